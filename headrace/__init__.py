@@ -1,0 +1,1 @@
+"""The language that flows, serving and training share: events, features, stores and models."""

@@ -1,0 +1,69 @@
+"""Names that cross a process boundary: event types, columns, views, services, applications. One place, constants only."""
+
+from typing import Final
+
+PROJECT: Final = "headrace"
+
+# Event types (headrace.events gives each its rules).
+IMPRESSION: Final = "impression"
+VIEW: Final = "view"
+DWELL: Final = "dwell"
+SCROLL: Final = "scroll"
+CLICK: Final = "click"
+SEARCH: Final = "search"
+ADD_TO_CART: Final = "add_to_cart"
+REMOVE_FROM_CART: Final = "remove_from_cart"
+BEGIN_CHECKOUT: Final = "begin_checkout"
+PURCHASE: Final = "purchase"
+RATE: Final = "rate"
+LIKE: Final = "like"
+DISLIKE: Final = "dislike"
+HIDE: Final = "hide"
+IDENTIFY: Final = "identify"
+EVENT_TYPES: Final = (
+    IMPRESSION, VIEW, DWELL, SCROLL, CLICK, SEARCH, ADD_TO_CART, REMOVE_FROM_CART,
+    BEGIN_CHECKOUT, PURCHASE, RATE, LIKE, DISLIKE, HIDE, IDENTIFY,
+)  # fmt: skip
+
+# Join keys as Feast knows them, and the event column that each one is read from.
+USER_ID: Final = "user_id"
+ITEM_ID: Final = "item_id"
+USER_KEY: Final = "user_key"
+ENTITY_COLUMN: Final = {USER_ID: USER_KEY, ITEM_ID: ITEM_ID}
+ANONYMOUS_PREFIX: Final = "anon:"
+
+# Columns that every engine reads (docs/events.md lists them all).
+EVENT_ID: Final = "event_id"
+TYPE: Final = "type"
+TIMESTAMP: Final = "timestamp"
+RECEIVED_AT: Final = "received_at"
+INGESTED_AT: Final = "ingested_at"
+LOG_PARTITION: Final = "log_partition"
+LOG_POSITION: Final = "log_position"
+LOG_INDEX: Final = "log_index"
+DAY: Final = "day"
+
+# The log partition number of rows that were loaded straight into the lake (`headrace ingest --bulk`).
+BULK_PARTITION: Final = -1
+
+# Feature views and services (feature_repo/features.py).
+USER_ACTIVITY: Final = "user_activity"
+ITEM_ACTIVITY: Final = "item_activity"
+ITEM_CATALOGUE: Final = "item_catalogue"
+USER_PROFILE: Final = "user_profile"
+RETRIEVAL_SERVICE: Final = "retrieval_v1"
+RANKER_SERVICE: Final = "ranker_v1"
+
+# Delta tables under the lake.
+EVENTS_TABLE: Final = "events"
+ITEMS_TABLE: Final = "items"
+PROFILES_TABLE: Final = "profiles"
+
+# Ray Serve applications.
+COLLECTOR_APP: Final = "collector"
+RECOMMENDER_APP: Final = "recommender"
+
+# Model registry.
+REGISTERED_MODEL: Final = "headrace-recommender"
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"

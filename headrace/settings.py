@@ -1,0 +1,56 @@
+"""Twelve-factor settings: every value comes from the environment (`HEADRACE_*`) or has a safe default. Documented in docs/settings.md."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MICROS = 1_000_000
+
+
+class Settings(BaseSettings):
+    """Read once by each process's composition root, then passed in; nothing else reads the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", extra="ignore", frozen=True)
+
+    data: Path = Field(Path("var"), description="The one directory that holds all run-time data.")
+    feature_repo: Path = Field(Path("feature_repo"), description="The Feast repository.")
+    redis_url: str | None = Field(None, description="Redis or Valkey to use; empty: the embedded Valkey of `headrace up`.")
+    log_partitions: int = Field(4, ge=1, le=1024, description="Partitions of the event log; fixed once the log exists.")
+    shards: int = Field(4, ge=1, le=4096, description="Shards of the online state; fixed once state exists.")
+    event_keys: str = Field("", description="Comma-separated keys that may POST events.")
+    read_keys: str = Field("", description="Comma-separated keys that may read: recommend and metrics.")
+    http_host: str = Field("127.0.0.1", description="Address that HTTP listens on.")
+    http_port: int = Field(8000, ge=1, le=65535, description="Port of the public HTTP API.")
+    valkey_port: int = Field(0, ge=0, le=65535, description="Port of the embedded Valkey; 0: a free one, kept in the data directory.")
+    clock_ahead_s: float = Field(300, gt=0, description="A timestamp at most this far ahead of arrival is set to arrival; further is refused.")
+    dedup_horizon_s: float = Field(86_400, gt=0, description="Append time within which a repeated event_id is a duplicate.")
+    lateness_horizon_s: float = Field(86_400, gt=0, description="Events later than this stay out of session features.")
+    log_max_bytes: int = Field(2 * 1024**3, gt=0, description="Bound on the event log's size; the API answers 503 above it.")
+    max_event_bytes: int = Field(64 * 1024, gt=0, description="Largest single event accepted.")
+    max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Largest request body accepted.")
+    max_batch_events: int = Field(1_000, gt=0, description="Most events in one request.")
+    deadline_ms: float = Field(100, gt=0, description="Default time budget of a recommendation.")
+    feature_age_bound_s: float = Field(30, gt=0, description="Features older than this are reported as degraded.")
+
+    @property
+    def lake_dir(self) -> Path:
+        return self.data / "lake"
+
+    @property
+    def run_dir(self) -> Path:
+        """Process records, the embedded server's address, generated keys."""
+        return self.data / "run"
+
+    @property
+    def registry_path(self) -> Path:
+        """Feast's file registry."""
+        return self.data / "registry.pb"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return f"sqlite:///{self.data.resolve() / 'mlflow.db'}"
+
+    @property
+    def bundles_dir(self) -> Path:
+        return self.data / "bundles"

@@ -6,14 +6,18 @@ from pathlib import Path
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, PushSource, StreamFeatureView, ValueType
 from feast.aggregation import Aggregation
 from feast.data_format import DeltaFormat
-from feast.types import Array, Bool, Float64, Int64, String, UnixTimestamp
+from feast.types import Array, Bool, Float64, Int64, String
 
 from headrace.stores.feast_registry import data_dir
 
 LAKE = data_dir(Path(__file__).parent) / "lake"
 
-user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="A person, known or anonymous.")
-item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="A thing that can be recommended.")
+user = Entity(
+    name="user", join_keys=["user_id"], value_type=ValueType.STRING, description="A person, known or anonymous."
+)
+item = Entity(
+    name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="A thing that can be recommended."
+)
 
 event_lake = FileSource(
     name="event_lake",
@@ -61,7 +65,7 @@ user_activity = StreamFeatureView(
         *count_fields,
         Field(name="recent_items", dtype=Array(String), description="The last 50 items, oldest first."),
         Field(name="recent_types", dtype=Array(String), description="What was done to each of them."),
-        Field(name="recent_times", dtype=Array(UnixTimestamp), description="When."),
+        Field(name="recent_times", dtype=Array(Int64), description="When, in Unix microseconds."),
         Field(name="session_count", dtype=Int64, description="Events in the current session."),
         Field(name="session_seconds", dtype=Float64, description="From its first event to its last."),
     ],

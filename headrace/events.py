@@ -73,7 +73,9 @@ class EventIn(BaseModel):
     model_version: str | None = Field(None, max_length=128)
     as_of: Annotated[AwareDatetime, Field(strict=False)] | None = None
     propensity: float | None = Field(None, gt=0, le=1)
-    value: float | None = Field(None, allow_inf_nan=False, description="Seconds of a dwell, depth of a scroll, a rating.")
+    value: float | None = Field(
+        None, allow_inf_nan=False, description="Seconds of a dwell, depth of a scroll, a rating."
+    )
     price: float | None = Field(None, ge=0, allow_inf_nan=False)
     quantity: int | None = Field(None, ge=1, le=1_000_000)
     query: str | None = Field(None, max_length=1024)
@@ -86,7 +88,9 @@ class EventIn(BaseModel):
         if self.user_id is None and self.anonymous_id is None:
             raise ValueError("one of user_id and anonymous_id is needed")
         if self.user_id is not None and self.user_id.startswith(names.ANONYMOUS_PREFIX):
-            raise ValueError(f"user_id must not begin with '{names.ANONYMOUS_PREFIX}': that prefix marks anonymous users")
+            raise ValueError(
+                f"user_id must not begin with '{names.ANONYMOUS_PREFIX}': that prefix marks anonymous users"
+            )
         if self.type == names.IDENTIFY and (self.user_id is None or self.anonymous_id is None):
             raise ValueError("identify links two ids: it needs user_id and anonymous_id")
         if self.type in NEEDS_ITEM and self.item_id is None:
@@ -197,7 +201,9 @@ def stamp(event: EventIn, received_at_us: int, clock_ahead_us: int) -> dict[str,
     return to_record(event, timestamp, received_at_us, client_timestamp)
 
 
-def to_record(event: EventIn, timestamp_us: int, received_at_us: int, client_timestamp_us: int | None = None) -> dict[str, Any]:
+def to_record(
+    event: EventIn, timestamp_us: int, received_at_us: int, client_timestamp_us: int | None = None
+) -> dict[str, Any]:
     """The flat record of a validated event. Nulls are left out."""
     record = event.model_dump(exclude_none=True, exclude={"context", "properties", "timestamp", "as_of"})
     record["user_key"] = user_key(event.user_id, event.anonymous_id)
@@ -252,7 +258,9 @@ def _decode_line_by_line(lines: Sequence[bytes]) -> tuple[pa.Table, list[BadReco
             value = orjson.loads(line)
             if not isinstance(value, dict):
                 raise ValueError(f"not an object but {type(value).__name__}")
-            frame = pl.DataFrame([{name: value.get(name) for name in _POLARS_RECORD}], schema=_POLARS_RECORD, strict=True)
+            frame = pl.DataFrame(
+                [{name: value.get(name) for name in _POLARS_RECORD}], schema=_POLARS_RECORD, strict=True
+            )
             if not _is_record(frame).all():
                 raise ValueError("event_id, type, user_key, timestamp or received_at is missing or unknown")
         except (ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
@@ -269,7 +277,9 @@ def _is_record(frame: pl.DataFrame) -> pl.Series:
     required = ["event_id", "user_key", "timestamp", "received_at"]
     item = pl.col("item_id").is_not_null() | ~pl.col("type").is_in(sorted(NEEDS_ITEM))
     known = pl.col("type").is_in(list(names.EVENT_TYPES)).fill_null(False) & item
-    return frame.select(pl.all_horizontal(*[pl.col(name).is_not_null() for name in required], known).alias("good"))["good"]
+    return frame.select(pl.all_horizontal(*[pl.col(name).is_not_null() for name in required], known).alias("good"))[
+        "good"
+    ]
 
 
 def _to_table(frame: pl.DataFrame, indexes: Iterable[int]) -> pa.Table:

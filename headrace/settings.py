@@ -15,18 +15,28 @@ class Settings(BaseSettings):
 
     data: Path = Field(Path("var"), description="The one directory that holds all run-time data.")
     feature_repo: Path = Field(Path("feature_repo"), description="The Feast repository.")
-    redis_url: str | None = Field(None, description="Redis or Valkey to use; empty: the embedded Valkey of `headrace up`.")
+    redis_url: str | None = Field(
+        None, description="Redis or Valkey to use; empty: the embedded Valkey of `headrace up`."
+    )
     log_partitions: int = Field(4, ge=1, le=1024, description="Partitions of the event log; fixed once the log exists.")
     shards: int = Field(4, ge=1, le=4096, description="Shards of the online state; fixed once state exists.")
     event_keys: str = Field("", description="Comma-separated keys that may POST events.")
     read_keys: str = Field("", description="Comma-separated keys that may read: recommend and metrics.")
     http_host: str = Field("127.0.0.1", description="Address that HTTP listens on.")
     http_port: int = Field(8000, ge=1, le=65535, description="Port of the public HTTP API.")
-    valkey_port: int = Field(0, ge=0, le=65535, description="Port of the embedded Valkey; 0: a free one, kept in the data directory.")
-    clock_ahead_s: float = Field(300, gt=0, description="A timestamp at most this far ahead of arrival is set to arrival; further is refused.")
-    dedup_horizon_s: float = Field(86_400, gt=0, description="Append time within which a repeated event_id is a duplicate.")
+    valkey_port: int = Field(
+        0, ge=0, le=65535, description="Port of the embedded Valkey; 0: a free one, kept in the data directory."
+    )
+    clock_ahead_s: float = Field(
+        300, gt=0, description="A timestamp at most this far ahead of arrival is set to arrival; further is refused."
+    )
+    dedup_horizon_s: float = Field(
+        86_400, gt=0, description="Append time within which a repeated event_id is a duplicate."
+    )
     lateness_horizon_s: float = Field(86_400, gt=0, description="Events later than this stay out of session features.")
-    log_max_bytes: int = Field(2 * 1024**3, gt=0, description="Bound on the event log's size; the API answers 503 above it.")
+    log_max_bytes: int = Field(
+        2 * 1024**3, gt=0, description="Bound on the event log's size; the API answers 503 above it."
+    )
     max_event_bytes: int = Field(64 * 1024, gt=0, description="Largest single event accepted.")
     max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Largest request body accepted.")
     max_batch_events: int = Field(1_000, gt=0, description="Most events in one request.")

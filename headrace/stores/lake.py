@@ -40,9 +40,17 @@ class EventLake:
             mode="append",
             partition_by=[names.DAY],
             commit_properties=CommitProperties(
-                app_transactions=[Transaction(f"{_APP}{partition}", position) for partition, position in positions.items()]
+                app_transactions=[
+                    Transaction(f"{_APP}{partition}", position) for partition, position in positions.items()
+                ]
             ),
         )
+
+    def compact(self) -> None:
+        """Merge small files, and drop files that no reader of the last hour can need."""
+        table = DeltaTable(str(self.path))
+        table.optimize.compact()
+        table.vacuum(retention_hours=1, enforce_retention_duration=False, dry_run=False)
 
     def table(self) -> DeltaTable | None:
         """The current version, or None before the first write."""
@@ -59,7 +67,11 @@ class EventLake:
     def scan(self, columns: Sequence[str] | None = None, upto: Mapping[int, int] | None = None) -> pl.LazyFrame:
         """The events, lazily; with `upto`, only those at or below a log position in each partition."""
         table = self.table()
-        frame = pl.LazyFrame(schema=pl.from_arrow(LAKE_SCHEMA.empty_table()).schema) if table is None else pl.scan_delta(table)  # type: ignore[union-attr]
+        frame = (
+            pl.LazyFrame(schema=pl.from_arrow(LAKE_SCHEMA.empty_table()).schema)
+            if table is None
+            else pl.scan_delta(table)
+        )  # type: ignore[union-attr]
         if upto is not None:
             covered = [
                 (pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position)

@@ -119,7 +119,9 @@ class RedisEventLog:
         """Raises LogFullError at the byte bound."""
         size = self.size_bytes()
         if size > self._max_bytes:
-            raise LogFullError(f"the event log holds {size} bytes, its bound is {self._max_bytes} (HEADRACE_LOG_MAX_BYTES)")
+            raise LogFullError(
+                f"the event log holds {size} bytes, its bound is {self._max_bytes} (HEADRACE_LOG_MAX_BYTES)"
+            )
 
     def read(self, after: Mapping[int, int], max_entries: int) -> list[LogEntry]:
         streams = {self._streams[p]: stream_id_of(position) if position else _START for p, position in after.items()}
@@ -134,10 +136,14 @@ class RedisEventLog:
         ]
 
     def end(self) -> dict[int, int]:
-        return {p: position_of(info.get("last-generated-id", _START)) if info else 0 for p, info in self._infos().items()}
+        return {
+            p: position_of(info.get("last-generated-id", _START)) if info else 0 for p, info in self._infos().items()
+        }
 
     def trimmed_below(self) -> dict[int, int]:
-        return {p: position_of(info.get("max-deleted-entry-id", _START)) if info else 0 for p, info in self._infos().items()}
+        return {
+            p: position_of(info.get("max-deleted-entry-id", _START)) if info else 0 for p, info in self._infos().items()
+        }
 
     def _infos(self) -> dict[int, dict[str, bytes]]:
         infos: dict[int, dict[str, bytes]] = {}

@@ -28,5 +28,9 @@ def redis_url(settings: Settings) -> str:
 def connect(settings: Settings, timeout_s: float = 5.0) -> "redis.Redis":
     """A client whose every call ends within `timeout_s`, and which retries nothing by itself: callers state what a retry means."""
     return redis.Redis.from_url(
-        redis_url(settings), socket_timeout=timeout_s, socket_connect_timeout=min(timeout_s, 1.0), retry=None, health_check_interval=0
+        redis_url(settings),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, 1.0),
+        retry=None,
+        health_check_interval=0,
     )

@@ -1,0 +1,38 @@
+# Two commands to know: `make demo` tells the story and exits, `make test` runs everything that must pass.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo up down test test-slow lint format
+
+# torch comes first and by plain pip: the build for CPUs; what follows finds it installed.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/headrace demo $(ARGS)
+
+up: $(INSTALLED)
+	$(BIN)/headrace up
+
+down: $(INSTALLED)
+	$(BIN)/headrace down
+
+test: lint
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

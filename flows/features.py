@@ -1,0 +1,200 @@
+"""The feature flow: events from the log become the online state of every stream view. `python -m flows.features`
+
+The online store is the state: a commit writes changed rows and the positions they include in one transaction, and a restart resumes
+from those positions. Bytewax carries the work and routes it to the worker that owns a shard; its recovery (at least once) is not used.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import bytewax.operators as op
+import polars as pl
+import redis
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.run import cli_main
+
+from flows.source import LogSource, Pace, StopFlag
+from flows.steps import Batch, Deduplicator, ShardBatch, ShardSplitter, ViewColumns, decode
+from headrace import names
+from headrace.aggregates.fold import ViewState
+from headrace.aggregates.layout import Layout
+from headrace.aggregates.spec import ViewSpec, compile_views
+from headrace.clock import Clock, system_clock
+from headrace.settings import MICROS, Settings
+from headrace.stores.dead_letters import DeadLetter, DeadLetters
+from headrace.stores.feature_store import open_feature_store
+from headrace.stores.log import EventLog, RedisEventLog
+from headrace.stores.redis_client import connect
+from headrace.stores.shards import OwnedShard, ShardCommit, check_deployment, read_status, row_key
+
+log = logging.getLogger("headrace.flows.features")
+
+LEASE = timedelta(seconds=3)
+MAX_CACHED_ENTITIES = 500_000
+
+
+class StaleStateError(RuntimeError):
+    """Stored state was made by another definition of a view."""
+
+
+def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until_end: bool = False) -> Dataflow:
+    """The dataflow. Opens the registry and the store."""
+    client = connect(settings)
+    specs = compile_views(open_feature_store(settings), int(settings.lateness_horizon_s * MICROS))
+    check_deployment(client, settings.shards, settings.log_partitions)
+
+    def open_log() -> EventLog:
+        return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+
+    def resume_from(partitions: Iterable[int]) -> Mapping[int, int]:
+        statuses = read_status(client, range(settings.shards)).values()
+        return {p: min(status.positions.get(p, 0) for status in statuses) for p in partitions}
+
+    views = {name: ViewColumns(spec.entity_column, spec.types, spec.columns) for name, spec in specs.items()}
+    deduplicate = Deduplicator(open_log(), int(settings.dedup_horizon_s * MICROS))
+    bury = DeadLetterStep(DeadLetters(client))
+    split = ShardSplitter(views, settings.shards, int(settings.lateness_horizon_s * MICROS))
+    owner = f"{socket.gethostname()}:{os.getpid()}"
+
+    flow = Dataflow("features")
+    slices = op.input("read_log", flow, LogSource(open_log, resume_from, clock, stop, pace, until_end))  # LogSlice
+    batches = op.map("decode_and_validate", slices, decode)  # Batch
+    sound = op.map("set_dead_letters_aside", batches, bury)  # Batch
+    fresh = op.map("drop_duplicates", sound, deduplicate)  # Batch
+    parts = op.flat_map("split_by_shard", fresh, split)  # (shard, ShardBatch)
+    commits = op.stateful_batch(
+        "fold_into_state", parts, lambda _: ShardFold(client, specs, owner)
+    )  # (shard, (OwnedShard, ShardCommit))
+    op.output("commit", commits, CommitSink(client, {name: spec.fingerprint for name, spec in specs.items()}))
+    return flow
+
+
+class DeadLetterStep:
+    """Keeps what is no event, with the reason."""
+
+    def __init__(self, letters: DeadLetters) -> None:
+        self._letters = letters
+
+    def __call__(self, batch: Batch) -> Batch:
+        if batch.bad:
+            self._letters.add(
+                [
+                    DeadLetter(
+                        key=f"log:{entry.partition}:{entry.position}:{record.index}",
+                        origin=f"event log, partition {entry.partition}, position {entry.position}, line {record.index}",
+                        field="",
+                        reason=record.reason,
+                        raw=record.raw.decode(errors="replace")[:8_192],
+                    )
+                    for entry, record in batch.bad
+                ]
+            )
+        return batch
+
+
+class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], None]):
+    """One shard: takes ownership at its first batch, then folds what its positions do not cover."""
+
+    def __init__(self, client: "redis.Redis", specs: Mapping[str, ViewSpec], owner: str) -> None:
+        self._redis = client
+        self._specs = specs
+        self._owner = owner
+        self._states = {name: ViewState(Layout(spec)) for name, spec in specs.items()}
+        self._shard: OwnedShard | None = None
+        self._positions: dict[int, int] = {}
+
+    def on_batch(self, batches: list[ShardBatch]) -> tuple[Iterable[tuple[OwnedShard, ShardCommit]], bool]:
+        return [self._advance(batch) for batch in batches], StatefulBatchLogic.RETAIN
+
+    def _advance(self, batch: ShardBatch) -> tuple[OwnedShard, ShardCommit]:
+        if self._shard is None:
+            self._shard = self._own(batch.shard)
+        rows: dict[tuple[str, str], bytes] = {}
+        for name, events in batch.events.items():
+            rows |= {(name, key): row for key, row in self._fold(batch.shard, name, self._uncovered(events)).items()}
+        counters: dict[str, int] = {}
+        for partition, position, kind in batch.counted:
+            if position > self._positions.get(partition, 0):
+                counters[kind] = counters.get(kind, 0) + 1
+        for partition, position in batch.positions.items():
+            self._positions[partition] = max(position, self._positions.get(partition, 0))
+        return self._shard, ShardCommit(
+            rows, {p: self._positions[p] for p in batch.positions}, batch.complete, counters
+        )
+
+    def _own(self, number: int) -> OwnedShard:
+        shard = OwnedShard(self._redis, number, self._owner, int(LEASE.total_seconds() * 1_000))
+        status = shard.acquire(wait_s=2 * LEASE.total_seconds())
+        for name, spec in self._specs.items():
+            stored = status.fingerprints.get(name)
+            if status.positions and stored != spec.fingerprint:
+                raise StaleStateError(
+                    f"the stored state of view '{name}' was made by another definition: run `headrace backfill`"
+                )
+        self._positions = dict(status.positions)
+        log.info("shard %d is ours, at %s", number, self._positions)
+        return shard
+
+    def _uncovered(self, events: pl.DataFrame) -> pl.DataFrame:
+        known = pl.lit(False)
+        for partition, position in self._positions.items():
+            known = known | ((pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position))
+        return events.filter(~known)
+
+    def _fold(self, shard: int, view: str, events: pl.DataFrame) -> dict[str, bytes]:
+        if events.is_empty():
+            return {}
+        state = self._states[view]
+        if len(state) > MAX_CACHED_ENTITIES:
+            state = self._states[view] = ViewState(state.layout)
+        missing = state.missing(events[self._specs[view].entity_column])
+        if missing:
+            for key, raw in zip(missing, self._redis.mget([row_key(shard, view, key) for key in missing]), strict=True):
+                state.load(key, raw)
+        state.fold(events)
+        return state.take_changed()
+
+    def snapshot(self) -> None:
+        return None
+
+
+class CommitSink(DynamicSink[Any]):
+    """Writes commits of a worker's shards, pipelined: together they cost one round trip and one fsync."""
+
+    def __init__(self, client: "redis.Redis", fingerprints: Mapping[str, int]) -> None:
+        self._redis = client
+        self._fingerprints = fingerprints
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "CommitPartition":
+        return CommitPartition(self._redis, self._fingerprints)
+
+
+class CommitPartition(StatelessSinkPartition[Any]):
+    def __init__(self, client: "redis.Redis", fingerprints: Mapping[str, int]) -> None:
+        self._redis = client
+        self._fingerprints = fingerprints
+
+    def write_batch(self, items: list[tuple[str, tuple[OwnedShard, ShardCommit]]]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for _, (shard, commit) in items:
+            shard.queue_commit(pipeline, commit, self._fingerprints)
+        for (_, (shard, _)), answer in zip(items, pipeline.execute(), strict=True):
+            shard.check_answer(answer)
+
+
+def main() -> int:
+    """Run until SIGTERM. Any failure ends the process with the reason: the next one resumes from the committed positions."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    cli_main(get_flow(Settings(), system_clock, StopFlag().install(), Pace()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""The lake flow: events from the log become rows of the event lake, exactly once. `python -m flows.lake`
+
+A commit of the Delta table records the log positions it reaches, so a restart resumes behind the last commit. Keeps the log short:
+what every shard and the lake have taken in, and what lies before the dedup horizon, is trimmed.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.run import cli_main
+
+from flows.source import LogSource, Pace, StopFlag
+from flows.steps import Batch, Deduplicator, decode
+from headrace import names
+from headrace.clock import Clock, system_clock
+from headrace.settings import MICROS, Settings
+from headrace.stores.lake import EventLake
+from headrace.stores.log import EventLog, RedisEventLog
+from headrace.stores.redis_client import connect
+from headrace.stores.shards import check_deployment, read_status
+
+log = logging.getLogger("headrace.flows.lake")
+
+LAKE_PACE = Pace(
+    poll=timedelta(milliseconds=100), linger=timedelta(seconds=1), heartbeat=timedelta(seconds=1), max_entries=1_024
+)
+COMPACT_EVERY = 100
+TRIM_EVERY_S = 60.0
+
+
+def get_flow(
+    settings: Settings, clock: Clock, stop: StopFlag, pace: Pace = LAKE_PACE, until_end: bool = False
+) -> Dataflow:
+    """The dataflow. Opens the lake and the log."""
+    client = connect(settings)
+    check_deployment(client, settings.shards, settings.log_partitions)
+    lake = EventLake(settings.lake_dir)
+    lake.create()
+
+    def open_log() -> EventLog:
+        return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+
+    def resume_from(partitions: Iterable[int]) -> Mapping[int, int]:
+        return lake.positions(partitions)
+
+    def trim() -> None:
+        trim_log(open_log(), client, lake, settings, clock)
+
+    flow = Dataflow("lake")
+    slices = op.input("read_log", flow, LogSource(open_log, resume_from, clock, stop, pace, until_end))  # LogSlice
+    batches = op.map("decode_and_validate", slices, decode)  # Batch
+    fresh = op.map(
+        "drop_duplicates", batches, Deduplicator(open_log(), int(settings.dedup_horizon_s * MICROS))
+    )  # Batch
+    op.output("append", fresh, LakeSink(lake, trim))
+    return flow
+
+
+def trim_log(event_log: EventLog, client: Any, lake: EventLake, settings: Settings, clock: Clock) -> int:
+    """Drop entries that every shard and the lake have taken in and that lie before the dedup horizon; returns how many."""
+    partitions = range(event_log.partitions)
+    in_lake = lake.positions(partitions)
+    statuses = read_status(client, range(settings.shards)).values()
+    horizon = event_log.position_at(clock() - int(settings.dedup_horizon_s * MICROS))
+    return event_log.trim({p: min(horizon, in_lake[p], *(s.positions.get(p, 0) for s in statuses)) for p in partitions})
+
+
+class LakeSink(DynamicSink[Batch]):
+    """Appends batches; every so often compacts small files and trims the log."""
+
+    def __init__(self, lake: EventLake, trim: Any) -> None:
+        self._lake = lake
+        self._trim = trim
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "LakePartition":
+        return LakePartition(self._lake, self._trim)
+
+
+class LakePartition(StatelessSinkPartition[Batch]):
+    def __init__(self, lake: EventLake, trim: Any) -> None:
+        self._lake = lake
+        self._trim = trim
+        self._committed: dict[int, int] = {}
+        self._commits = 0
+        self._trimmed_at = time.monotonic()
+
+    def write_batch(self, items: list[Batch]) -> None:
+        for batch in items:
+            moved = {p: position for p, position in batch.positions.items() if position != self._committed.get(p, 0)}
+            if moved and batch.positions != self._lake.positions(batch.positions):
+                self._lake.append(batch.events.to_arrow(), moved)
+                self._commits += 1
+            self._committed = dict(batch.positions)
+        if self._commits >= COMPACT_EVERY:
+            self._commits = 0
+            self._lake.compact()
+        if time.monotonic() - self._trimmed_at > TRIM_EVERY_S:
+            self._trimmed_at = time.monotonic()
+            self._trim()
+
+
+def main() -> int:
+    """Run until SIGTERM. Any failure ends the process: the next one resumes behind the last commit."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    cli_main(get_flow(Settings(), system_clock, StopFlag().install()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

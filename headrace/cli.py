@@ -1,0 +1,259 @@
+"""The `headrace` command. Each command reads the settings, calls one function, and prints what came of it.
+
+What a command needs is imported inside it: `headrace --help` should not wait for Feast.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from headrace.clock import system_clock, to_micros
+from headrace.settings import Settings
+
+app = typer.Typer(
+    help="Real-time personalization: events in, features fresh, recommendations out, training on what serving saw.\n\n"
+    "New here? `headrace demo` tells the whole story in two minutes; `headrace up` leaves the same stack running.\n\n"
+    "Settings are environment variables HEADRACE_* (docs/settings.md); data lies under HEADRACE_DATA, by default var.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program to read.")]
+
+
+class SettingError(ValueError):
+    """An environment variable does not hold what its setting needs."""
+
+
+def read_settings() -> Settings:
+    """The settings, with the keys that `headrace up` made. Raises SettingError naming the variable."""
+    from headrace.ops.keys import with_kept_keys
+
+    try:
+        return with_kept_keys(Settings())
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = f"HEADRACE_{str(first['loc'][0]).upper()}"
+        raise SettingError(f"{variable} is {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def show(result: dict[str, Any], as_json: bool, title: str) -> None:
+    """One JSON object, or a line for each value."""
+    if as_json:
+        typer.echo(json.dumps(result, default=str))
+        return
+    console = Console()
+    console.print(title, markup=False, highlight=False)
+    for name, value in result.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        console.print(f"  {name.replace('_', ' ')}: {text}", markup=False)
+
+
+# The stack
+
+
+@app.command()
+def up() -> None:
+    """Bring the whole stack up and stay until Ctrl-C: Valkey, the flows, collection and recommendation."""
+    from headrace.ops.stack import up as bring_up
+
+    bring_up(read_settings(), Console())
+
+
+@app.command()
+def down(as_json: AsJson = False) -> None:
+    """End the stack of this data directory, and whatever a killed one left behind."""
+    from headrace.ops.stack import down as bring_down
+
+    ended = bring_down(read_settings())
+    names = [str(ref) for ref in ended]
+    show({"ended": names}, as_json, "Ended the stack." if ended else "Nothing was running.")
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Show what runs. Exit code 0 if the stack is up and ready, 1 if not."""
+    from headrace.ops.status import as_table
+    from headrace.ops.status import status as look
+
+    found = look(read_settings())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), default=str))
+    else:
+        Console().print(as_table(found))
+    raise typer.Exit(0 if found.is_up else 1)
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="Tell it with a real store's events (REES46 files) and not with simulated ones.")
+    ] = None,
+    keep: Annotated[bool, typer.Option(help="Keep the demo's data directory afterwards.")] = False,
+    small: Annotated[bool, typer.Option(help="Fewer simulated events: sooner done.")] = False,
+) -> None:
+    """Tell the whole story once, on parts of its own, and exit: 0 if every step happened."""
+    from headrace.ops.demo import demo as tell
+
+    tell(read_settings(), Console(), data=data, keep=keep, small=small)
+
+
+# Features and data
+
+
+@app.command()
+def apply(as_json: AsJson = False) -> None:
+    """Register the feature definitions (`feast apply`); with a store running, also bring plain views up to date."""
+    from headrace.ops.apply import apply as register
+
+    applied = register(read_settings(), system_clock)
+    show(applied.to_dict(), as_json, "Applied.")
+
+
+@app.command()
+def ingest(
+    source: Annotated[
+        str, typer.Argument(help="simulator, rees46, movielens, jsonl, ... : the format of the data.")
+    ] = "simulator",
+    path: Annotated[
+        Path | None, typer.Argument(help="A file or a folder, gzip or not. The simulator needs none.")
+    ] = None,
+    bulk: Annotated[
+        bool, typer.Option(help="Straight into the lake, without the log; then run `headrace backfill`.")
+    ] = False,
+    shift_to_now: Annotated[
+        bool, typer.Option(help="Move all times by one constant, so that the last event is now.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Load history through the same validation as the API. Loading the same data twice changes nothing."""
+    from headrace.ingest.load import ingest as load
+    from headrace.ops.progress import progress_of
+
+    settings = read_settings()
+    with progress_of(as_json) as progress:
+        report = load(
+            _source(source, path), settings, bulk=bulk, shift_to_now=shift_to_now, clock=system_clock, progress=progress
+        )
+    show(report.to_dict(), as_json, "Loaded.")
+
+
+@app.command()
+def replay(
+    lake: Annotated[Path, typer.Argument(help="The lake to read: <another data directory>/lake.")],
+    speed: Annotated[float, typer.Option(help="Times faster than it happened; 0: as fast as possible.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """Stream another stack's lake into this empty stack's log."""
+    from headrace.ingest.replay import replay as stream
+    from headrace.ops.progress import progress_of
+
+    settings = read_settings()
+    with progress_of(as_json) as progress:
+        report = stream(lake, settings, speed=speed, clock=system_clock, progress=progress)
+    show(report.to_dict(), as_json, "Replayed.")
+
+
+@app.command()
+def backfill(as_json: AsJson = False) -> None:
+    """Compute all streaming features from the lake, and let the flow go on from there."""
+    from headrace.ops.backfill import backfill as fill
+    from headrace.ops.progress import progress_of
+
+    with progress_of(as_json) as progress:
+        report = fill(read_settings(), system_clock, progress)
+    show(report.to_dict(), as_json, "Backfilled.")
+
+
+@app.command()
+def verify(
+    as_of: Annotated[
+        str | None, typer.Option(help="Compare the values at this time (ISO 8601 with a time zone), not at now.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute what the online store holds from the lake, and compare. Exit code 1 on any mismatch."""
+    from headrace.ops.verify import verify as compare
+
+    report = compare(read_settings(), None if as_of is None else _micros(as_of), system_clock)
+    mismatches = sum(report.mismatches.values())
+    show(report.to_dict(), as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
+    raise typer.Exit(1 if mismatches else 0)
+
+
+def _micros(moment: str) -> int:
+    try:
+        return to_micros(datetime.fromisoformat(moment))
+    except ValueError as error:
+        raise ValueError(f"--as-of {moment!r}: {error}; write it like 2019-10-01T00:00:00+00:00") from error
+
+
+# Models
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str, typer.Option(help="Size of the models and of the training set: small or default.")
+    ] = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Build the training set, train both models, evaluate against the baselines, register a bundle."""
+    _job("training.train", ["--config", config], as_json)
+
+
+@app.command()
+def evaluate(
+    version: Annotated[str, typer.Argument(help="A registered version; empty: the one in service.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a registered version against the baselines on the same split."""
+    _job("training.evaluate", [version] if version else [], as_json)
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="The version that `headrace train` printed; empty: the newest.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Put a registered version in service without a dropped request."""
+    _job("training.promote", [version] if version else [], as_json)
+
+
+def _job(module: str, arguments: Sequence[str], as_json: bool) -> None:
+    """Run a training job as a process of its own, which says itself what it did; its exit code is ours."""
+    from headrace.ops.child import environment_of
+
+    command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
+    raise typer.Exit(subprocess.run(command, env=environment_of(read_settings()), check=False).returncode)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. What the user can mend is one red line and exit code 1; a fault of ours keeps its traceback."""
+    try:
+        app(arguments)
+    except (ValueError, RuntimeError, OSError) as error:
+        if not _is_for_the_user(error):
+            raise
+        Console(stderr=True, soft_wrap=True).print(
+            " ".join(str(error).split()), style="red", markup=False, highlight=False
+        )
+        sys.exit(1)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    return isinstance(error, ValueError | FileNotFoundError) or type(error).__module__.split(".")[0] == "headrace"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Rows of the catalogue and of the profiles: as tables, cut to the rows that change something, and appended once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from headrace import names
+from headrace.ingest.source import ItemRow, ProfileRow
+from headrace.stores.lake import append_rows
+
+_TIME: Final = pa.timestamp("us", tz="UTC")
+_TIMES: Final = [("event_timestamp", _TIME), ("created", _TIME)]
+ITEM_SCHEMA: Final = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("category", pa.string()),
+        ("brand", pa.string()),
+        ("price", pa.float64()),
+        ("available", pa.bool_()),
+        *_TIMES,
+    ]
+)
+PROFILE_SCHEMA: Final = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("country", pa.string()),
+        ("age", pa.int64()),
+        ("segment", pa.string()),
+        *_TIMES,
+    ]
+)
+_SCHEMAS: Final = {names.ITEMS_TABLE: ITEM_SCHEMA, names.PROFILES_TABLE: PROFILE_SCHEMA}
+
+
+def item_table(rows: Sequence[ItemRow], shift_us: int = 0) -> pa.Table:
+    """Rows as ITEM_SCHEMA, moved by `shift_us`. History was created when it happened: `created` is that time."""
+    return _table(rows, ITEM_SCHEMA, shift_us)
+
+
+def profile_table(rows: Sequence[ProfileRow], shift_us: int = 0) -> pa.Table:
+    """Rows as PROFILE_SCHEMA, moved by `shift_us`."""
+    return _table(rows, PROFILE_SCHEMA, shift_us)
+
+
+def _table(rows: Sequence[NamedTuple], schema: pa.Schema, shift_us: int) -> pa.Table:
+    columns = list(zip(*rows, strict=True)) or [()] * (len(schema) - 1)
+    key, event_timestamp, *values = columns
+    moved = pa.array([time + shift_us for time in event_timestamp], pa.int64()).cast(_TIME)
+    arrays = [pa.array(column, kind.type) for column, kind in zip((key, *values), list(schema)[:-2], strict=True)]
+    return pa.Table.from_arrays([*arrays, moved, moved], schema=schema)
+
+
+def add_rows(lake_dir: Path, table: str, rows: pa.Table) -> int:
+    """Append the rows that say something new; returns how many. The table is made even if there is nothing to append.
+
+    Passed over are rows that the table holds already, and rows that repeat what it, or an earlier row of `rows`, says
+    of their key at that time. Of several rows of one key and time the last counts.
+    """
+    key, values = rows.schema.names[0], rows.schema.names[1:-2]
+    stored = stored_rows(lake_dir, table)
+    held = _frame(_SCHEMAS[table].empty_table() if stored is None else stored)
+    given = _frame(rows).unique([key, "event_timestamp"], keep="last", maintain_order=True)
+    unseen = given.join(held, on=[key, "event_timestamp", *values], how="anti", nulls_equal=True)
+    history = pl.concat([held.with_columns(new=pl.lit(False)), unseen.with_columns(new=pl.lit(True))])
+    history = history.sort(key, "event_timestamp", "created", "new", maintain_order=True)
+    repeats = pl.all_horizontal(pl.col(value).eq_missing(pl.col(value).shift(1).over(key)) for value in values)
+    kept = history.filter(pl.col("new") & (pl.col(key).is_first_distinct() | ~repeats)).sort("event_timestamp", key)
+    if kept.height or stored is None:
+        append_rows(lake_dir, table, kept.select(rows.schema.names).to_arrow().cast(rows.schema))
+    return kept.height
+
+
+def stored_rows(lake_dir: Path, table: str) -> pa.Table | None:
+    """What the table holds, in its schema; None if there is no table."""
+    try:
+        delta = DeltaTable(str(lake_dir / table))
+    except TableNotFoundError:
+        return None
+    schema = _SCHEMAS[table]
+    return pl.scan_delta(delta).select(schema.names).collect().to_arrow().cast(schema)
+
+
+def _frame(rows: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(rows)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,198 @@
+"""A bundle: one folder with everything that serving needs to rank as training did.
+
+bundle.json          version, what it was trained on and with, metrics, SHA-256 of every other file and of itself
+weights.pt           both models
+preprocessing.json   vocabularies and scales
+items.npz            item ids, their vectors, and each item's neighbours
+snapshot.json        catalogue, availability, popularity order
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headrace.models.config import ModelConfig
+from headrace.models.preprocessing import Preprocessing
+from headrace.models.ranker import Ranker
+from headrace.models.scorer import Scorer
+from headrace.models.snapshot import FILE as SNAPSHOT
+from headrace.models.snapshot import Snapshot
+from headrace.models.towers import TwoTowers
+
+__all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
+
+FORMAT: Final = 1
+MANIFEST: Final = "bundle.json"
+WEIGHTS: Final = "weights.pt"
+PREPROCESSING: Final = "preprocessing.json"
+ITEMS: Final = "items.npz"
+FILES: Final = (WEIGHTS, PREPROCESSING, ITEMS, SNAPSHOT)
+
+
+class BundleError(RuntimeError):
+    """A bundle that cannot be used; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `bundle.json` says, its hashes apart. Times are Unix microseconds."""
+
+    version: str
+    created_us: int
+    model: ModelConfig
+    config: Mapping[str, Any]
+    services: tuple[str, ...]
+    fingerprints: Mapping[str, int | str]
+    window_us: tuple[int, int]
+    cut_us: int
+    metrics: Mapping[str, float]
+    code_version: str
+    format: int = FORMAT
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "model": self.model.to_json()}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "Manifest":
+        kept = {item.name: state[item.name] for item in fields(cls)}
+        return cls(
+            **{
+                **kept,
+                "model": ModelConfig.from_json(state["model"]),
+                "services": tuple(state["services"]),
+                "window_us": tuple(state["window_us"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Items:
+    """The retrieval index and the item-to-item table. N items, D wide, K neighbours; -1 pads where there are fewer."""
+
+    item_ids: list[str]
+    vectors_ND: npt.NDArray[np.float32]
+    neighbours_NK: npt.NDArray[np.int32]
+    neighbour_scores_NK: npt.NDArray[np.float32]
+    _row: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_row", {item: row for row, item in enumerate(self.item_ids)})
+
+    def neighbours(self, item_id: str, k: int) -> list[tuple[str, float]]:
+        """Up to k (item, score), most similar first; none for an item that training never saw."""
+        row = self._row.get(item_id)
+        if row is None:
+            return []
+        pairs = zip(self.neighbours_NK[row, :k].tolist(), self.neighbour_scores_NK[row, :k].tolist(), strict=True)
+        return [(self.item_ids[neighbour], score) for neighbour, score in pairs if neighbour >= 0]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    manifest: Manifest
+    preprocessing: Preprocessing
+    towers: TwoTowers
+    ranker: Ranker
+    items: Items
+    snapshot: Snapshot
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    def scorer(self) -> Scorer:
+        return Scorer(self)
+
+    def save(self, folder: Path) -> None:
+        """Write to `folder`, all or nothing. Raises BundleError where it exists: a bundle never changes."""
+        if folder.exists():
+            raise BundleError(f"{folder} exists; a bundle is never overwritten: choose another version")
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}")
+        draft.mkdir(parents=True)
+        try:
+            self._write(draft)
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        torch.save({"towers": self.towers.state_dict(), "ranker": self.ranker.state_dict()}, folder / WEIGHTS)
+        (folder / PREPROCESSING).write_text(self.preprocessing.to_json())
+        np.savez(
+            folder / ITEMS,
+            item_ids=np.array(self.items.item_ids, dtype=np.str_),
+            vectors=self.items.vectors_ND,
+            neighbours=self.items.neighbours_NK,
+            neighbour_scores=self.items.neighbour_scores_NK,
+        )
+        self.snapshot.write(folder / SNAPSHOT)
+        state = {**self.manifest.to_json(), "files": {name: _sha256(folder / name) for name in FILES}}
+        (folder / MANIFEST).write_text(json.dumps({**state, "sha256": _digest(state)}, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path, device: str = "cpu") -> "Bundle":
+        """Read and check every file. Raises BundleError naming the first that is missing or damaged."""
+        manifest = read_manifest(folder)
+        with _naming(folder / PREPROCESSING):
+            preprocessing = Preprocessing.from_json((folder / PREPROCESSING).read_text())
+        towers, ranker = TwoTowers(preprocessing, manifest.model), Ranker(preprocessing, manifest.model)
+        with _naming(folder / WEIGHTS):
+            weights = torch.load(folder / WEIGHTS, map_location=device, weights_only=True)
+            towers.load_state_dict(weights["towers"])
+            ranker.load_state_dict(weights["ranker"])
+        with _naming(folder / ITEMS), np.load(folder / ITEMS, allow_pickle=False) as arrays:
+            items = Items(
+                arrays["item_ids"].tolist(), arrays["vectors"], arrays["neighbours"], arrays["neighbour_scores"]
+            )
+        with _naming(folder / SNAPSHOT):
+            snapshot = Snapshot.read(folder / SNAPSHOT)
+        return cls(manifest, preprocessing, towers.to(device).eval(), ranker.to(device).eval(), items, snapshot)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """`bundle.json`, after every file's hash has been checked against it."""
+    with _naming(folder / MANIFEST):
+        state = json.loads((folder / MANIFEST).read_text())
+        said = state.pop("sha256")
+        if said != _digest(state):
+            raise ValueError("its own SHA-256 does not match")
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+        manifest = Manifest.from_json(state)
+        hashes = state["files"]
+    for name in FILES:
+        with _naming(folder / name):
+            if _sha256(folder / name) != hashes[name]:
+                raise ValueError("its SHA-256 is not the one in bundle.json")
+    return manifest
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Library errors become a BundleError that names the file."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BundleError(f"bundle file {path} is missing: train again or promote another version") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+        raise BundleError(f"bundle file {path} is damaged ({error}): train again or promote another version") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

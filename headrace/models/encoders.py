@@ -1,0 +1,91 @@
+"""Parts that towers and ranker share: embeddings of codes, of items, and of a user's history.
+
+Shape suffixes as in `headrace.models.inputs`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from headrace.models.config import ModelConfig
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.preprocessing import GAP_BUCKETS, MISSING, TYPES, Preprocessing, Vocabulary
+
+
+class CodeEmbedding(nn.Module):  # type: ignore[misc]
+    """Embedding of a vocabulary's codes. In training a code falls back to its hash bucket at the given rate, so that
+    the buckets are trained and the rest of the model learns to do without the code."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int, drop: float) -> None:
+        super().__init__()
+        self.drop = drop
+        self.table = nn.Embedding(len(vocabulary), width, padding_idx=MISSING)
+        nn.init.normal_(self.table.weight, std=width**-0.5)
+        with torch.no_grad():
+            self.table.weight[MISSING] = 0
+        self.register_buffer("fallback", torch.tensor(vocabulary.fallback()), persistent=False)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        if self.training and self.drop > 0:
+            codes = torch.where(torch.rand(codes.shape, device=codes.device) < self.drop, self.fallback[codes], codes)
+        return self.table(codes)
+
+
+class ItemEncoder(nn.Module):  # type: ignore[misc]
+    """An item as the sum of its ID's embedding and its content's, then a residual layer. (...) -> (..., D)."""
+
+    def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
+        super().__init__()
+        self.id = CodeEmbedding(preprocessing.ids, config.width, config.id_dropout)
+        self.categories = nn.ModuleList(
+            CodeEmbedding(vocabulary, config.width, config.id_dropout / 4)
+            for vocabulary in preprocessing.content_categories.values()
+        )
+        self.content = nn.Linear(preprocessing.content_width, config.width)
+        self.mix = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.GELU(),
+                                 nn.Linear(config.width, config.width))  # fmt: skip
+
+    def forward(self, items: ItemInputs) -> Tensor:
+        summed_ND = self.id(items.id_N) + self.content(items.content_NF)
+        for column, embedding in enumerate(self.categories):
+            summed_ND = summed_ND + embedding(items.categories_NC[..., column])
+        return summed_ND + self.mix(summed_ND)
+
+
+class HistoryEncoder(nn.Module):  # type: ignore[misc]
+    """The events of a history: item, what was done, how long ago, how many places ago. -> (B, L, D)."""
+
+    def __init__(self, config: ModelConfig, length: int) -> None:
+        super().__init__()
+        self.type = nn.Embedding(len(TYPES), config.width)
+        self.gap = nn.Embedding(GAP_BUCKETS, config.width)
+        self.place = nn.Embedding(length, config.width)
+        for table in (self.type, self.gap, self.place):
+            nn.init.normal_(table.weight, std=0.5 * config.width**-0.5)
+
+    def forward(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
+        return item_BLD + self.type(users.types_BL) + self.gap(users.gaps_BL) + self.place.weight
+
+
+def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> Tensor:
+    """Item vectors of histories, each distinct item encoded once. Shape (B, L, D)."""
+    distinct, place_BL = torch.unique(items_BL, return_inverse=True)
+    return encoder(table.rows(distinct))[place_BL]
+
+
+class UserEncoder(nn.Module):  # type: ignore[misc]
+    """A user's counts and profile. -> (B, D)."""
+
+    def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
+        super().__init__()
+        self.categories = nn.ModuleList(
+            CodeEmbedding(vocabulary, config.width, config.id_dropout / 4)
+            for vocabulary in preprocessing.user_categories.values()
+        )
+        self.numbers = nn.Sequential(nn.Linear(preprocessing.user_width, config.hidden), nn.GELU(),
+                                     nn.Linear(config.hidden, config.width))  # fmt: skip
+
+    def forward(self, users: UserInputs) -> Tensor:
+        summed_BD = self.numbers(users.numbers_BF)
+        for column, embedding in enumerate(self.categories):
+            summed_BD = summed_BD + embedding(users.categories_BC[:, column])
+        return summed_BD

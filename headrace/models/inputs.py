@@ -1,0 +1,40 @@
+"""What the models read: tensors of users and of items.
+
+Shape suffixes, here and in the models: B users (rows of a batch), N items, L places in the history, C categorical
+features, F numeric features, D width, I rows of the catalogue table, O outcomes.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ItemInputs(NamedTuple):
+    """Items; the leading shape is any: (N,), (B, N), or (B, L) for histories."""
+
+    id_N: Tensor  # int64, row of the ID embedding
+    categories_NC: Tensor  # int64, codes of the catalogue's strings
+    content_NF: Tensor  # float32, numbers of the catalogue
+    activity_NF: Tensor  # float32, numbers of the stream view; no columns where only content is read
+
+    def rows(self, index: Tensor) -> "ItemInputs":
+        return ItemInputs(*(field[index] for field in self))
+
+    def to(self, device: str) -> "ItemInputs":
+        return ItemInputs(*(field.to(device) for field in self))
+
+
+class UserInputs(NamedTuple):
+    """Users at a time. Histories are padded on the left with zeros, so the newest event is in the last place."""
+
+    categories_BC: Tensor  # int64
+    numbers_BF: Tensor  # float32
+    items_BL: Tensor  # int64, rows of the catalogue table
+    types_BL: Tensor  # int64
+    gaps_BL: Tensor  # int64, bucket of the time from the event to t
+
+    def rows(self, index: Tensor) -> "UserInputs":
+        return UserInputs(*(field[index] for field in self))
+
+    def to(self, device: str) -> "UserInputs":
+        return UserInputs(*(field.to(device) for field in self))

@@ -1,0 +1,328 @@
+"""From features to tensors: fitted on training tables, kept as JSON, applied by one code in training and in a request.
+
+Rules, the same everywhere:
+
+- A string has its own code if the fit kept it. Null or empty is `MISSING`. Anything else falls into one of the hash
+  buckets, which training reaches too (`Vocabulary.fallback`), so an unseen category still has a trained embedding.
+- A count (an integer of a stream view) is log(1 + x), standardised; null or negative reads as 0.
+- Any other number is sign(x) log(1 + |x|), standardised, followed by a flag; null, NaN and infinite read as the mean,
+  the flag set.
+- A history is the last L of `recent_items`, `recent_types` and `recent_times`; lists of unequal length are cut to their
+  newest common part; the time from an event to t is cut into powers of two of a second.
+- A feature that the request lacks reads as null.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+import xxhash
+
+from headrace import names
+from headrace.models import columns
+from headrace.models.columns import Columns, Ints
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.settings import MICROS
+
+MISSING: Final = 0
+GAP_BUCKETS: Final = 26
+
+RECENT_ITEMS: Final = f"{names.USER_ACTIVITY}__recent_items"
+RECENT_TYPES: Final = f"{names.USER_ACTIVITY}__recent_types"
+RECENT_TIMES: Final = f"{names.USER_ACTIVITY}__recent_times"
+# Free text, and what the filter reads: not inputs of a model.
+NOT_INPUTS: Final = frozenset({f"{names.ITEM_CATALOGUE}__title", f"{names.ITEM_CATALOGUE}__available"})
+
+Floats32 = npt.NDArray[np.float32]
+
+
+class Vocabulary:
+    """Codes of strings: 0 for missing, then `buckets` for hashed values, then the known values in the order given."""
+
+    def __init__(self, values: Iterable[str], buckets: int = 1) -> None:
+        if buckets < 1:
+            raise ValueError(f"buckets is {buckets}: an unseen value needs at least 1")
+        self.values = list(values)
+        self.buckets = buckets
+        self._codes = {value: 1 + buckets + place for place, value in enumerate(self.values)}
+
+    @classmethod
+    def fit(cls, counts: Mapping[str, int], max_size: int, buckets: int) -> "Vocabulary":
+        """The `max_size` most frequent values. More than one bucket only where values were left over to train them."""
+        kept = sorted((value for value in counts if value), key=lambda value: (-counts[value], value))
+        return cls(kept[:max_size], buckets if len(kept) > max_size else 1)
+
+    def __len__(self) -> int:
+        """Codes in all: rows that an embedding needs."""
+        return 1 + self.buckets + len(self.values)
+
+    def code(self, value: object) -> int:
+        if value is None or value == "" or value != value:  # NaN, as pandas writes a missing string
+            return MISSING
+        known = self._codes.get(value)  # type: ignore[call-overload]
+        return known if known is not None else self.bucket(str(value))
+
+    def bucket(self, value: str) -> int:
+        """The code of a value that is not known."""
+        return 1 + int(xxhash.xxh64_intdigest(value.encode())) % self.buckets
+
+    def fallback(self) -> list[int]:
+        """For each code, the code it would have if its value were unknown. Length `len(self)`."""
+        return [*range(1 + self.buckets), *(self.bucket(value) for value in self.values)]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"values": self.values, "buckets": self.buckets}
+
+
+@dataclass(frozen=True)
+class Number:
+    """How one numeric feature becomes one column (`count`) or two (`measure`: value and missing flag)."""
+
+    name: str
+    kind: Literal["count", "measure"]
+    mean: float
+    std: float
+
+    @classmethod
+    def fit(cls, name: str, kind: Literal["count", "measure"], values: columns.Floats) -> "Number":
+        scaled = _log(kind, values)
+        known = scaled[~np.isnan(scaled)]
+        std = float(known.std()) if len(known) else 0.0
+        return cls(name, kind, float(known.mean()) if len(known) else 0.0, std if std > 1e-6 else 1.0)
+
+    @property
+    def width(self) -> int:
+        return 1 if self.kind == "count" else 2
+
+    def apply(self, values: columns.Floats) -> Floats32:
+        """Shape (B, width)."""
+        scaled = (_log(self.kind, values) - self.mean) / self.std
+        if self.kind == "count":
+            return scaled.astype(np.float32)[:, None]
+        missing = np.isnan(scaled)
+        return np.stack([np.where(missing, 0.0, scaled), missing], axis=1).astype(np.float32)
+
+
+def _log(kind: str, values: columns.Floats) -> columns.Floats:
+    if kind == "count":
+        return np.log1p(np.maximum(np.nan_to_num(values, nan=0.0), 0.0))
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+def gap_buckets(t_us: Ints, times_us: Ints) -> Ints:
+    """1 + floor(log2(1 + seconds from the event to t)), at most GAP_BUCKETS - 1; 0 is left for padding."""
+    seconds = np.maximum(t_us - times_us, 0) / MICROS
+    return np.asarray(np.minimum(1 + np.floor(np.log2(1 + seconds)), GAP_BUCKETS - 1), dtype=np.int64)
+
+
+TYPES: Final = Vocabulary(names.EVENT_TYPES)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Fitted state. `ids` are the items that training saw; an item outside it is embedded by its content."""
+
+    length: int
+    ids: Vocabulary
+    user_numbers: tuple[Number, ...]
+    user_categories: dict[str, Vocabulary]
+    content_numbers: tuple[Number, ...]
+    content_categories: dict[str, Vocabulary]
+    activity_numbers: tuple[Number, ...]
+
+    @classmethod
+    def fit(
+        cls,
+        users: pa.Table,
+        catalogue: pa.Table,
+        activity: pa.Table,
+        seen: Mapping[str, int],
+        *,
+        length: int,
+        max_values: int = 50_000,
+        buckets: int = 16,
+    ) -> "Preprocessing":
+        """From full-named features: of users and of items at training times, and of the catalogue; and from how often
+        training saw each item.
+
+        Every numeric and string column of a user view or item view becomes an input, so a feature that is added to
+        `feature_repo/features.py` is used without a change here.
+        """
+
+        def strings(table: pa.Table, view: str) -> dict[str, Vocabulary]:
+            wanted = _of_view(table, view, _is_string)
+            return {name: Vocabulary.fit(_counts(table[name]), max_values, buckets) for name in wanted}
+
+        return cls(
+            length=length,
+            ids=Vocabulary.fit(seen, max_values, buckets),
+            user_numbers=_fit_numbers(users, names.USER_ACTIVITY) + _fit_numbers(users, names.USER_PROFILE),
+            user_categories=strings(users, names.USER_ACTIVITY) | strings(users, names.USER_PROFILE),
+            content_numbers=_fit_numbers(catalogue, names.ITEM_CATALOGUE),
+            content_categories=strings(catalogue, names.ITEM_CATALOGUE),
+            activity_numbers=_fit_numbers(activity, names.ITEM_ACTIVITY),
+        )
+
+    @property
+    def user_width(self) -> int:
+        return sum(number.width for number in self.user_numbers)
+
+    @property
+    def content_width(self) -> int:
+        return sum(number.width for number in self.content_numbers)
+
+    @property
+    def activity_width(self) -> int:
+        return sum(number.width for number in self.activity_numbers)
+
+    def items(self, features: Columns, *, with_activity: bool) -> ItemInputs:
+        """N items. `features` needs `item_id`; a feature that it lacks reads as null."""
+        if names.ITEM_ID not in features:
+            raise ValueError(f"item features have no column {names.ITEM_ID!r}: it names the N items")
+        ids = features[names.ITEM_ID]
+        numbers = self.activity_numbers if with_activity else ()
+        return ItemInputs(
+            id_N=torch.from_numpy(columns.codes(ids, self.ids.code)),
+            categories_NC=_categories(self.content_categories, features, len(ids)),
+            content_NF=_numbers(self.content_numbers, features, len(ids)),
+            activity_NF=_numbers(numbers, features, len(ids)),
+        )
+
+    def users(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> UserInputs:
+        """B users at times `t_us` (B,). `code_of_item` gives an item's row in the catalogue table (`Catalogue.row`)."""
+        items_BL, types_BL, gaps_BL = self._history(features, t_us, code_of_item)
+        return UserInputs(
+            categories_BC=_categories(self.user_categories, features, len(t_us)),
+            numbers_BF=_numbers(self.user_numbers, features, len(t_us)),
+            items_BL=torch.from_numpy(items_BL),
+            types_BL=torch.from_numpy(types_BL),
+            gaps_BL=torch.from_numpy(gaps_BL),
+        )
+
+    def _history(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> tuple[Ints, Ints, Ints]:
+        if any(name not in features for name in (RECENT_ITEMS, RECENT_TYPES, RECENT_TIMES)):
+            return tuple(np.zeros((len(t_us), self.length), dtype=np.int64) for _ in range(3))  # type: ignore[return-value]
+        item_flat, item_offsets = columns.ragged(features[RECENT_ITEMS])
+        type_flat, type_offsets = columns.ragged(features[RECENT_TYPES])
+        time_flat, time_offsets = columns.ragged(features[RECENT_TIMES])
+        items_BL = columns.last_padded(columns.codes(item_flat, code_of_item), item_offsets, self.length)
+        types_BL = columns.last_padded(columns.codes(type_flat, TYPES.code), type_offsets, self.length)
+        times_BL = columns.last_padded(columns.micros(time_flat), time_offsets, self.length)
+        common_B = np.minimum(np.minimum(np.diff(item_offsets), np.diff(type_offsets)), np.diff(time_offsets))
+        present_BL = (np.arange(self.length) >= self.length - common_B[:, None]).astype(np.int64)
+        return items_BL * present_BL, types_BL * present_BL, gap_buckets(t_us[:, None], times_BL) * present_BL
+
+    def to_json(self) -> str:
+        state = {
+            "length": self.length,
+            "ids": self.ids.to_json(),
+            **{name: [asdict(number) for number in getattr(self, name)] for name in _NUMBERS},
+            **{name: {key: value.to_json() for key, value in getattr(self, name).items()} for name in _CATEGORIES},
+        }
+        return json.dumps(state)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Preprocessing":
+        state = json.loads(text)
+        return cls(
+            length=state["length"],
+            ids=Vocabulary(**state["ids"]),
+            user_numbers=_numbers_from(state["user_numbers"]),
+            user_categories=_vocabularies_from(state["user_categories"]),
+            content_numbers=_numbers_from(state["content_numbers"]),
+            content_categories=_vocabularies_from(state["content_categories"]),
+            activity_numbers=_numbers_from(state["activity_numbers"]),
+        )
+
+
+_NUMBERS = ("user_numbers", "content_numbers", "activity_numbers")
+_CATEGORIES = ("user_categories", "content_categories")
+
+
+class Catalogue:
+    """The items that histories and the retrieval index speak of, as a table of inputs.
+
+    Row 0 is padding, row 1 any item that the catalogue lacks, the rest are `item_ids` in order.
+    """
+
+    FIRST: Final = 2
+
+    def __init__(self, preprocessing: Preprocessing, features: Columns) -> None:
+        given = features[names.ITEM_ID]
+        self.item_ids: list[str] = given.to_pylist() if isinstance(given, pa.ChunkedArray | pa.Array) else list(given)
+        self._rows = Vocabulary(self.item_ids)
+        if len(self._rows) != self.FIRST + len(set(self.item_ids)):
+            raise ValueError("the catalogue names an item twice; keep its newest row alone")
+        first = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
+        first.id_N[1] = 1
+        rest = preprocessing.items(features, with_activity=False)
+        self.inputs = ItemInputs(*(torch.cat(pair) for pair in zip(first, rest, strict=True)))
+
+    def row(self, item_id: object) -> int:
+        return self._rows.code(item_id)
+
+    def rows(self, item_ids: columns.Column) -> Ints:
+        """Shape (len(item_ids),)."""
+        return columns.codes(item_ids, self.row)
+
+    def __len__(self) -> int:
+        """Rows of the table, the two special ones included."""
+        return len(self._rows)
+
+
+def _numbers_from(state: list[dict[str, Any]]) -> tuple[Number, ...]:
+    return tuple(Number(**number) for number in state)
+
+
+def _vocabularies_from(state: dict[str, dict[str, Any]]) -> dict[str, Vocabulary]:
+    return {name: Vocabulary(**vocabulary) for name, vocabulary in state.items()}
+
+
+def _of_view(table: pa.Table, view: str, wanted: Callable[[pa.DataType], bool]) -> list[str]:
+    return [
+        field.name
+        for field in table.schema
+        if field.name.startswith(f"{view}__") and field.name not in NOT_INPUTS and wanted(field.type)
+    ]
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+
+
+def _fit_numbers(table: pa.Table, view: str) -> tuple[Number, ...]:
+    is_stream = view in (names.USER_ACTIVITY, names.ITEM_ACTIVITY)
+    kinds: dict[str, Literal["count", "measure"]] = {
+        name: "count" if is_stream and pa.types.is_integer(table[name].type) else "measure"
+        for name in _of_view(table, view, _is_number)
+    }
+    return tuple(Number.fit(name, kind, columns.numbers(table[name])) for name, kind in kinds.items())
+
+
+def _counts(column: pa.ChunkedArray) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in column.value_counts().to_pylist() if row["values"]}
+
+
+def _numbers(numbers: tuple[Number, ...], features: Columns, count: int) -> torch.Tensor:
+    """Shape (count, sum of widths)."""
+    nothing = np.full(count, np.nan)
+    parts = [n.apply(columns.numbers(features[n.name]) if n.name in features else nothing) for n in numbers]
+    return torch.from_numpy(np.concatenate([np.zeros((count, 0), dtype=np.float32), *parts], axis=1))
+
+
+def _categories(vocabularies: Mapping[str, Vocabulary], features: Columns, count: int) -> torch.Tensor:
+    """Shape (count, number of vocabularies)."""
+    parts = [
+        columns.codes(features[name], vocabulary.code) if name in features else np.zeros(count, dtype=np.int64)
+        for name, vocabulary in vocabularies.items()
+    ]
+    return torch.from_numpy(np.stack(parts, axis=1) if parts else np.zeros((count, 0), dtype=np.int64))

@@ -1,0 +1,95 @@
+"""Ranking: feature crosses and attention of each candidate over the user's history; one logit for each outcome.
+
+Crosses after DCN-v2 (Wang et al., WWW 2021, eq. 1: x' = x0 * (W x + b) + x), attention after DIN (Zhou et al., 2018).
+Shape suffixes as in `headrace.models.inputs`; K is the width of everything side by side, M the number of matches.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headrace.models.config import OUTCOME_VALUES, ModelConfig
+from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.preprocessing import Preprocessing
+
+RECENT_PLACES = 5
+
+
+class Ranker(nn.Module):  # type: ignore[misc]
+    """(B users, each with N candidates) -> logits (B, N, O)."""
+
+    def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
+        super().__init__()
+        self.item_encoder = ItemEncoder(preprocessing, config)
+        self.history_encoder = HistoryEncoder(config, preprocessing.length)
+        self.user_encoder = UserEncoder(preprocessing, config)
+        self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
+        self.heads = config.heads
+        matches = 2 * (1 + len(preprocessing.content_categories))
+        dense = preprocessing.user_width + preprocessing.content_width + preprocessing.activity_width + matches
+        features = 3 * config.width + dense
+        self.crosses = nn.ModuleList(nn.Linear(features, features) for _ in range(config.crosses))
+        self.deep = nn.Sequential(
+            nn.LayerNorm(features), nn.Linear(features, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden), nn.GELU(),
+        )  # fmt: skip
+        self.out = nn.Linear(features + config.hidden, len(config.outcomes))
+        values = [OUTCOME_VALUES[name] for name in config.outcomes]
+        self.register_buffer("values_O", torch.tensor(values), persistent=False)
+
+    def forward(self, users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
+        """`items` has a leading shape (B, N). Logits, shape (B, N, O)."""
+        item_BND = self.item_encoder(items)
+        history_BLD = self.history_encoder(users, encode_history(self.item_encoder, table, users.items_BL))
+        count = item_BND.shape[1]
+        of_user = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)[:, None].expand(-1, count, -1)
+        interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
+        matches_BNM = match_shares(users, items, table)
+        x0_BNK = torch.cat([of_user, item_BND, interest_BND, items.content_NF, items.activity_NF, matches_BNM], dim=-1)
+        crossed_BNK = x0_BNK
+        for cross in self.crosses:
+            crossed_BNK = x0_BNK * cross(crossed_BNK) + crossed_BNK
+        return self.out(torch.cat([crossed_BNK, self.deep(x0_BNK)], dim=-1))
+
+    def scores(self, logits_BNO: Tensor) -> Tensor:
+        """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
+        return (torch.sigmoid(logits_BNO) * self.values_O).sum(dim=-1)
+
+    def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
+        """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
+        users, count, width = item_BND.shape
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(users, -1, self.heads, width // self.heads).transpose(1, 2)
+
+        mask_BL = present_BL | ~present_BL.any(dim=1, keepdim=True)
+        query, key, value = split(self.query(item_BND)), split(self.key(history_BLD)), split(history_BLD)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_BL[:, None, None, :])
+        mixed_BND = mixed.transpose(1, 2).reshape(users, count, width)
+        return mixed_BND * present_BL.any(dim=1)[:, None, None]
+
+
+def match_shares(users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
+    """Of the history, and of its last RECENT_PLACES, the share with the candidate's ID, category, ...: (B, N, M).
+
+    A missing or unseen value matches nothing. Crosses that matter from the first day, when attention has seen little.
+    """
+    history = table.rows(users.items_BL)
+    item_BNC = torch.cat([items.id_N[..., None], items.categories_NC], dim=-1)
+    past_BLC = torch.cat([history.id_N[..., None], history.categories_NC], dim=-1)
+    same_BNLC = ((item_BNC[:, :, None] == past_BLC[:, None]) & (past_BLC > 1)[:, None]).float()
+    present_BL = (users.items_BL > 0).float()
+    lately_BL = present_BL.clone()
+    lately_BL[:, :-RECENT_PLACES] = 0
+    shares = [
+        torch.einsum("bnlc,bl->bnc", same_BNLC, places_BL) / places_BL.sum(dim=1).clamp(min=1)[:, None, None]
+        for places_BL in (present_BL, lately_BL)
+    ]
+    return torch.cat(shares, dim=-1)
+
+
+def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:
+    """Mean binary cross entropy over rows and outcomes; NaN labels (not observed) are left out."""
+    known_BO = ~torch.isnan(labels_BO)
+    return F.binary_cross_entropy_with_logits(logits_BO[known_BO], labels_BO[known_BO])

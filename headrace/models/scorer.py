@@ -1,0 +1,85 @@
+"""What serving calls: torch inside, NumPy outside. One request, one thread.
+
+Features come as dicts of Feast's full names (`user_activity__views_10m`); an item feature is N values.
+What a dict lacks reads as null, so a request whose store is down is still scored.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headrace import names
+from headrace.models import columns
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.preprocessing import RECENT_TIMES, Catalogue
+from headrace.models.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from headrace.models.bundle import Bundle
+
+Floats = npt.NDArray[np.float32]
+
+
+class Scorer:
+    """The models of a bundle, ready to score. Not safe for threads that refresh the catalogue at the same time."""
+
+    def __init__(self, bundle: "Bundle") -> None:
+        torch.set_num_threads(1)
+        self.preprocessing = bundle.preprocessing
+        self.towers = bundle.towers.eval()
+        self.ranker = bundle.ranker.eval()
+        self.catalogue = Catalogue(bundle.preprocessing, catalogue_features(bundle.snapshot))
+
+    def refresh_catalogue(self, rows: columns.Columns) -> None:
+        """Histories may hold items newer than the bundle: give `item_id` and `item_catalogue__*` of all items now."""
+        self.catalogue = Catalogue(self.preprocessing, rows)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def user_vector(self, user_features: Mapping[str, Any], t_us: int | None = None) -> Floats:
+        """Shape (D,). `t_us` is the request's t; without it, t is the time of the user's newest event."""
+        if t_us is None:
+            times = user_features.get(RECENT_TIMES)
+            t_us = int(columns.micros(times)[-1]) if times is not None and len(times) else 0
+        vector_BD = self.towers.users(self._user(user_features, t_us), self.catalogue.inputs)
+        return np.asarray(vector_BD[0].numpy(), dtype=np.float32)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def item_vectors(self, rows: columns.Columns) -> Floats:
+        """Shape (N, D), of `item_id` and `item_catalogue__*` columns. Unseen items are embedded by content."""
+        inputs = self.preprocessing.items(rows, with_activity=False)
+        return np.asarray(self.towers.items(inputs).numpy(), dtype=np.float32)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def rank(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> Floats:
+        """Scores, shape (N,), of the items in `item_features["item_id"]` for the user at t. Higher is better."""
+        logits_BNO = self._logits(user_features, item_features, t_us)
+        return np.asarray(self.ranker.scores(logits_BNO)[0].numpy(), dtype=np.float32)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def outcomes(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> Floats:
+        """Probability of each of the bundle's outcomes, shape (N, O)."""
+        logits_BNO = self._logits(user_features, item_features, t_us)
+        return np.asarray(torch.sigmoid(logits_BNO)[0].numpy(), dtype=np.float32)
+
+    def _logits(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> torch.Tensor:
+        items = self.preprocessing.items(item_features, with_activity=True)
+        one_user = ItemInputs(*(field[None] for field in items))
+        return self.ranker(self._user(user_features, t_us), one_user, self.catalogue.inputs)
+
+    def _user(self, features: Mapping[str, Any], t_us: int) -> UserInputs:
+        one_row = {name: [value] for name, value in features.items()}
+        return self.preprocessing.users(one_row, np.array([t_us], dtype=np.int64), self.catalogue.row)
+
+
+def catalogue_features(snapshot: Snapshot) -> dict[str, Any]:
+    """A snapshot's catalogue under the names that features have."""
+    view = names.ITEM_CATALOGUE
+    return {
+        names.ITEM_ID: snapshot.item_id,
+        f"{view}__category": snapshot.category,
+        f"{view}__brand": snapshot.brand,
+        f"{view}__price": snapshot.price,
+    }

@@ -1,0 +1,83 @@
+"""A child process with a log file, which can be started again after it has ended."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from headrace.settings import Settings
+
+
+class ChildFailedError(RuntimeError):
+    """A process of the stack ended or did not get ready."""
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment in which a child process reads the same settings, whatever directory it starts in."""
+    chosen = settings.model_dump(include=settings.model_fields_set | {"data", "feature_repo"}, exclude_none=True)
+    chosen |= {"data": settings.data.resolve(), "feature_repo": settings.feature_repo.resolve()}
+    return (
+        os.environ
+        | {"PYTHONUNBUFFERED": "1"}
+        | {f"HEADRACE_{name.upper()}": str(value) for name, value in chosen.items()}
+    )
+
+
+class Child:
+    """One process of the stack. Its output goes to `log`, appended. It has a session of its own, so that Ctrl-C in the
+    terminal reaches the supervisor alone, which ends its children in order."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> int:
+        """Starts it and returns its process number."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self._process.pid
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.pid
+
+    def exit_code(self) -> int | None:
+        """None while it runs, or before it was started."""
+        return self._process.poll() if self._process else None
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM). Returns at once."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def wait(self, timeout_s: float | None = None) -> int:
+        """Its exit code. Raises subprocess.TimeoutExpired."""
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.wait(timeout_s)
+
+    def failure(self, what: str) -> ChildFailedError:
+        """The error that says what went wrong and where to read on."""
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        last = next((line for line in reversed(lines) if line.strip()), "no output")
+        return ChildFailedError(f"{self.name} {what}; its last line: {last.strip()[:300]} (all of it: {self.log})")

@@ -1,0 +1,296 @@
+"""The stack as processes on one machine: Valkey, the two flows and serving, under one supervisor.
+
+`up` is the whole stack, left running. `Stack` is the same in steps, for a caller that does something between them.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from headrace.ops.api import Api
+from headrace.ops.child import Child, ChildFailedError, environment_of
+from headrace.ops.interrupts import Interrupted, Interrupts
+from headrace.ops.keys import KEYS_FILE, with_keys
+from headrace.ops.ports import check_free, free_port
+from headrace.ops.processes import (
+    ProcessRef,
+    ProcessTable,
+    end,
+    end_leftovers,
+    holder,
+    read_record,
+    running,
+    with_descendants,
+)
+from headrace.ops.valkey import ValkeyServer, embedded_server, forget_address, write_address
+from headrace.settings import Settings
+
+FLOWS: Final = {"flow-features": "flows.features", "flow-lake": "flows.lake"}
+SERVING: Final = "serving"
+VALKEY: Final = "valkey"
+
+READY_TIMEOUT_S: Final = 120.0
+# Ray ends its own processes when serving is asked to end; what is still there after this is killed.
+PATIENCE_S: Final = 6.0
+# How long `down` waits for the supervisor to end its children in order.
+DOWN_TIMEOUT_S: Final = 20.0
+CHECK_EVERY_S: Final = 1.0
+LONGEST_BACKOFF_S: Final = 30.0
+# A part that ran this long starts again at once: its failures are not one story.
+STEADY_S: Final = 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What serving listens on: the public port, and HAProxy's own pages."""
+
+    http: int
+    haproxy_stats: int
+    haproxy_metrics: int
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Self:
+        stats = int(os.environ.get("RAY_SERVE_HAPROXY_STATS_PORT", "8404"))
+        metrics = int(os.environ.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101"))
+        return cls(settings.http_port, stats, metrics)
+
+    @classmethod
+    def free(cls) -> Self:
+        return cls(free_port(), free_port(), free_port())
+
+    def by_setting(self) -> dict[str, int]:
+        return {
+            "HEADRACE_HTTP_PORT": self.http,
+            "RAY_SERVE_HAPROXY_STATS_PORT": self.haproxy_stats,
+            "RAY_SERVE_HAPROXY_METRICS_PORT": self.haproxy_metrics,
+        }
+
+
+@dataclass
+class _Part:
+    """A supervised process and its luck so far."""
+
+    child: Child
+    start: Callable[[], int]
+    started: float = field(default_factory=time.monotonic)
+    failures: int = 0
+    retry_at: float | None = None
+
+
+class Stack:
+    """Holds the data directory, starts parts one by one, again those that end by themselves, and ends all on exit."""
+
+    def __init__(self, settings: Settings, ports: Ports, say: Say, interrupts: Interrupts) -> None:
+        self.ports = ports
+        self.settings = with_keys(settings.model_copy(update={"http_port": ports.http}))
+        self._say = say
+        self._interrupts = interrupts
+        self._table = ProcessTable(settings.run_dir)
+        self._parts: dict[str, _Part] = {}
+        self._valkey: ValkeyServer | None = None
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Take the data directory. Raises StackHeldError if another stack has it, PortHeldError if a port is taken."""
+        for leftover in self._table.claim():
+            self._say(f"ended {leftover}, left behind by a stack that was killed")
+        try:
+            check_free(self.ports.by_setting())
+        except RuntimeError:
+            self._table.release()
+            raise
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._interrupts.held():
+            self._stopping.set()
+            self._watcher.join()
+            self._end_parts()
+            self._table.release()
+
+    @property
+    def api(self) -> Api:
+        return Api(self.settings)
+
+    def log_of(self, name: str) -> Path:
+        return self.settings.data / "log" / f"{name}.log"
+
+    def start_valkey(self) -> None:
+        """The embedded server, unless HEADRACE_REDIS_URL names another."""
+        if self.settings.redis_url:
+            return
+        server = self._valkey = embedded_server(self.settings)
+        self._start(_Part(server.child, server.start))
+        write_address(self.settings, server)
+
+    def start_flows(self) -> None:
+        for name, module in FLOWS.items():
+            self._start_module(name, module, {})
+
+    def start_serving(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Starts both Serve applications and waits until they are ready. Raises ChildFailedError."""
+        child = self._start_module(SERVING, "serving.app", self._serving_environment())
+        deadline = time.monotonic() + timeout_s
+        while not self.api.is_ready():
+            if not child.is_running():
+                raise child.failure(f"ended with exit code {child.exit_code()} before it was ready")
+            if time.monotonic() > deadline:
+                raise child.failure(f"was not ready within {timeout_s:.0f} s")
+            time.sleep(0.1)
+
+    def run(self, name: str, module: str, *arguments: str) -> None:
+        """Run a job of this stack to its end (`feast apply`, training). Raises ChildFailedError."""
+        child = Child(
+            name, [sys.executable, "-m", module, *arguments], environment_of(self.settings), self.log_of(name)
+        )
+        with self._interrupts.held():
+            self._table.add(name, child.start())
+        try:
+            code = child.wait()
+        finally:
+            end(self._table.of(name), PATIENCE_S)
+        if code != 0:
+            raise child.failure(f"ended with exit code {code}")
+
+    def stay(self) -> None:
+        """Until interrupted."""
+        while True:
+            time.sleep(3600)
+
+    def _start_module(self, name: str, module: str, environment: dict[str, str]) -> Child:
+        child = Child(
+            name, [sys.executable, "-m", module], environment_of(self.settings) | environment, self.log_of(name)
+        )
+        self._start(_Part(child, child.start))
+        return child
+
+    def _start(self, part: _Part) -> None:
+        with self._interrupts.held():
+            self._table.add(part.child.name, part.start())
+            self._parts[part.child.name] = part
+
+    def _serving_environment(self) -> dict[str, str]:
+        """HAProxy's ports (Ray Serve knows no other way to set them), and no report to Ray's makers."""
+        return {
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.haproxy_stats),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.haproxy_metrics),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(CHECK_EVERY_S):
+            self._table.refresh()
+            for part in list(self._parts.values()):
+                self._care_for(part)
+
+    def _care_for(self, part: _Part) -> None:
+        """Start a part again that has ended by itself: at once the first time, then after 2, 4, ... seconds."""
+        now, name = time.monotonic(), part.child.name
+        if part.retry_at is None:
+            code = part.child.exit_code()
+            if code is None:
+                return
+            part.failures = 1 if now - part.started > STEADY_S else part.failures + 1
+            wait_s = 0.0 if part.failures == 1 else min(LONGEST_BACKOFF_S, 2.0 ** (part.failures - 1))
+            part.retry_at = now + wait_s
+            self._say(
+                f"{name} ended with exit code {code}; starting it again in {wait_s:.0f} s (log: {part.child.log})"
+            )
+        if now >= part.retry_at:
+            end(self._table.of(name), PATIENCE_S)
+            part.started, part.retry_at = now, None
+            try:
+                self._table.add(name, part.start())
+            except ChildFailedError as error:
+                self._say(str(error))
+
+    def _end_parts(self) -> None:
+        """Serving and flows first, together; then Valkey, which they write to until their end."""
+        others = [part.child for part in self._parts.values() if part.child.name != VALKEY]
+        for child in others:
+            child.terminate()
+        deadline = time.monotonic() + PATIENCE_S
+        for child in others:
+            _wait_until(child, deadline)
+        end([ref for ref in self._table.all() if ref.name != VALKEY], 2.0)
+        if self._valkey is not None:
+            self._valkey.stop()
+            forget_address(self.settings)
+
+
+def _wait_until(child: Child, deadline: float) -> None:
+    try:
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return
+
+
+def up(settings: Settings, console: Console) -> None:
+    """Bring the whole stack up and stay until Ctrl-C or SIGTERM; leaves no process and no port behind."""
+    interrupts = Interrupts()
+    try:
+        with (
+            interrupts.installed(),
+            Stack(
+                settings, Ports.configured(settings), lambda line: console.print(line, markup=False), interrupts
+            ) as stack,
+        ):
+            with console.status("starting Valkey"):
+                stack.start_valkey()
+            with console.status("feast apply"):
+                stack.run("apply", "headrace.cli", "apply")
+            with console.status("starting the flows and serving (about 20 s)"):
+                stack.start_flows()
+                stack.start_serving()
+            console.print(addresses(stack))
+            console.print("Ctrl-C ends it.")
+            stack.stay()
+    except Interrupted:
+        console.print("Ended: no process and no port is left.")
+
+
+def down(settings: Settings) -> list[ProcessRef]:
+    """End the stack of this data directory, or what a killed one left behind. Returns the processes that were ended."""
+    owner = holder(settings.run_dir)
+    if owner is None:
+        return end_leftovers(settings.run_dir)
+    record = read_record(settings.run_dir)
+    processes = [] if record is None else with_descendants([owner, *record.processes])
+    supervisor = running(owner)
+    if supervisor is not None:
+        supervisor.terminate()
+        psutil.wait_procs([supervisor], timeout=DOWN_TIMEOUT_S)
+    end(processes, 2.0)
+    end_leftovers(settings.run_dir)
+    forget_address(settings)
+    return processes
+
+
+def addresses(stack: Stack) -> Table:
+    """Where everything is."""
+    base, data = stack.api.base_url, stack.settings.data
+    table = Table(title="Headrace is up", show_header=False)
+    table.add_row("send events", f"POST {base}/v1/events")
+    table.add_row("ask for recommendations", f"POST {base}/v1/recommend")
+    table.add_row("documentation of the API", f"{base}/docs")
+    table.add_row("ready?", f"{base}/readyz")
+    table.add_row("keys", str(stack.settings.run_dir / KEYS_FILE))
+    table.add_row("logs", str(data / "log"))
+    return table

@@ -1,0 +1,92 @@
+"""What runs in a data directory, as far as an outsider can see."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+from rich.table import Table
+
+from headrace import names
+from headrace.ops.api import Api
+from headrace.ops.processes import ProcessRef, read_record, running, with_descendants
+from headrace.settings import Settings
+from headrace.stores.log import RedisEventLog
+from headrace.stores.redis_client import StoreAddressError, connect, redis_url
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class ProcessStatus:
+    name: str
+    pid: int
+    memory_mib: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """One moment. `readiness` is the code of GET /readyz, 0 for no answer; `log_bytes` is None without a store."""
+
+    supervisor: ProcessRef | None
+    api: str
+    readiness: int
+    store: str | None
+    log_bytes: int | None
+    processes: tuple[ProcessStatus, ...]
+    leftovers: bool
+
+    @property
+    def is_up(self) -> bool:
+        return self.supervisor is not None and self.readiness == 200
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"up": self.is_up}
+
+
+def status(settings: Settings) -> Status:
+    record = read_record(settings.run_dir)
+    supervisor = record.supervisor if record and running(record.supervisor) else None
+    alive = with_descendants(record.processes) if record else []
+    with Api(settings, timeout_s=2.0) as api:
+        readiness, base_url = api.readiness()[0], api.base_url
+    store, log_bytes = _store(settings)
+    return Status(
+        supervisor, base_url, readiness, store, log_bytes, tuple(_measure(alive)), bool(alive) and supervisor is None
+    )
+
+
+def _measure(refs: list[ProcessRef]) -> list[ProcessStatus]:
+    found = [(ref, process) for ref in refs if (process := running(ref))]
+    return [ProcessStatus(ref.name, ref.pid, round(process.memory_info().rss / MIB)) for ref, process in found]
+
+
+def _store(settings: Settings) -> tuple[str | None, int | None]:
+    try:
+        url = redis_url(settings)
+        with connect(settings, timeout_s=2.0) as client:
+            log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+            return url, log.size_bytes()
+    except StoreAddressError:
+        return None, None
+    except redis.RedisError:
+        return url, None
+
+
+def as_table(found: Status) -> Table:
+    table = Table(show_header=False, title="Headrace")
+    who = (
+        f"pid {found.supervisor.pid}, since {found.supervisor.since:%Y-%m-%d %H:%M:%S} UTC"
+        if found.supervisor
+        else "not running"
+    )
+    table.add_row("stack", who)
+    if found.leftovers:
+        table.add_row("left behind", "a killed stack's processes still run: `headrace down` ends them")
+    table.add_row(
+        "API", f"{found.api}: {'ready' if found.readiness == 200 else 'not ready' if found.readiness else 'no answer'}"
+    )
+    table.add_row("store", found.store or "none")
+    table.add_row("event log", "not reachable" if found.log_bytes is None else f"{found.log_bytes:,} bytes")
+    for process in found.processes:
+        table.add_row(process.name, f"pid {process.pid}, {process.memory_mib} MiB")
+    return table

@@ -1,0 +1,175 @@
+"""`headrace verify`: recompute what the online store holds from the lake, and compare every feature of every entity.
+
+The two engines share no code for values: the online rows are tiles folded by the flow, the recomputation sorts events. Rows are read
+together with the log positions they include, and the recomputation takes exactly the events up to those positions.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import redis
+
+from headrace import names
+from headrace.aggregates.batch import as_of
+from headrace.aggregates.layout import Layout
+from headrace.aggregates.read import StreamRows
+from headrace.aggregates.spec import AggregateSpec, ViewSpec, compile_views
+from headrace.clock import Clock, from_micros, system_clock
+from headrace.identity import shard_of
+from headrace.settings import MICROS, Settings
+from headrace.stores.feature_store import open_feature_store
+from headrace.stores.lake import EventLake
+from headrace.stores.redis_client import connect
+from headrace.stores.shards import ShardStatus, read_rows, scan_keys
+
+_CHUNK = 2_000
+_TOLERANCE = 1e-9
+
+
+class VerifyError(RuntimeError):
+    """The comparison could not be made."""
+
+
+@dataclass
+class VerifyReport:
+    """What was compared and what differed. Keys are `view.feature`."""
+
+    as_of_us: int | None = None
+    entities: dict[str, int] = field(default_factory=dict)
+    compared: int = 0
+    non_zero: dict[str, int] = field(default_factory=dict)
+    mismatches: dict[str, int] = field(default_factory=dict)
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.mismatches
+
+    def to_dict(self) -> dict[str, Any]:
+        when = from_micros(self.as_of_us).isoformat() if self.as_of_us is not None else "now"
+        return {
+            "as_of": when,
+            "entities": self.entities,
+            "compared": self.compared,
+            "non_zero": self.non_zero,
+            "mismatches": self.mismatches,
+            "examples": self.examples,
+        }
+
+
+def verify(
+    settings: Settings,
+    as_of_us: int | None = None,
+    clock: Clock = system_clock,
+    progress: Callable[[str, int, int], None] | None = None,
+    wait_s: float = 60.0,
+) -> VerifyReport:
+    """Compare both engines at `as_of_us` (now by default). Raises VerifyError when the lake does not catch up within `wait_s`,
+    TooEarlyError for a T that is not after the newest event in the state."""
+    client = connect(settings)
+    lake = EventLake(settings.lake_dir)
+    report = VerifyReport(as_of_us=as_of_us)
+    for spec in compile_views(open_feature_store(settings), int(settings.lateness_horizon_s * MICROS)).values():
+        chunks = list(_read_state(client, settings, spec, _lake_keys(lake, spec)))
+        _wait_for_lake(lake, settings, [status for status, _, _ in chunks], wait_s)
+        events = _events(lake, spec)
+        report.entities[spec.name] = sum(len(keys) for _, keys, _ in chunks)
+        for number, (status, keys, rows) in enumerate(chunks):
+            t_us = as_of_us if as_of_us is not None else max(clock(), rows.newest_us + 1)
+            expected = as_of(spec, events.filter(_covered(status)), keys, np.full(len(keys), t_us, np.int64))
+            _compare(report, spec, keys, rows.values(t_us), expected)
+            if progress:
+                progress(spec.name, number + 1, len(chunks))
+    return report
+
+
+def _read_state(
+    client: "redis.Redis", settings: Settings, spec: ViewSpec, known: Sequence[str]
+) -> Iterator[tuple[ShardStatus, list[str], StreamRows]]:
+    """Rows of one view in chunks, each with the positions that it includes. Also entities without a row, which must read as empty."""
+    layout = Layout(spec)
+    by_shard: dict[int, set[str]] = {
+        shard: set(scan_keys(client, shard, spec.name)) for shard in range(settings.shards)
+    }
+    for key in known:
+        by_shard[shard_of(key, settings.shards)].add(key)
+    for shard, members in by_shard.items():
+        keys = sorted(members)
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            status, rows = read_rows(client, shard, [(spec.name, key) for key in chunk])
+            yield status, chunk, StreamRows(layout, rows)
+
+
+def _lake_keys(lake: EventLake, spec: ViewSpec) -> list[str]:
+    column = pl.col(spec.entity_column)
+    frame = (
+        lake.scan()
+        .filter(pl.col(names.TYPE).is_in(list(spec.types)) & column.is_not_null())
+        .select(column.unique())
+        .collect()
+    )
+    return frame[spec.entity_column].to_list()
+
+
+def _events(lake: EventLake, spec: ViewSpec) -> pl.DataFrame:
+    columns = dict.fromkeys([*spec.columns, names.LOG_PARTITION, names.LOG_POSITION])
+    return lake.scan().filter(pl.col(names.TYPE).is_in(list(spec.types))).select(*columns).collect()
+
+
+def _covered(status: ShardStatus) -> pl.Expr:
+    """True for events that the shard's state includes."""
+    covered = pl.lit(False)
+    for partition, position in status.positions.items():
+        covered = covered | ((pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position))
+    return covered
+
+
+def _wait_for_lake(lake: EventLake, settings: Settings, statuses: Sequence[ShardStatus], wait_s: float) -> None:
+    partitions = range(settings.log_partitions)
+    needed = {p: max((status.positions.get(p, 0) for status in statuses), default=0) for p in partitions}
+    deadline = time.monotonic() + wait_s
+    while True:
+        reached = lake.positions(partitions)
+        if all(reached[p] >= needed[p] for p in partitions):
+            return
+        if time.monotonic() > deadline:
+            raise VerifyError(
+                f"the lake stands at {reached}, the online state at {needed}: is `python -m flows.lake` running?"
+            )
+        time.sleep(0.1)
+
+
+def _compare(
+    report: VerifyReport, spec: ViewSpec, keys: Sequence[str], online: dict[str, Any], offline: pa.Table
+) -> None:
+    for aggregate in spec.aggregates:
+        name = f"{spec.name}.{aggregate.name}"
+        recomputed = offline[aggregate.name].to_pylist()
+        for key, value, expected in zip(keys, _plain(online[aggregate.name]), recomputed, strict=True):
+            report.compared += 1
+            if value:
+                report.non_zero[name] = report.non_zero.get(name, 0) + 1
+            if not equal(aggregate, value, expected):
+                report.mismatches[name] = report.mismatches.get(name, 0) + 1
+                if len(report.examples) < 20:
+                    report.examples.append(f"{name} of {key}: the store has {value!r}, the lake gives {expected!r}")
+
+
+def _plain(values: Any) -> list[Any]:
+    """Python values, NaN as None."""
+    if not isinstance(values, np.ndarray):
+        return list(values)
+    return [None if value != value else value for value in values.tolist()]
+
+
+def equal(aggregate: AggregateSpec, value: Any, expected: Any) -> bool:
+    """Integers, strings and lists exactly; sums and means to 1e-9 of their size."""
+    if isinstance(value, float) and isinstance(expected, float) and aggregate.tiled:
+        return abs(value - expected) <= _TOLERANCE * max(1.0, abs(expected))
+    return bool(value == expected)

@@ -1,0 +1,158 @@
+"""Model registry: which bundles there are, what they measured, and which one is in service.
+
+MLflow keeps versions, metrics and the alias (SQLite by default); the bundle stays a folder. The champion also stands in
+a small file, so that a serving replica can look for a new one every second without MLflow.
+"""
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace import names
+from headrace.clock import Clock, system_clock
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+POINTER: Final = "champion.json"
+
+
+class RegistryError(RuntimeError):
+    """A version that is not there, or a bundle folder that is gone."""
+
+
+@dataclass(frozen=True)
+class BundleRef:
+    """A registered bundle. `promoted_at` is in Unix microseconds, None until it is promoted."""
+
+    version: str
+    path: Path
+    promoted_at: int | None = None
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    version: str
+    path: Path
+    created_us: int
+    aliases: tuple[str, ...]
+    metrics: Mapping[str, float]
+
+
+def read_champion(settings: Settings) -> BundleRef | None:
+    """The bundle in service, by its pointer file alone; None before the first promotion. Costs one small read."""
+    try:
+        state = json.loads((settings.bundles_dir / POINTER).read_text())
+    except FileNotFoundError:
+        return None
+    return BundleRef(state["version"], Path(state["path"]), state["promoted_at"])
+
+
+class ModelRegistry:
+    """Versions of `names.REGISTERED_MODEL`. Connects on first use; importing MLflow takes a second or two."""
+
+    def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._connected: MlflowClient | None = None
+
+    def register(self, bundle_dir: Path, metrics: Mapping[str, float], params: Mapping[str, Any] | None = None) -> str:
+        """Record a bundle folder with what it measured; returns its version, "1" and up. Puts nothing in service."""
+        from mlflow.entities import Metric, Param
+
+        path = bundle_dir.resolve()
+        if not path.is_dir():
+            raise RegistryError(f"{path} is no folder: save the bundle before it is registered")
+        client, now_ms = self._client(), self._clock() // 1_000
+        run = client.create_run(self._experiment(client), start_time=now_ms, run_name=path.name)
+        client.log_batch(
+            run.info.run_id,
+            metrics=[Metric(key, float(value), now_ms, 0) for key, value in metrics.items()],
+            params=[Param(key, str(value)) for key, value in (params or {}).items()],
+        )
+        client.set_terminated(run.info.run_id, end_time=now_ms)
+        version = client.create_model_version(names.REGISTERED_MODEL, source=str(path), run_id=run.info.run_id)
+        return str(version.version)
+
+    def promote(self, version: str) -> BundleRef:
+        """Put a version in service: MLflow's alias, then the pointer file. RegistryError where it is unusable."""
+        known = {registered.version: registered for registered in self.versions()}
+        if version not in known:
+            raise RegistryError(
+                f"no version {version!r}; registered are {sorted(known, key=int) or 'none: train first'}"
+            )
+        path = known[version].path
+        if not path.is_dir():
+            raise RegistryError(
+                f"version {version} lay in {path}, which is gone: promote another version or train again"
+            )
+        self._client().set_registered_model_alias(names.REGISTERED_MODEL, names.CHAMPION, version)
+        champion = BundleRef(version, path, self._clock())
+        pointer = self._settings.bundles_dir / POINTER
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        draft = pointer.with_suffix(f".{os.getpid()}")
+        draft.write_text(json.dumps({**asdict(champion), "path": str(path)}))
+        draft.replace(pointer)
+        return champion
+
+    def champion(self) -> BundleRef | None:
+        """The bundle in service, None before the first promotion."""
+        return read_champion(self._settings)
+
+    def versions(self) -> list[RegisteredVersion]:
+        """All versions, the oldest first."""
+        client = self._client()
+        aliases = client.get_registered_model(names.REGISTERED_MODEL).aliases
+        found = [
+            RegisteredVersion(
+                version=str(version.version),
+                path=Path(version.source),
+                created_us=version.creation_timestamp * 1_000,
+                aliases=tuple(
+                    sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
+                ),
+                metrics=client.get_run(version.run_id).data.metrics,
+            )
+            for version in client.search_model_versions(f"name='{names.REGISTERED_MODEL}'")
+        ]
+        return sorted(found, key=lambda version: int(version.version))
+
+    def _client(self) -> "MlflowClient":
+        if self._connected is None:
+            self._connected = _connect(self._settings)
+        return self._connected
+
+    def _experiment(self, client: "MlflowClient") -> str:
+        experiment = client.get_experiment_by_name(names.PROJECT)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        artifacts = self._settings.data.resolve() / "mlflow"
+        return str(client.create_experiment(names.PROJECT, artifact_location=artifacts.as_uri()))
+
+
+def _connect(settings: Settings) -> "MlflowClient":
+    # Both are read when MLflow is imported; nothing here may call home.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's tables use what its SQLAlchemy has deprecated
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+        try:
+            client.get_registered_model(names.REGISTERED_MODEL)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            client.create_registered_model(names.REGISTERED_MODEL)
+    return client

@@ -1,0 +1,123 @@
+"""The serving process: `python -m serving.app` starts Ray Serve with the collector and the recommender, until SIGTERM."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace import names
+from headrace.ops.ports import PortHeldError, check_free
+from headrace.settings import Settings
+from serving import ray_runtime
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+logger = logging.getLogger(__name__)
+
+MAX_ONGOING_REQUESTS: Final = 1_000
+READY: Final = "serving is ready at"
+
+
+def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
+    """The two Serve applications as `{name: (route prefix, application)}`. Clients are opened in the replicas, not here.
+
+    Imports Ray Serve: `ray_runtime.environment` must be set before.
+    """
+    from ray import serve
+
+    options: dict[str, Any] = {
+        "num_replicas": 1,
+        "ray_actor_options": {"num_cpus": 0.1},
+        "max_ongoing_requests": MAX_ONGOING_REQUESTS,
+        "graceful_shutdown_timeout_s": 2.0,
+        "graceful_shutdown_wait_loop_s": 0.05,
+    }
+
+    # The classes live in this function, so that a replica gets them by value and imports only its own application:
+    # the collector must never import torch.
+    @serve.deployment(name=names.COLLECTOR_APP, **options)
+    @serve.ingress()
+    class Collector:
+        def __init__(self, settings: Settings) -> None:
+            self._settings = settings
+
+        def __serve_build_asgi_app__(self) -> Any:
+            from serving.collector import build_collector
+
+            return build_collector(self._settings)
+
+    @serve.deployment(name=names.RECOMMENDER_APP, **options)
+    @serve.ingress()
+    class Recommender:
+        def __init__(self, settings: Settings) -> None:
+            self._settings = settings
+
+        def __serve_build_asgi_app__(self) -> Any:
+            from serving.recommender import build_recommender
+
+            return build_recommender(self._settings)
+
+    return {
+        names.COLLECTOR_APP: ("/v1/events", Collector.bind(settings)),
+        names.RECOMMENDER_APP: ("/", Recommender.bind(settings)),
+    }
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = absolute(Settings())
+    try:
+        check_free({"HEADRACE_HTTP_PORT": settings.http_port})
+    except PortHeldError as error:
+        print(error, file=sys.stderr)
+        return 1
+    haproxy = ray_runtime.has_haproxy()
+    if not haproxy:
+        logger.warning("no HAProxy binary here: Ray Serve's own proxy answers, some 8 ms slower a request")
+    if not (settings.event_keys and settings.read_keys):
+        logger.warning("HEADRACE_EVENT_KEYS or HEADRACE_READ_KEYS is empty: every request that needs one is refused")
+    folder = ray_runtime.runtime_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(ray_runtime.environment(folder, haproxy=haproxy))
+
+    asked_to_end = threading.Event()
+    listen_for_signals(asked_to_end)
+    try:
+        ray_runtime.start(settings, build(settings))
+        listen_for_signals(asked_to_end)  # Ray has put its own handlers in place
+        print(f"{READY} http://{settings.http_host}:{settings.http_port}", flush=True)
+        asked_to_end.wait()
+    except KeyboardInterrupt:
+        logger.info("asked to end before everything had started")
+    finally:
+        ray_runtime.stop()
+    return 0
+
+
+def absolute(settings: Settings) -> Settings:
+    """Replicas start in folders of their own, so paths must not depend on where this process did."""
+    return settings.model_copy(
+        update={"data": settings.data.resolve(), "feature_repo": settings.feature_repo.resolve()}
+    )
+
+
+def listen_for_signals(asked_to_end: threading.Event) -> None:
+    """The first SIGTERM or SIGINT asks to end; while Ray is still starting, it also breaks off the start."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        already = asked_to_end.is_set()
+        asked_to_end.set()
+        if not already:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

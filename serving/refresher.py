@@ -1,0 +1,294 @@
+"""Keeps a replica's world current: the champion's bundle, the catalogue, popularity, the snapshot on disk.
+
+Everything is built aside and put in service by one assignment, so a request sees the old world or the new one, never a
+mix. What cannot be loaded is refused by name, and the old stays in service.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from deltalake.exceptions import DeltaError
+from feast.errors import FeastObjectNotFoundException
+from polars.exceptions import PolarsError
+
+from headrace.clock import Clock
+from headrace.models.bundle import Bundle, BundleError
+from headrace.models.snapshot import Snapshot
+from headrace.settings import Settings
+from headrace.stores.models import BundleRef, read_champion
+from headrace.stores.redis_client import StoreAddressError
+from serving import catalogue as cat
+from serving.catalogue import Catalogue, SnapshotError
+from serving.metrics import RecommenderMetrics
+from serving.model import BundleModel
+from serving.pipeline import World
+from serving.store import Goods, Popularity, Readers, items_with_activity, open_readers, read_goods, read_popularity
+
+logger = logging.getLogger(__name__)
+
+MODEL_POLL_S: Final = 0.5
+CATALOGUE_REFRESH_S: Final = 2.0
+# A refresh may take at most this share of the time, so that a large catalogue does not starve requests.
+REFRESH_SHARE: Final = 0.1
+REFUSED_RETRY_S: Final = 10.0
+REQUEST_TIMEOUT_S: Final = 0.03
+TOP: Final = 1_000
+MAX_SEEN: Final = 100_000
+
+STORE_TROUBLE: Final = (
+    redis.RedisError, StoreAddressError, FeastObjectNotFoundException, OSError, ValueError, RuntimeError, LookupError,
+)  # fmt: skip
+
+
+@dataclass
+class Live:
+    """What requests read, each by one reference. `troubles` names what is wrong now, by part."""
+
+    world: World = field(default_factory=World)
+    readers: Readers | None = None
+    troubles: dict[str, str] = field(default_factory=dict)
+    refreshed: bool = False
+
+
+class Refresher:
+    """Call `refresh_once` before the first request, then `start`."""
+
+    def __init__(self, settings: Settings, clock: Clock, metrics: RecommenderMetrics) -> None:
+        self.live = Live()
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._snapshot_path = settings.data / "serving" / "snapshot.json"
+        self._bundle: Bundle | None = None
+        self._bundle_ref: BundleRef | None = None
+        self._refused: tuple[BundleRef, float] | None = None
+        self._goods: Goods | None = None
+        self._saved: Catalogue | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(2.0)
+        if self.live.readers is not None:
+            self.live.readers.close()
+
+    def refresh_once(self) -> None:
+        """Everything once, starting from the last good snapshot."""
+        try:
+            last = cat.load(self._snapshot_path)
+        except SnapshotError as error:
+            self._trouble("snapshot", error)
+        else:
+            self.live.world = replace(self.live.world, catalogue=last or Catalogue())
+        self._open_readers()
+        self.refresh_model()
+        self.refresh_catalogue()
+        self.live.refreshed = True
+
+    def refresh_model(self) -> None:
+        """Put a new champion in service, or refuse it and say why."""
+        try:
+            ref = read_champion(self._settings)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            self._trouble("champion", error)
+            return
+        if ref is None or ref == self._bundle_ref or self._was_refused(ref):
+            return
+        try:
+            bundle = Bundle.load(_inside(ref.path, self._settings))
+            self._check_fit(bundle)
+            model = BundleModel(bundle, self._goods.columns if self._goods else None)
+        except BundleError as error:
+            self._refused = (ref, time.monotonic())
+            self._metrics.refused_bundles.inc()
+            self._trouble("champion", f"version {ref.version} is refused: {error}")
+            return
+        self._bundle, self._bundle_ref, self._refused = bundle, ref, None
+        known = self._with_bundled_items(self.live.world.catalogue)
+        self.live.world = World(model, known)
+        self.live.troubles.pop("champion", None)
+        self._metrics.swaps.inc()
+        logger.info("bundle %s in service", bundle.version)
+
+    def refresh_catalogue(self) -> None:
+        """Catalogue, availability and popularity as of now; a snapshot on disk when they changed."""
+        now_us = self._clock()
+        goods = self._read_goods(now_us)
+        previous = self.live.world.catalogue
+        snapshot = self._bundle.snapshot if self._bundle else None
+        seen = self._seen_items() if goods is None else []
+        item_ids = list(
+            dict.fromkeys([*(goods.item_ids if goods else []), *(snapshot.item_id if snapshot else []), *seen])
+        )
+        popularity = self._read_popularity(item_ids, now_us)
+        catalogue = build_catalogue(item_ids, goods, popularity, snapshot, previous, now_us)
+        model = self.live.world.model
+        if self._bundle is not None and goods is not None and goods is not self._goods:
+            try:
+                model = BundleModel(self._bundle, goods.columns)
+            except BundleError as error:
+                self._trouble("catalogue", error)
+        self._goods = goods
+        self.live.world = World(model, catalogue)
+        self._metrics.catalogue_items.set(len(catalogue.popular))
+        self._save(catalogue)
+
+    def _run(self) -> None:
+        next_catalogue = 0.0
+        while not self._stop.wait(MODEL_POLL_S):
+            try:
+                if self.live.readers is None:
+                    self._open_readers()
+                self.refresh_model()
+                if time.monotonic() >= next_catalogue:
+                    begun = time.monotonic()
+                    self.refresh_catalogue()
+                    took = time.monotonic() - begun
+                    next_catalogue = begun + max(CATALOGUE_REFRESH_S, took / REFRESH_SHARE)
+            except Exception:
+                # The thread must outlive a fault of ours: an old world is better than one that never changes again.
+                logger.exception("a refresh failed; the old world stays in service")
+
+    def _open_readers(self) -> None:
+        try:
+            self.live.readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
+        except STORE_TROUBLE as error:
+            self._trouble("store", error)
+        else:
+            self.live.troubles.pop("store", None)
+
+    def _read_goods(self, now_us: int) -> Goods | None:
+        try:
+            goods = read_goods(self._settings, now_us, self._goods)
+        except (OSError, DeltaError, PolarsError) as error:
+            self._trouble("catalogue", error)
+            return self._goods
+        self.live.troubles.pop("catalogue", None)
+        return goods
+
+    def _seen_items(self) -> list[str]:
+        if self.live.readers is None:
+            return []
+        try:
+            return items_with_activity(self.live.readers.client, MAX_SEEN)
+        except redis.RedisError as error:
+            self._trouble("store", error)
+            return []
+
+    def _read_popularity(self, item_ids: Sequence[str], now_us: int) -> Popularity | None:
+        if self.live.readers is None:
+            return None
+        try:
+            popularity = read_popularity(self.live.readers.bulk, item_ids, now_us)
+            self.live.readers.client.ping()  # also where there is no item to read of
+        except STORE_TROUBLE as error:
+            self._trouble("store", error)
+            return None
+        self.live.troubles.pop("store", None)
+        return popularity
+
+    def _check_fit(self, bundle: Bundle) -> None:
+        """Raises BundleError when the bundle was trained on other definitions than the store holds."""
+        stored = self.live.readers.fingerprints if self.live.readers else {}
+        for view, fingerprint in bundle.manifest.fingerprints.items():
+            if view in stored and str(stored[view]) != str(fingerprint):
+                raise BundleError(
+                    f"it was trained on another definition of view {view} (fingerprint {fingerprint}, "
+                    f"the store has {stored[view]}): train again, or apply the features it was trained on"
+                )
+
+    def _was_refused(self, ref: BundleRef) -> bool:
+        return (
+            self._refused is not None
+            and self._refused[0] == ref
+            and time.monotonic() - self._refused[1] < REFUSED_RETRY_S
+        )
+
+    def _with_bundled_items(self, catalogue: Catalogue) -> Catalogue:
+        """So that a model put in service finds its items known at once, before the next refresh of the catalogue."""
+        snapshot = self._bundle.snapshot if self._bundle else None
+        if snapshot is None or catalogue.known.issuperset(snapshot.item_id):
+            return catalogue
+        item_ids = list(dict.fromkeys([*catalogue.popular, *snapshot.item_id]))
+        return build_catalogue(item_ids, self._goods, None, snapshot, catalogue, self._clock())
+
+    def _save(self, catalogue: Catalogue) -> None:
+        same = self._saved is not None and _orders(self._saved) == _orders(catalogue)
+        if catalogue.origin != cat.LIVE or not catalogue.popular or same:
+            return
+        try:
+            cat.save(catalogue, self._snapshot_path)
+        except OSError as error:
+            self._trouble("snapshot", error)
+        else:
+            self._saved = catalogue
+            self.live.troubles.pop("snapshot", None)
+
+    def _trouble(self, part: str, what: object) -> None:
+        message = str(what).splitlines()[0][:300] if str(what) else type(what).__name__
+        if self.live.troubles.get(part) != message:
+            logger.warning("%s: %s", part, message)
+        self.live.troubles[part] = message
+
+
+def build_catalogue(
+    item_ids: Sequence[str],
+    goods: Goods | None,
+    popularity: Popularity | None,
+    snapshot: Snapshot | None,
+    previous: Catalogue,
+    now_us: int,
+) -> Catalogue:
+    """The catalogue of `item_ids` from what could be read; what could not comes from `previous`, or the bundle."""
+    if not item_ids:
+        return previous
+    overall = previous.popularity if popularity is None else popularity.overall
+    before = {item: place for place, item in enumerate(snapshot.item_id if snapshot else previous.popular)}
+    known = frozenset(item_ids)
+    in_goods = frozenset(goods.item_ids) if goods else frozenset()
+    unavailable = set(goods.unavailable) if goods else set(previous.unavailable)
+    if snapshot is not None:
+        rows = zip(snapshot.item_id, snapshot.available, strict=True)
+        unavailable |= {item for item, available in rows if not available and item not in in_goods}
+    trending: Sequence[str] = previous.trending
+    if popularity is not None:
+        trending = sorted(popularity.trend, key=lambda item: (-popularity.trend[item], item))
+    return Catalogue(
+        popular=tuple(
+            sorted(item_ids, key=lambda item: (-overall.get(item, 0.0), before.get(item, len(before)), item))
+        ),
+        trending=tuple(item for item in trending if item in known)[:TOP],
+        newest=tuple(goods.newest[:TOP] if goods else previous.newest),
+        unavailable=frozenset(unavailable),
+        popularity=overall,
+        origin=_origin(popularity, snapshot, previous),
+        as_of_us=previous.as_of_us if popularity is None else now_us,
+    )
+
+
+def _origin(popularity: Popularity | None, snapshot: Snapshot | None, previous: Catalogue) -> str:
+    if popularity is not None:
+        return cat.LIVE
+    if previous.origin != cat.NONE:
+        return previous.origin
+    return cat.BUNDLE if snapshot is not None else cat.LAKE
+
+
+def _orders(catalogue: Catalogue) -> tuple[Any, ...]:
+    return (catalogue.popular, catalogue.trending, catalogue.newest, catalogue.unavailable)
+
+
+def _inside(path: Path, settings: Settings) -> Path:
+    """A bundle's folder, also when the data directory was moved since it was registered."""
+    return path if path.is_dir() else settings.bundles_dir / path.name

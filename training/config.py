@@ -1,0 +1,131 @@
+"""What a training run does, as one typed value. `size` is the dial; everything that grows with it is derived here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from headrace.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All numbers of a run. Build one with `small()`, `default()` or `large()`, change it with `changed`."""
+
+    name: str
+    size: int
+    seed: int = 0
+    device: str = "cpu"
+    # Data: how far back from the newest event, and the share of it, last in time, that is kept for the test.
+    days: float = 90.0
+    test_share: float = 0.1
+    outcome_hours: float = 24.0
+    min_rating: float = 3.0
+    min_outcomes: int = 50
+    negatives: int = 4
+    max_positives: int = 20_000
+    max_ranker_positives: int = 5_000
+    max_test: int = 2_000
+    max_ranked_requests: int = 150
+    candidates: int = 100
+    # Models.
+    length: int = 30
+    width: int = 32
+    heads: int = 2
+    layers: int = 1
+    dropout: float = 0.1
+    # Fitting.
+    batch: int = 256
+    tower_epochs: int = 6
+    ranker_epochs: int = 3
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    full_softmax_items: int = 20_000
+
+    def __post_init__(self) -> None:
+        for name in (
+            "size",
+            "negatives",
+            "max_positives",
+            "max_ranker_positives",
+            "max_test",
+            "length",
+            "batch",
+            "candidates",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.test_share < 1:
+            raise ValueError(f"test_share is {self.test_share}; it must lie between 0 and 1")
+        if self.days <= 0:
+            raise ValueError(f"days is {self.days}; it must be above 0")
+
+    def changed(self, **changes: Any) -> "TrainConfig":
+        """A copy with some values changed. Raises ValueError for an unknown key."""
+        known = {field.name for field in fields(self)}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ValueError(f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return replace(self, **changes)
+
+    def model(self, outcomes: tuple[str, ...]) -> ModelConfig:
+        return ModelConfig(
+            width=self.width,
+            heads=self.heads,
+            layers=self.layers,
+            hidden=2 * self.width,
+            dropout=self.dropout,
+            outcomes=outcomes,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "TrainConfig":
+        return small().changed(**state)
+
+
+def of_size(name: str, size: int) -> TrainConfig:
+    """Rows, width and history grow with `size`; a pass over the rows costs about size cubed."""
+    return TrainConfig(
+        name=name,
+        size=size,
+        max_positives=20_000 * size**2,
+        max_ranker_positives=5_000 * size**2,
+        max_ranked_requests=150 * size,
+        length=min(20 + 10 * size, 50),
+        width=32 * size,
+        layers=min(size, 3),
+    )
+
+
+def small() -> TrainConfig:
+    """Under a minute on two cores: the demo and the tests."""
+    return of_size("small", 1)
+
+
+def default() -> TrainConfig:
+    return of_size("default", 2)
+
+
+def large() -> TrainConfig:
+    return of_size("large", 4)
+
+
+CONFIGS: Mapping[str, Callable[[], TrainConfig]] = {"small": small, "default": default, "large": large}
+
+
+def by_name(name: str) -> TrainConfig:
+    if name not in CONFIGS:
+        raise ValueError(f"no training config {name!r}; choose from {', '.join(CONFIGS)}")
+    return CONFIGS[name]()
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`key=value` from a command line, the value read as the type that the key has. Raises ValueError."""
+    key, equals, value = text.partition("=")
+    kinds = {field.name: field.type for field in fields(TrainConfig)}
+    if not equals or key not in kinds:
+        raise ValueError(f"cannot read {text!r}: write key=value with a key of {', '.join(sorted(kinds))}")
+    read = {int: int, float: float, str: str}[kinds[key]]  # type: ignore[index]
+    return key, read(value)

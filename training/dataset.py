@@ -1,0 +1,231 @@
+"""The left side of training, and its features.
+
+Keys and labels come from the event lake; features come from Feast alone, each row's as they stood at its time. A user and
+an item make an *episode*: their events, none more than `outcome_hours` after the one before. The episode's first event
+is the row's time and everything that was done in it is the row's label, so no feature sees the label.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+from feast import FeatureStore
+
+from headrace import names
+from headrace.models.config import CART, CLICK, PURCHASE
+from headrace.stores.lake import EventLake
+from training.config import TrainConfig
+
+T_US: Final = "t_us"
+POSITIVE_TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE, names.RATE)
+LABELS: Final = (CLICK, CART, PURCHASE)
+_HOUR_US: Final = 3_600_000_000
+_KEYS: Final = (names.USER_ID, names.ITEM_ID, T_US)
+_EVENT_COLUMNS: Final = (
+    names.EVENT_ID,
+    names.TYPE,
+    names.USER_KEY,
+    names.ITEM_ID,
+    names.TIMESTAMP,
+    "request_id",
+    "as_of",
+    "value",
+)
+
+
+class DatasetError(ValueError):
+    """Events that cannot be trained on; the message says what is missing and what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Episodes before and after the cut: columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS.
+
+    The train side knows no event at or after the cut, not even as a label. `impressions` are rows of the same columns,
+    of what was shown before the cut.
+    """
+
+    train: pl.DataFrame
+    test: pl.DataFrame
+    impressions: pl.DataFrame
+    start_us: int
+    cut_us: int
+    end_us: int
+
+
+def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) -> Split:
+    """Episodes of the last `config.days`, split by time: at `cut_us`, else where `test_share` of them lie behind it.
+
+    Raises DatasetError where the window or either side of the cut is empty.
+    """
+    wanted = [*POSITIVE_TYPES, names.IMPRESSION]
+    events = (
+        lake.scan(_EVENT_COLUMNS)
+        .filter(pl.col(names.TYPE).is_in(wanted) & pl.col(names.ITEM_ID).is_not_null())
+        .with_columns(pl.col(names.TIMESTAMP).dt.epoch("us").alias(T_US), pl.col("as_of").dt.epoch("us"))
+        .rename({names.USER_KEY: names.USER_ID})
+        .collect()
+    )
+    if events.is_empty():
+        raise DatasetError(f"the event lake {lake.path} holds no event on an item: run `headrace ingest` first")
+    end_us = int(events[T_US].max()) + 1  # type: ignore[arg-type]
+    start_us = max(end_us - int(config.days * 24 * _HOUR_US), int(events[T_US].min()))  # type: ignore[arg-type]
+    events = events.filter(pl.col(T_US) >= start_us).sort(T_US, names.EVENT_ID)
+    everything = episodes(events, config)
+    if everything.is_empty():
+        raise DatasetError(f"the last {config.days:g} days hold no view, click, cart, purchase or rating: raise `days`")
+    if cut_us is None:
+        cut_us = int(everything[T_US].quantile(1 - config.test_share, "higher"))  # type: ignore[arg-type]
+    before = events.filter(pl.col(T_US) < cut_us)
+    split = Split(
+        train=episodes(before, config),
+        test=everything.filter(pl.col(T_US) >= cut_us),
+        impressions=impressions(before, config),
+        start_us=start_us,
+        cut_us=cut_us,
+        end_us=end_us,
+    )
+    for side, rows in (("before", split.train), ("after", split.test)):
+        if rows.is_empty():
+            raise DatasetError(
+                f"no interaction {side} the cut between training and test (test_share {config.test_share}): "
+                "all events have one time, or there are too few; load more"
+            )
+    return split
+
+
+def episodes(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
+    """One row for each episode, in time order. A rating below `min_rating` is no positive."""
+    rated_low = (pl.col(names.TYPE) == names.RATE) & (pl.col("value") < config.min_rating)
+    own = events.filter(pl.col(names.TYPE).is_in(POSITIVE_TYPES) & ~rated_low.fill_null(False)).sort(
+        T_US, names.EVENT_ID
+    )
+    pair = [names.USER_ID, names.ITEM_ID]
+    starts = (pl.col(T_US).diff() > int(config.outcome_hours * _HOUR_US)).fill_null(True).cum_sum().over(pair)
+    return (
+        own.with_columns(starts.alias("episode"))
+        .group_by(*pair, "episode", maintain_order=True)
+        .agg(pl.col(T_US, "request_id").first(), *_labels(pl.col(names.TYPE)))
+        .select(*_KEYS, "request_id", *LABELS)
+    )
+
+
+def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
+    """What was shown, with what came of it: the user's events of the same request and item within `outcome_hours`.
+
+    A row's time is the `as_of` that the impression was ranked at.
+    """
+    answer = ["request_id", names.ITEM_ID]
+    shown = (
+        events.filter((pl.col(names.TYPE) == names.IMPRESSION) & pl.col("request_id").is_not_null())
+        .with_columns(pl.col("as_of").fill_null(pl.col(T_US)))
+        .unique(answer, keep="first", maintain_order=True)
+        .select(names.USER_ID, *answer, pl.col("as_of").alias(T_US))
+    )
+    done = events.filter(pl.col(names.TYPE).is_in(POSITIVE_TYPES)).select(
+        *answer, names.TYPE, pl.col(T_US).alias("done_us")
+    )
+    timely = (pl.col("done_us") - pl.col(T_US)).is_between(0, int(config.outcome_hours * _HOUR_US))
+    outcomes = shown.join(done, on=answer).filter(timely).group_by(answer).agg(*_labels(pl.col(names.TYPE)))
+    return (
+        shown.join(outcomes, on=answer, how="left", maintain_order="left")
+        .with_columns(pl.col(*LABELS).fill_null(0))
+        .select(*_KEYS, "request_id", *LABELS)
+    )
+
+
+def _labels(types: pl.Expr) -> list[pl.Expr]:
+    return [
+        types.is_in(POSITIVE_TYPES).any().cast(pl.Int8).alias(CLICK),
+        (types == names.ADD_TO_CART).any().cast(pl.Int8).alias(CART),
+        (types == names.PURCHASE).any().cast(pl.Int8).alias(PURCHASE),
+    ]
+
+
+def newest(rows: pl.DataFrame, count: int) -> pl.DataFrame:
+    return rows.sort(T_US, maintain_order=True).tail(count)
+
+
+def sample(rows: pl.DataFrame, count: int, seed: int) -> pl.DataFrame:
+    return rows if rows.height <= count else rows.sample(count, seed=seed).sort(T_US, maintain_order=True)
+
+
+def with_negatives(
+    positives: pl.DataFrame, drawn_TK: npt.NDArray[np.int64], item_ids: Sequence[str], known: pl.DataFrame
+) -> pl.DataFrame:
+    """Positives and, at the same user and time, the drawn items as negatives (labels 0), in the positives' order.
+
+    `drawn_TK` holds places in `item_ids` for each positive. An item that the user has interacted with, by `known`, is
+    no negative and is dropped, and so is the second of two equal draws. Raises DatasetError where no negative is left.
+    """
+    drawn = positives.select(*_KEYS).with_columns(
+        pl.Series("drawn", np.asarray(item_ids)[drawn_TK].tolist(), dtype=pl.List(pl.String)),
+        turn=pl.int_range(pl.len()),
+    )
+    negatives = (
+        drawn.drop(names.ITEM_ID)
+        .explode("drawn", empty_as_null=True)
+        .rename({"drawn": names.ITEM_ID})
+        .unique(["turn", names.ITEM_ID], maintain_order=True)
+        .join(known.select(names.USER_ID, names.ITEM_ID).unique(), on=[names.USER_ID, names.ITEM_ID], how="anti")
+        .with_columns(*[pl.lit(0, dtype=pl.Int8).alias(label) for label in LABELS])
+    )
+    if negatives.is_empty():
+        raise DatasetError(
+            "every label is positive: users have interacted with every item there is, so nothing can be learnt; "
+            "add catalogue items or impressions"
+        )
+    columns = [*_KEYS, *LABELS, "turn"]
+    both = pl.concat([positives.with_columns(turn=pl.int_range(pl.len())).select(columns), negatives.select(columns)])
+    return both.sort("turn", maintain_order=True).drop("turn")
+
+
+def features(store: FeatureStore, service: str, rows: pl.DataFrame) -> pa.Table:
+    """Full-named features of rows (user_id, item_id, t_us), one row for each, in their order."""
+    return _features(store, store.get_feature_service(service), rows)
+
+
+def catalogue(store: FeatureStore, item_ids: Sequence[str], t_us: int) -> pa.Table:
+    """`item_id` and `item_catalogue__*` of items as they stood at one time."""
+    service = store.get_feature_service(names.RANKER_SERVICE)
+    wanted = [
+        f"{projection.name}:{feature.name}"
+        for projection in service.feature_view_projections
+        if projection.name == names.ITEM_CATALOGUE
+        for feature in projection.features
+    ]
+    return _features(store, wanted, pl.DataFrame({names.ITEM_ID: list(item_ids), T_US: t_us}))
+
+
+def _features(store: FeatureStore, wanted: Any, rows: pl.DataFrame) -> pa.Table:
+    moments = pl.from_epoch(pl.col(T_US), time_unit="us").dt.replace_time_zone("UTC").alias("event_timestamp")
+    keys = rows.select(*[name for name in _KEYS if name != T_US and name in rows.columns], moments)
+    table = store.get_historical_features(keys.to_pandas(), features=wanted, full_feature_names=True).to_arrow()
+    if table.num_rows != rows.height:
+        raise DatasetError(
+            f"the offline store returned {table.num_rows} rows for {rows.height} keys; a join must lose none"
+        )
+    return table
+
+
+def items_known_at(lake_dir: Path, split: Split, t_us: int) -> list[str]:
+    """Ids of the items in the catalogue table or in an event before t, sorted. Raises DatasetError below two."""
+    rows = pl.concat([split.train, split.test]).filter(pl.col(T_US) < t_us)
+    found = set(rows[names.ITEM_ID])
+    try:
+        table = DeltaTable(str(lake_dir / names.ITEMS_TABLE))
+    except TableNotFoundError:
+        table = None  # events alone will do: such items have no content
+    if table is not None:
+        dated = pl.scan_delta(table).filter(pl.col("event_timestamp").dt.epoch("us") <= t_us)
+        found |= set(dated.select(names.ITEM_ID).unique().collect()[names.ITEM_ID])
+    if len(found) < 2:
+        raise DatasetError(f"the catalogue holds {len(found)} item; there is nothing to choose between: load more")
+    return sorted(found)

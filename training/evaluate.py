@@ -1,0 +1,185 @@
+"""How good the models are: next interaction after the cut, ranked among all items, the user's recent ones left out.
+
+Every method answers the same requests with the same rules. `python -m training.evaluate` measures a registered bundle
+again, on what has happened since its cut.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+from feast import FeatureStore
+from rich.table import Table
+
+from headrace import names
+from headrace.models import columns
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.preprocessing import Catalogue, Preprocessing
+from headrace.models.ranker import Ranker
+from headrace.models.towers import TwoTowers
+from training import metrics
+from training.baselines import co_occurrence_scores, neighbours, popularity
+from training.config import TrainConfig
+from training.dataset import T_US, DatasetError, Split, features, sample
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+SLATE = 100
+CUTOFFS = (10, 20)
+POPULAR, CO_OCCURRENCE, TOWERS = "most popular", "co-occurrence", "two towers"
+RETRIEVED, RANKED = "two towers, the requests below", "two towers + ranker"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics by method. AUCs of the ranker's outcomes are None where the test has one label alone."""
+
+    methods: Mapping[str, Mapping[str, float]]
+
+    def flat(self) -> dict[str, float]:
+        """One name for each number, as MLflow and `bundle.json` keep them; NaN left out."""
+        return {
+            f"{method.replace(' + ', '_').replace(', ', '_').replace(' ', '_').replace('-', '_')}_{name}": value
+            for method, measured in self.methods.items()
+            for name, value in measured.items()
+            if not np.isnan(value)
+        }
+
+    def table(self) -> Table:
+        shown = [f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "ndcg")] + [
+            "mrr",
+            "coverage_at_20",
+            "requests",
+        ]
+        table = Table("method", *[name.replace("_at_", "@") for name in shown], title="Next item, among all items")
+        for method, measured in self.methods.items():
+            cells = [f"{measured[name]:.0f}" if name == "requests" else f"{measured[name]:.4f}" for name in shown]
+            table.add_row(method, *cells)
+        return table
+
+
+@dataclass(frozen=True)
+class Models:
+    preprocessing: Preprocessing
+    towers: TwoTowers
+    ranker: Ranker
+    catalogue: Catalogue
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Test requests: T users at a time, what they turned to next, and what they may not be shown again."""
+
+    rows: pl.DataFrame
+    users: UserInputs
+    target_T: Ints  # place in the catalogue's item_ids
+    history_TL: Ints  # places, -1 for none
+
+    def take(self, count: int) -> "Requests":
+        return Requests(
+            self.rows.head(count), self.users.rows(torch.arange(count)), self.target_T[:count], self.history_TL[:count]
+        )
+
+
+def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Report:
+    """Most popular, co-occurrence and the two towers on up to `max_test` requests; with the ranker on some of them."""
+    requests = read_requests(models, split, store, config)
+    item_ids = models.catalogue.item_ids
+    popularity_I = popularity(split.train, item_ids)
+    near_IK, near_scores_IK = neighbours(split.train, item_ids, k=SLATE)
+    tower_TI = tower_scores(models, requests, config)
+    methods = {
+        POPULAR: np.tile(popularity_I, (len(requests.target_T), 1)),
+        CO_OCCURRENCE: co_occurrence_scores(requests.history_TL, near_IK, near_scores_IK, popularity_I),
+        TOWERS: tower_TI,
+    }
+    items = len(item_ids)
+    measured = {
+        name: _measure(best_places(scores, requests, SLATE), requests, items) for name, scores in methods.items()
+    }
+    some = requests.take(min(config.max_ranked_requests, len(requests.target_T)))
+    retrieved_TK = best_places(tower_TI, some, min(config.candidates, items))
+    measured[RETRIEVED] = _measure(retrieved_TK, some, items)
+    measured[RANKED] = _measure(rank_again(models, some, retrieved_TK, store, config), some, items)
+    return Report(measured)
+
+
+def read_requests(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Requests:
+    """Test episodes of items that the catalogue had at the cut and that are not in the user's recent history."""
+    catalogue = models.catalogue
+    known = split.test.filter(pl.col(names.ITEM_ID).is_in(catalogue.item_ids))
+    rows = sample(known, config.max_test, config.seed).sample(fraction=1.0, shuffle=True, seed=config.seed)
+    table = columns.by_name(features(store, names.RETRIEVAL_SERVICE, rows))
+    users = models.preprocessing.users(table, rows[T_US].to_numpy(), catalogue.row)
+    target_T = catalogue.rows(rows[names.ITEM_ID].to_list()) - Catalogue.FIRST
+    history_TL = np.maximum(users.items_BL.numpy() - Catalogue.FIRST, -1)
+    fresh_T = np.flatnonzero((history_TL != target_T[:, None]).all(axis=1))
+    if len(fresh_T) == 0:
+        raise DatasetError(
+            "no test interaction is with an item that is new to its user: load more, or raise test_share"
+        )
+    return Requests(rows[fresh_T], users.rows(torch.from_numpy(fresh_T)), target_T[fresh_T], history_TL[fresh_T])
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def tower_scores(models: Models, requests: Requests, config: TrainConfig) -> Floats:
+    """Shape (T, I)."""
+    table = models.catalogue.inputs.to(config.device)
+    item_ID = models.towers.items(table)[Catalogue.FIRST :]
+    batches = torch.arange(len(requests.target_T)).split(1024)
+    scored = [models.towers.users(requests.users.rows(batch).to(config.device), table) @ item_ID.T for batch in batches]
+    return np.asarray(torch.cat(scored).cpu().numpy())
+
+
+def best_places(scores_TI: Floats, requests: Requests, k: int) -> Ints:
+    """Places of the k best items of each request, its history left out, ties in the catalogue's order. (T, K)."""
+    scores_TI = scores_TI[: len(requests.target_T)].copy()
+    row_TL = np.broadcast_to(np.arange(len(scores_TI))[:, None], requests.history_TL.shape)
+    seen_TL = requests.history_TL >= 0
+    scores_TI[row_TL[seen_TL], requests.history_TL[seen_TL]] = -np.inf
+    best_TK = np.argsort(-scores_TI, axis=1, kind="stable")[:, :k]
+    hidden_TK = np.isneginf(np.take_along_axis(scores_TI, best_TK, axis=1))
+    return np.where(hidden_TK, -1, best_TK)
+
+
+def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: FeatureStore, config: TrainConfig) -> Ints:
+    """The slates in the ranker's order, its item features read as of each request. Shape (T, K)."""
+    counts_T = (slates_TK >= 0).sum(axis=1)
+    shown = slates_TK[slates_TK >= 0]
+    request_R = np.repeat(np.arange(len(slates_TK)), counts_T)
+    rows = requests.rows[request_R].with_columns(
+        pl.Series(names.ITEM_ID, np.asarray(models.catalogue.item_ids)[shown].tolist(), dtype=pl.String)
+    )
+    table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
+    items = models.preprocessing.items(table, with_activity=True)
+    score_R = rank_scores(models, requests.users.rows(torch.from_numpy(request_R)), items, config)
+    scores_TK = np.full(slates_TK.shape, -np.inf)
+    scores_TK[slates_TK >= 0] = score_R
+    return np.take_along_axis(slates_TK, np.argsort(-scores_TK, axis=1, kind="stable"), axis=1)
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def rank_scores(models: Models, users: UserInputs, items: ItemInputs, config: TrainConfig) -> Floats:
+    """Scores of R rows of one user and one item. Shape (R,)."""
+    table = models.catalogue.inputs.to(config.device)
+    scored = []
+    for batch in torch.arange(len(items.id_N)).split(4096):
+        one_each = items.rows(batch[:, None]).to(config.device)
+        scored.append(models.ranker.scores(models.ranker(users.rows(batch).to(config.device), one_each, table))[:, 0])
+    return np.asarray(torch.cat(scored).cpu().numpy())
+
+
+def _measure(slates_TK: Ints, requests: Requests, items: int) -> dict[str, float]:
+    hits_TK = slates_TK == requests.target_T[:, None]
+    one_T = np.ones(len(hits_TK), dtype=np.int64)
+    measured = {"mrr": metrics.mrr(hits_TK, one_T), "requests": float(len(hits_TK))}
+    for k in CUTOFFS:
+        measured[f"recall_at_{k}"] = metrics.recall_at(hits_TK, one_T, k)
+        measured[f"hit_rate_at_{k}"] = metrics.hit_rate_at(hits_TK, one_T, k)
+        measured[f"ndcg_at_{k}"] = metrics.ndcg_at(hits_TK, one_T, k)
+        measured[f"coverage_at_{k}"] = metrics.coverage_at(slates_TK, items, k)
+    return measured

@@ -56,7 +56,7 @@ def neighbours(episodes: pl.DataFrame, item_ids: Sequence[str], k: int, reach: i
 def co_occurrence_scores(
     history_TL: npt.NDArray[np.int64], neighbours_IK: Ints, scores_IK: Floats, popularity_I: Floats, decay: float = 0.8
 ) -> Floats:
-    """Neighbours of each request's history (places, -1 for none), newer items counting more, then popularity. (T, I)."""
+    """Neighbours of each request's history (places, -1 for none), newer items more, then popularity. (T, I)."""
     requests, length = history_TL.shape
     scores_TI = np.tile(1e-6 * popularity_I / max(float(popularity_I.max()), 1.0), (requests, 1)).astype(np.float32)
     for place in range(length):

@@ -1,8 +1,8 @@
 """The left side of training, and its features.
 
-Keys and labels come from the event lake; features come from Feast alone, each row's as they stood at its time. A user and
-an item make an *episode*: their events, none more than `outcome_hours` after the one before. The episode's first event
-is the row's time and everything that was done in it is the row's label, so no feature sees the label.
+Keys and labels come from the event lake; features come from Feast alone, each row's as they stood at its time. A user
+and an item make an *episode*: their events, none more than `outcome_hours` after the one before. The episode's first
+event is the row's time and everything that was done in it is the row's label, so no feature sees the label.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,10 @@ Every method answers the same requests with the same rules. `python -m training.
 again, on what has happened since its cut.
 """
 
-from collections.abc import Mapping
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +15,24 @@ import numpy.typing as npt
 import polars as pl
 import torch
 from feast import FeatureStore
+from rich.console import Console
 from rich.table import Table
 
 from headrace import names
 from headrace.models import columns
+from headrace.models.bundle import Bundle, BundleError
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
+from headrace.settings import Settings
+from headrace.stores.feature_store import open_feature_store
+from headrace.stores.lake import EventLake
+from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training import metrics
 from training.baselines import co_occurrence_scores, neighbours, popularity
 from training.config import TrainConfig
-from training.dataset import T_US, DatasetError, Split, features, sample
+from training.dataset import T_US, DatasetError, Split, catalogue, features, items_known_at, read_split, sample
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -64,10 +73,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Models:
+    """Trained models and the shop as it stood at the cut."""
+
     preprocessing: Preprocessing
+    shop: Catalogue
     towers: TwoTowers
     ranker: Ranker
-    catalogue: Catalogue
 
 
 @dataclass(frozen=True)
@@ -88,10 +99,10 @@ class Requests:
 def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Report:
     """Most popular, co-occurrence and the two towers on up to `max_test` requests; with the ranker on some of them."""
     requests = read_requests(models, split, store, config)
-    item_ids = models.catalogue.item_ids
+    item_ids = models.shop.item_ids
     popularity_I = popularity(split.train, item_ids)
     near_IK, near_scores_IK = neighbours(split.train, item_ids, k=SLATE)
-    tower_TI = tower_scores(models, requests, config)
+    tower_TI = tower_scores(models.towers, models.shop, requests.users, config)
     methods = {
         POPULAR: np.tile(popularity_I, (len(requests.target_T), 1)),
         CO_OCCURRENCE: co_occurrence_scores(requests.history_TL, near_IK, near_scores_IK, popularity_I),
@@ -99,10 +110,11 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
     }
     items = len(item_ids)
     measured = {
-        name: _measure(best_places(scores, requests, SLATE), requests, items) for name, scores in methods.items()
+        name: _measure(best_places(scores, requests.history_TL, SLATE), requests, items)
+        for name, scores in methods.items()
     }
     some = requests.take(min(config.max_ranked_requests, len(requests.target_T)))
-    retrieved_TK = best_places(tower_TI, some, min(config.candidates, items))
+    retrieved_TK = best_places(tower_TI[: len(some.target_T)], some.history_TL, min(config.candidates, items))
     measured[RETRIEVED] = _measure(retrieved_TK, some, items)
     measured[RANKED] = _measure(rank_again(models, some, retrieved_TK, store, config), some, items)
     return Report(measured)
@@ -110,12 +122,12 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
 
 def read_requests(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Requests:
     """Test episodes of items that the catalogue had at the cut and that are not in the user's recent history."""
-    catalogue = models.catalogue
-    known = split.test.filter(pl.col(names.ITEM_ID).is_in(catalogue.item_ids))
+    shop = models.shop
+    known = split.test.filter(pl.col(names.ITEM_ID).is_in(shop.item_ids))
     rows = sample(known, config.max_test, config.seed).sample(fraction=1.0, shuffle=True, seed=config.seed)
     table = columns.by_name(features(store, names.RETRIEVAL_SERVICE, rows))
-    users = models.preprocessing.users(table, rows[T_US].to_numpy(), catalogue.row)
-    target_T = catalogue.rows(rows[names.ITEM_ID].to_list()) - Catalogue.FIRST
+    users = models.preprocessing.users(table, rows[T_US].to_numpy(), shop.row)
+    target_T = shop.rows(rows[names.ITEM_ID].to_list()) - Catalogue.FIRST
     history_TL = np.maximum(users.items_BL.numpy() - Catalogue.FIRST, -1)
     fresh_T = np.flatnonzero((history_TL != target_T[:, None]).all(axis=1))
     if len(fresh_T) == 0:
@@ -126,21 +138,21 @@ def read_requests(models: Models, split: Split, store: FeatureStore, config: Tra
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def tower_scores(models: Models, requests: Requests, config: TrainConfig) -> Floats:
+def tower_scores(towers: TwoTowers, shop: Catalogue, users: UserInputs, config: TrainConfig) -> Floats:
     """Shape (T, I)."""
-    table = models.catalogue.inputs.to(config.device)
-    item_ID = models.towers.items(table)[Catalogue.FIRST :]
-    batches = torch.arange(len(requests.target_T)).split(1024)
-    scored = [models.towers.users(requests.users.rows(batch).to(config.device), table) @ item_ID.T for batch in batches]
+    table = shop.inputs.to(config.device)
+    item_ID = towers.items(table)[Catalogue.FIRST :]
+    batches = torch.arange(len(users.items_BL)).split(1024)
+    scored = [towers.users(users.rows(batch).to(config.device), table) @ item_ID.T for batch in batches]
     return np.asarray(torch.cat(scored).cpu().numpy())
 
 
-def best_places(scores_TI: Floats, requests: Requests, k: int) -> Ints:
+def best_places(scores_TI: Floats, history_TL: Ints, k: int) -> Ints:
     """Places of the k best items of each request, its history left out, ties in the catalogue's order. (T, K)."""
-    scores_TI = scores_TI[: len(requests.target_T)].copy()
-    row_TL = np.broadcast_to(np.arange(len(scores_TI))[:, None], requests.history_TL.shape)
-    seen_TL = requests.history_TL >= 0
-    scores_TI[row_TL[seen_TL], requests.history_TL[seen_TL]] = -np.inf
+    scores_TI = scores_TI.copy()
+    row_TL = np.broadcast_to(np.arange(len(scores_TI))[:, None], history_TL.shape)
+    seen_TL = history_TL >= 0
+    scores_TI[row_TL[seen_TL], history_TL[seen_TL]] = -np.inf
     best_TK = np.argsort(-scores_TI, axis=1, kind="stable")[:, :k]
     hidden_TK = np.isneginf(np.take_along_axis(scores_TI, best_TK, axis=1))
     return np.where(hidden_TK, -1, best_TK)
@@ -152,7 +164,7 @@ def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: Featu
     shown = slates_TK[slates_TK >= 0]
     request_R = np.repeat(np.arange(len(slates_TK)), counts_T)
     rows = requests.rows[request_R].with_columns(
-        pl.Series(names.ITEM_ID, np.asarray(models.catalogue.item_ids)[shown].tolist(), dtype=pl.String)
+        pl.Series(names.ITEM_ID, np.asarray(models.shop.item_ids)[shown].tolist(), dtype=pl.String)
     )
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     items = models.preprocessing.items(table, with_activity=True)
@@ -165,7 +177,7 @@ def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: Featu
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def rank_scores(models: Models, users: UserInputs, items: ItemInputs, config: TrainConfig) -> Floats:
     """Scores of R rows of one user and one item. Shape (R,)."""
-    table = models.catalogue.inputs.to(config.device)
+    table = models.shop.inputs.to(config.device)
     scored = []
     for batch in torch.arange(len(items.id_N)).split(4096):
         one_each = items.rows(batch[:, None]).to(config.device)
@@ -183,3 +195,40 @@ def _measure(slates_TK: Ints, requests: Requests, items: int) -> dict[str, float
         measured[f"ndcg_at_{k}"] = metrics.ndcg_at(hits_TK, one_T, k)
         measured[f"coverage_at_{k}"] = metrics.coverage_at(slates_TK, items, k)
     return measured
+
+
+def main(version: str | None, settings: Settings) -> Report:
+    """Measure a registered version, else the champion, else the newest. Raises RegistryError, BundleError, DatasetError."""
+    registered = {known.version: known.path for known in ModelRegistry(settings).versions()}
+    champion = read_champion(settings)
+    chosen = version or (champion.version if champion else next(reversed(registered), None))
+    if chosen not in registered:
+        raise RegistryError(f"no version {chosen!r}; registered are {', '.join(registered) or 'none: train first'}")
+    bundle = Bundle.load(registered[chosen])
+    config, cut_us = TrainConfig.from_json(bundle.manifest.config), bundle.manifest.cut_us
+    store = open_feature_store(settings)
+    split = read_split(EventLake(settings.lake_dir), config, cut_us)
+    content = catalogue(store, items_known_at(settings.lake_dir, split, cut_us), cut_us)
+    shop = Catalogue(bundle.preprocessing, columns.by_name(content))
+    return evaluate(Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker), split, store, config)
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("version", nargs="?", help="as `headrace train` printed it; else the champion, else the newest")
+    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        report = main(options.version, Settings())
+    except (ValueError, RegistryError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(report.methods))
+    else:
+        Console().print(report.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -33,7 +33,7 @@ def fit_towers(
     Softmax over the whole catalogue up to `full_softmax_items`, above that over the batch with logQ correction.
     """
     torch.manual_seed(config.seed)
-    towers = TwoTowers(preprocessing, model).to(config.device).train()
+    towers: TwoTowers = TwoTowers(preprocessing, model).to(config.device).train()
     table, users, targets = catalogue.inputs.to(config.device), users.to(config.device), _on(target_B, config)
     full = len(catalogue) <= config.full_softmax_items
     rate_I = torch.bincount(targets, minlength=len(catalogue)) / len(targets)
@@ -65,7 +65,7 @@ def fit_ranker(
 ) -> Ranker:
     """A ranker of rows (one user, one item, outcomes)."""
     torch.manual_seed(config.seed)
-    ranker = Ranker(preprocessing, model).to(config.device).train()
+    ranker: Ranker = Ranker(preprocessing, model).to(config.device).train()
     table, users, items = catalogue.inputs.to(config.device), users.to(config.device), items.to(config.device)
     labels = torch.from_numpy(labels_BO).to(config.device)
     for batch, optimizer, schedule in _steps(

@@ -128,7 +128,7 @@ class ViewState:
         self, index: int, recent: RecentList, slots: Ints, timestamps: Ints, chosen: Mask, events: pl.DataFrame
     ) -> None:
         rows = np.flatnonzero(chosen)
-        ids = events[names.EVENT_ID]
+        ids = events[names.EVENT_ID].to_list()
         columns = [list_column(events, column) for column in recent.columns]
         for row, slot, timestamp in zip(rows.tolist(), slots[rows].tolist(), timestamps[rows].tolist(), strict=True):
             entry_values = [column[row] for column in columns]

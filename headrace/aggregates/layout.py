@@ -12,7 +12,7 @@ newest event can need: `[floor_to_hop(t - window), t)` touches no more tiles tha
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -159,7 +159,8 @@ class Layout:
             if raw is not None and (len(raw) < size or raw[:8] != empty[:8]):
                 found = int.from_bytes(raw[:8], "little")
                 raise StateMismatchError(
-                    f"stored state of view '{self.spec.name}' has fingerprint {found:016x}, the definition has {self.spec.fingerprint:016x}: run `headrace backfill`"
+                    f"stored state of view '{self.spec.name}' has fingerprint {found:016x}, the definition "
+                    f"has {self.spec.fingerprint:016x}: run `headrace backfill`"
                 )
         return np.frombuffer(b"".join(empty if raw is None else raw[:size] for raw in rows), self.dtype)
 
@@ -220,6 +221,7 @@ def _read_entry(raw: bytes, start: int, recent: RecentList) -> tuple[Entry, int]
     return (timestamp, event_id, raw[start:offset]), offset
 
 
+@cache
 def _kind(column: str) -> str:
     if column not in sp.RECORD_SCHEMA.names:
         return "float"

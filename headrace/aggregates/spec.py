@@ -149,7 +149,8 @@ def _join_key(view: StreamFeatureView) -> str:
     keys = [column.name for column in view.entity_columns]
     if len(keys) != 1 or keys[0] not in names.ENTITY_COLUMN:
         raise DefinitionError(
-            f"stream view '{view.name}' has join keys {keys}: events carry exactly one of {sorted(names.ENTITY_COLUMN)}, use one entity with that key"
+            f"stream view '{view.name}' has join keys {keys}: events carry exactly one of "
+            f"{sorted(names.ENTITY_COLUMN)}, use one entity with that key"
         )
     return str(keys[0])
 
@@ -271,7 +272,8 @@ def _check_names(view: StreamFeatureView, aggregates: tuple[AggregateSpec, ...])
     for aggregate in aggregates:
         if str(declared[aggregate.name]) != str(feast_type(aggregate)):
             raise DefinitionError(
-                f"view '{view.name}', aggregation '{aggregate.name}': the schema says {declared[aggregate.name]}, {aggregate.function} gives {feast_type(aggregate)}"
+                f"view '{view.name}', aggregation '{aggregate.name}': the schema says "
+                f"{declared[aggregate.name]}, {aggregate.function} gives {feast_type(aggregate)}"
             )
 
 
@@ -279,7 +281,8 @@ def _check_ttl(view: StreamFeatureView, spec: ViewSpec) -> None:
     longest = max(((a.window_us or 0) + (a.hop_us or 0) for a in spec.aggregates), default=0)
     if spec.ttl_us is not None and spec.ttl_us < longest:
         raise DefinitionError(
-            f"view '{view.name}': a ttl of {spec.ttl_us / MICROS:g} s ends state that its longest window and hop ({longest / MICROS:g} s) still need; raise it or leave it out"
+            f"view '{view.name}': a ttl of {spec.ttl_us / MICROS:g} s ends state that its longest window "
+            f"and hop ({longest / MICROS:g} s) still need; raise it or leave it out"
         )
 
 

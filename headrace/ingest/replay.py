@@ -19,10 +19,11 @@ from headrace.ingest.progress import Report, silent
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
 from headrace.stores.log import EventLog, RedisEventLog
-from headrace.stores.redis_client import connect, redis_url
+from headrace.stores.redis_client import connect
 
 # Sleeping less would make entries of single events at high rates.
 _TICK_S: Final = 0.02
+_REMEDY: Final = "replay into an empty stack of its own (another HEADRACE_DATA)"
 
 
 class ReplayError(RuntimeError):
@@ -59,12 +60,8 @@ def replay(
     with closing(connect(settings)) as client:
         log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
         _check_empty(log, settings)
-        events = (
-            EventLake(origin)
-            .scan(RECORD_SCHEMA.names)
-            .sort(names.RECEIVED_AT, names.TIMESTAMP, names.EVENT_ID)
-            .collect()
-        )
+        order = (names.RECEIVED_AT, names.TIMESTAMP, names.EVENT_ID)
+        events = EventLake(origin).scan(RECORD_SCHEMA.names).sort(*order).collect()
         for table in (names.ITEMS_TABLE, names.PROFILES_TABLE):
             rows = stored_rows(origin, table)
             if rows is not None:
@@ -113,10 +110,6 @@ def _lake_under(folder: Path) -> Path:
 
 def _check_empty(log: EventLog, settings: Settings) -> None:
     if any(log.end().values()):
-        raise ReplayError(
-            f"the event log at {redis_url(settings)} is not empty: replay into a stack of its own (another HEADRACE_DATA)"
-        )
+        raise ReplayError(f"the event log of {settings.data} is not empty: {_REMEDY}")
     if not EventLake(settings.lake_dir).scan([names.EVENT_ID]).head(1).collect().is_empty():
-        raise ReplayError(
-            f"the event lake at {settings.lake_dir} is not empty: replay into a stack of its own (another HEADRACE_DATA)"
-        )
+        raise ReplayError(f"the event lake at {settings.lake_dir} is not empty: {_REMEDY}")

@@ -82,14 +82,12 @@ class Reader:
         latest_us = self._limits.latest_us
         if latest_us is not None and timestamp_us > latest_us:
             reason = (
-                f"{event.timestamp.isoformat()} is ahead of the clock ({from_micros(latest_us).isoformat()} at most)"
+                f"{event.timestamp.isoformat()} is ahead of the clock, at most {from_micros(latest_us).isoformat()}"
             )
             return self._refuse(row.origin, names.TIMESTAMP, reason, row.raw)
         line = orjson.dumps(to_record(event, timestamp_us, timestamp_us))
         if len(line) > self._limits.event_bytes:
-            reason = (
-                f"the event has {len(line)} bytes, the bound is {self._limits.event_bytes} (HEADRACE_MAX_EVENT_BYTES)"
-            )
+            reason = f"{len(line)} bytes, the bound is {self._limits.event_bytes} (HEADRACE_MAX_EVENT_BYTES)"
             return self._refuse(row.origin, "event", reason, row.raw)
         self._lines.append(line)
         self._origins.append(row.origin)

@@ -35,7 +35,7 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__()
-        self.id = CodeEmbedding(preprocessing.ids, config.width, config.id_dropout)
+        self.ids = CodeEmbedding(preprocessing.ids, config.width, config.id_dropout)
         self.categories = nn.ModuleList(
             CodeEmbedding(vocabulary, config.width, config.id_dropout / 4)
             for vocabulary in preprocessing.content_categories.values()
@@ -45,7 +45,7 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
                                  nn.Linear(config.width, config.width))  # fmt: skip
 
     def forward(self, items: ItemInputs) -> Tensor:
-        summed_ND = self.id(items.id_N) + self.content(items.content_NF)
+        summed_ND = self.ids(items.id_N) + self.content(items.content_NF)
         for column, embedding in enumerate(self.categories):
             summed_ND = summed_ND + embedding(items.categories_NC[..., column])
         return summed_ND + self.mix(summed_ND)
@@ -56,14 +56,14 @@ class HistoryEncoder(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig, length: int) -> None:
         super().__init__()
-        self.type = nn.Embedding(len(TYPES), config.width)
-        self.gap = nn.Embedding(GAP_BUCKETS, config.width)
-        self.place = nn.Embedding(length, config.width)
-        for table in (self.type, self.gap, self.place):
+        self.types = nn.Embedding(len(TYPES), config.width)
+        self.gaps = nn.Embedding(GAP_BUCKETS, config.width)
+        self.places = nn.Embedding(length, config.width)
+        for table in (self.types, self.gaps, self.places):
             nn.init.normal_(table.weight, std=0.5 * config.width**-0.5)
 
     def forward(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
-        return item_BLD + self.type(users.types_BL) + self.gap(users.gaps_BL) + self.place.weight
+        return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL) + self.places.weight
 
 
 def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> Tensor:

@@ -11,11 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headrace import names
 from headrace.models import columns
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import RECENT_TIMES, Catalogue
-from headrace.models.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from headrace.models.bundle import Bundle
@@ -31,7 +29,7 @@ class Scorer:
         self.preprocessing = bundle.preprocessing
         self.towers = bundle.towers.eval()
         self.ranker = bundle.ranker.eval()
-        self.catalogue = Catalogue(bundle.preprocessing, catalogue_features(bundle.snapshot))
+        self.catalogue = Catalogue(bundle.preprocessing, bundle.snapshot.features())
 
     def refresh_catalogue(self, rows: columns.Columns) -> None:
         """Histories may hold items newer than the bundle: give `item_id` and `item_catalogue__*` of all items now."""
@@ -72,14 +70,3 @@ class Scorer:
     def _user(self, features: Mapping[str, Any], t_us: int) -> UserInputs:
         one_row = {name: [value] for name, value in features.items()}
         return self.preprocessing.users(one_row, np.array([t_us], dtype=np.int64), self.catalogue.row)
-
-
-def catalogue_features(snapshot: Snapshot) -> dict[str, Any]:
-    """A snapshot's catalogue under the names that features have."""
-    view = names.ITEM_CATALOGUE
-    return {
-        names.ITEM_ID: snapshot.item_id,
-        f"{view}__category": snapshot.category,
-        f"{view}__brand": snapshot.brand,
-        f"{view}__price": snapshot.price,
-    }

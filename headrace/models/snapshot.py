@@ -6,6 +6,9 @@ Read without torch, so that a slate can be made where nothing else works.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+from headrace import names
 
 FILE = "snapshot.json"
 
@@ -25,6 +28,16 @@ class Snapshot:
     def popular(self, n: int) -> list[str]:
         """The n most popular items that are available; fewer where there are fewer."""
         return [item for item, available in zip(self.item_id, self.available, strict=True) if available][:n]
+
+    def features(self) -> dict[str, list[Any]]:
+        """The catalogue under the names that features have."""
+        view = names.ITEM_CATALOGUE
+        return {
+            names.ITEM_ID: self.item_id,
+            f"{view}__category": self.category,
+            f"{view}__brand": self.brand,
+            f"{view}__price": self.price,
+        }
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))

@@ -77,8 +77,8 @@ def _check_reach(log: RedisEventLog, positions: Mapping[int, int]) -> None:
     for partition, trimmed in log.trimmed_below().items():
         if trimmed > positions[partition]:
             raise BackfillError(
-                f"log partition {partition} begins after position {trimmed}, the lake ends at {positions[partition]}: events between are gone "
-                "from the log; restore the lake to a version that reaches it"
+                f"log partition {partition} begins after position {trimmed}, the lake ends at {positions[partition]}: "
+                "events between are gone from the log; restore the lake to a version that reaches it"
             )
 
 

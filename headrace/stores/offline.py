@@ -43,23 +43,12 @@ from headrace.clock import from_micros, system_clock
 from headrace.events import RECORD_SCHEMA
 from headrace.settings import MICROS, Settings
 
-EVENT_TIMESTAMP: Final = "event_timestamp"
-"""Feast's name for the time column of an entity frame."""
-_LABEL_TIME, _TIME, _CREATED, _KNOWN, _RANK, _ROW = "__label_time", "__time", "__created", "__known", "__rank", "__row"
-
-EntityFrame: TypeAlias = "pd.DataFrame | pl.DataFrame | pa.Table | str | Path"
-
-
 class PolarsOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """`offline_store:` in feature_store.yaml."""
 
     type: Literal["headrace.stores.offline.PolarsOfflineStore"] = "headrace.stores.offline.PolarsOfflineStore"
     rows_at_a_time: int = 200_000
     """Label rows of a stream view that are computed together: bounds memory, each batch scans the lake once."""
-
-
-class OfflineStoreError(ValueError):
-    """A request that the store cannot answer: says what, and what to do instead."""
 
 
 class PolarsRetrievalJob(RetrievalJob):  # type: ignore[misc]
@@ -104,7 +93,7 @@ class PolarsRetrievalJob(RetrievalJob):  # type: ignore[misc]
         path = Path(FileSource.get_uri_for_file_path(self._repo_path, storage.file_options.uri))
         if path.exists() and not allow_overwrite:
             raise SavedDatasetLocationAlreadyExists(location=str(path))
-        _write_parquet(self.to_arrow(), path)
+        write_parquet(self.to_arrow(), path)
 
 
 class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
@@ -132,9 +121,9 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
             raise OfflineStoreError(
                 "pass entity_df with keys and times: retrieval by start_date and end_date alone is not offered"
             )
-        labels = _Labels.read(entity_df)
-        wanted = list(_wanted(feature_views, feature_refs, full_feature_names))
-        _check_columns(labels, wanted)
+        labels = Labels.read(entity_df)
+        wanted = list(wanted_features(feature_views, feature_refs, full_feature_names))
+        check_columns(labels, wanted)
         lateness_us = round(Settings().lateness_horizon_s * MICROS)
 
         def evaluate() -> pa.Table:
@@ -143,9 +132,9 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
                 features = [one for one in wanted if one.view is view]
                 if isinstance(view, StreamFeatureView):
                     spec = compile_view(view, lateness_us)
-                    columns = _stream_columns(config, view, spec, features, labels, filter_by_created_timestamp)
+                    columns = stream_columns(config, view, spec, features, labels, filter_by_created_timestamp)
                 else:
-                    columns = _plain_columns(config, view, features, labels, filter_by_created_timestamp)
+                    columns = plain_columns(config, view, features, labels, filter_by_created_timestamp)
                 answers |= columns
             table = labels.table
             for one in wanted:
@@ -210,10 +199,10 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
         """Append rows to a view's source: a commit to its Delta table, or a new file in its Parquet folder."""
-        source = _file_source(feature_view.batch_source)
+        source = file_source(feature_view.batch_source)
         path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
-        if _is_delta(source):
-            existing = _delta_table(path)
+        if is_delta(source):
+            existing = delta_table(path)
             write_deltalake(
                 path, table if existing is None else table.cast(pa.schema(existing.schema().to_arrow())), mode="append"
             )
@@ -224,7 +213,7 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
                     "give the source a folder, or use DeltaFormat"
                 )
             # Names sort by time of writing, which is how a scan knows the newest.
-            _write_parquet(table, Path(path) / f"{system_clock():020d}-{uuid.uuid4().hex}.parquet")
+            write_parquet(table, Path(path) / f"{system_clock():020d}-{uuid.uuid4().hex}.parquet")
         if progress:
             progress(table.num_rows)
 
@@ -250,216 +239,6 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
         )
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """One feature that was asked for, and the name of its column in the answer."""
-
-    view: FeatureView
-    name: str
-    output: str
-
-
-def _wanted(views: Sequence[FeatureView], refs: Sequence[str], full_feature_names: bool) -> Iterator[_Wanted]:
-    """Features in the order of their references; those of on-demand views are Feast's to add."""
-    by_name = {view.projection.name_to_use(): view for view in views}
-    for ref in dict.fromkeys(refs):
-        view_name, _, feature = ref.partition(":")
-        if view_name in by_name:
-            yield _Wanted(by_name[view_name], feature, f"{view_name}__{feature}" if full_feature_names else feature)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """The rows asked for."""
-
-    table: pa.Table
-    frame: pl.DataFrame
-    """The same columns, and `_LABEL_TIME` in microseconds."""
-    time_column: str
-
-    @classmethod
-    def read(cls, entity_df: EntityFrame) -> "_Labels":
-        table = _to_arrow(entity_df).replace_schema_metadata(None)
-        column = _time_column(table.schema)
-        frame = pl.DataFrame(table)
-        frame = frame.with_columns(_utc(frame.schema, column).alias(_LABEL_TIME))
-        if frame[_LABEL_TIME].null_count():
-            raise OfflineStoreError(
-                f"entity_df has rows without a time in '{column}': give every row one, or leave the row out"
-            )
-        place = table.schema.get_field_index(column)
-        table = table.set_column(place, column, frame[_LABEL_TIME].to_arrow().cast(pa.timestamp("us", "UTC")))
-        return cls(table, frame.with_columns(pl.col(_LABEL_TIME).to_physical()), column)
-
-    @property
-    def times_us(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return self.frame[_LABEL_TIME].to_numpy()
-
-    def key(self, view: FeatureView, join_key: str) -> pl.Series:
-        """The column that a view's join key is read from, under the aliases of the view's projection."""
-        column = str(view.projection.join_key_map.get(join_key, join_key))
-        if column not in self.frame.columns:
-            raise OfflineStoreError(
-                f"view '{view.projection.name_to_use()}' needs the column '{column}' in entity_df: add it"
-            )
-        return self.frame.get_column(column)
-
-    def metadata(self, feature_refs: list[str]) -> RetrievalMetadata:
-        times = self.times_us
-        bounds = (from_micros(times.min()), from_micros(times.max())) if len(times) else (None, None)
-        keys = [name for name in self.table.column_names if name != self.time_column]
-        return RetrievalMetadata(feature_refs, keys, *bounds)
-
-
-def _to_arrow(entity_df: EntityFrame) -> pa.Table:
-    match entity_df:
-        case pa.Table():
-            return entity_df
-        case pl.DataFrame():
-            return entity_df.to_arrow()
-        case pd.DataFrame():
-            return pa.Table.from_pandas(entity_df, preserve_index=False)
-        case str() | Path():
-            if not Path(entity_df).exists():
-                raise OfflineStoreError(
-                    f"entity_df '{entity_df}' is no Parquet file: give a path, or a pandas, Polars or Arrow table"
-                )
-            return pq.read_table(entity_df)
-    raise OfflineStoreError(
-        f"entity_df is a {type(entity_df).__name__}: use pandas, Polars, Arrow or the path of a Parquet file"
-    )
-
-
-def _time_column(schema: pa.Schema) -> str:
-    if EVENT_TIMESTAMP in schema.names:
-        return EVENT_TIMESTAMP
-    times = [column.name for column in schema if pa.types.is_timestamp(column.type)]
-    if len(times) != 1:
-        raise OfflineStoreError(f"entity_df needs a column '{EVENT_TIMESTAMP}'; its time columns are {times}")
-    return str(times[0])
-
-
-def _check_columns(labels: _Labels, wanted: Sequence[_Wanted]) -> None:
-    outputs = [one.output for one in wanted]
-    twice = sorted(
-        {name for name in outputs if outputs.count(name) > 1} | (set(outputs) & set(labels.table.column_names))
-    )
-    if twice:
-        raise OfflineStoreError(
-            f"the answer would hold the column '{twice[0]}' twice: rename it, or set full_feature_names=True"
-        )
-
-
-def _stream_columns(
-    config: RepoConfig,
-    view: StreamFeatureView,
-    spec: ViewSpec,
-    wanted: Sequence[_Wanted],
-    labels: _Labels,
-    arrived_only: bool,
-) -> dict[str, pa.ChunkedArray]:
-    """Columns of a stream view, label rows of neighbouring keys together so that memory stays bounded."""
-    source = _scan(config, view.batch_source)
-    lake = pl.DataFrame(RECORD_SCHEMA.empty_table()).lazy() if source is None else source
-    keys, times_us = labels.key(view, spec.join_key).cast(pl.String), labels.times_us
-    features = [one.name for one in wanted]
-    order = keys.arg_sort().to_numpy().astype(np.int64)
-    step = config.offline_store.rows_at_a_time
-    parts = []
-    for rows in np.split(order, range(step, len(order), step)):
-        some_keys, some_times = keys.gather(rows), times_us[rows]
-        events = _events_of(lake, spec, some_keys, some_times)
-        parts.append(as_of(spec, events, some_keys, some_times, features, arrived_only))
-    answer = pa.concat_tables(parts).take(np.argsort(order, kind="stable"))
-    return {one.output: answer[one.name] for one in wanted}
-
-
-def _events_of(lake: pl.LazyFrame, spec: ViewSpec, keys: pl.Series, times_us: np.ndarray[Any, Any]) -> pl.DataFrame:
-    """The lake's events that can matter to these keys up to the last of the times."""
-    if keys.drop_nulls().is_empty():
-        lake = lake.limit(0)
-    else:
-        newest = pl.lit(int(times_us.max())).cast(pl.Datetime("us", "UTC"))
-        entity = pl.col(spec.entity_column)
-        lake = lake.filter(
-            entity.is_between(keys.min(), keys.max()),  # type: ignore[arg-type]
-            pl.col(names.TYPE).is_in(list(spec.types)),
-            pl.col(names.TIMESTAMP) < newest,
-        )
-    return lake.select(spec.columns).collect()
-
-
-def _plain_columns(
-    config: RepoConfig, view: FeatureView, wanted: Sequence[_Wanted], labels: _Labels, arrived_only: bool
-) -> dict[str, pa.ChunkedArray]:
-    """Columns of a plain view: the newest row at or before each time; null without one or past the TTL."""
-    declared = {feature.name: from_feast_to_pyarrow_type(feature.dtype) for feature in view.features}
-    lazy = _scan(config, view.batch_source)
-    if lazy is None:
-        return {one.output: pa.chunked_array([pa.nulls(len(labels.frame), declared[one.name])]) for one in wanted}
-    rows, keys = _plain_rows(view, lazy, [one.name for one in wanted], labels)
-    asked = labels.frame.select(
-        pl.int_range(pl.len()).alias(_ROW),
-        pl.col(_LABEL_TIME),
-        *[labels.key(view, key).cast(rows.schema[alias], strict=False).alias(alias) for key, alias in keys.items()],
-    )
-    found = _newest(asked, rows, list(keys.values()), arrived_only)
-    if view.ttl:
-        age = pl.Series(labels.times_us) - rows[_TIME].gather(found)
-        found = found.set((age > view.ttl.total_seconds() * MICROS).fill_null(False), None)
-    return {
-        one.output: pa.chunked_array([rows[one.name].gather(found).to_arrow().cast(declared[one.name])])
-        for one in wanted
-    }
-
-
-def _plain_rows(
-    view: FeatureView, lazy: pl.LazyFrame, features: Sequence[str], labels: _Labels
-) -> tuple[pl.DataFrame, dict[str, str]]:
-    """A source's rows: the features, `_TIME` and `_CREATED` in microseconds, and each join key under an alias of ours.
-
-    Sorted so that of two rows of an entity the one that counts stands later.
-    """
-    source = view.batch_source
-    column_of = {name: column for column, name in (source.field_mapping or {}).items()}
-    schema = lazy.collect_schema()
-    keys = {one.name: f"__key_{one.name}" for one in view.entity_columns if one.name != DUMMY_ENTITY_ID}
-    created = source.created_timestamp_column or source.timestamp_field
-    time = _utc(schema, source.timestamp_field)
-    newest = pl.lit(int(labels.times_us.max(initial=0))).cast(pl.Datetime("us", "UTC"))
-    rows = (
-        lazy.filter(time <= newest)
-        .select(
-            *[pl.col(column_of.get(key, key)).alias(alias) for key, alias in keys.items()],
-            *[pl.col(column_of.get(name, name)).alias(name) for name in dict.fromkeys(features)],
-            time.to_physical().alias(_TIME),
-            _utc(schema, created).to_physical().alias(_CREATED),
-        )
-        .drop_nulls([_TIME, *keys.values()])
-        .collect()
-        .reverse()
-        .sort(_TIME, _CREATED, maintain_order=True)
-    )
-    return rows, keys
-
-
-def _newest(asked: pl.DataFrame, rows: pl.DataFrame, keys: list[str], arrived_only: bool) -> pl.Series:
-    """For each label row the place in `rows` of the last one that was known by its time; null if there is none."""
-    known = pl.max_horizontal(_TIME, _CREATED) if arrived_only else pl.col(_TIME)
-    rank = pl.int_range(pl.len()).alias(_RANK)
-    # A row that became known late does not hide a newer one that was known before it.
-    best = pl.col(_RANK).cum_max()
-    steps = (
-        rows.select(*keys, known.alias(_KNOWN), rank)
-        .sort(_KNOWN, _RANK)
-        .with_columns(best.over(keys) if keys else best)
-    )
-    found = asked.sort(_LABEL_TIME).join_asof(
-        steps, left_on=_LABEL_TIME, right_on=_KNOWN, by=keys or None, strategy="backward", check_sortedness=False
-    )
-    return found.sort(_ROW)[_RANK]
-
-
 def _pull(
     config: RepoConfig,
     data_source: DataSource,
@@ -471,73 +250,17 @@ def _pull(
 ) -> pl.DataFrame:
     """Rows of a source between two times, both included, newest write first; its first time column decides."""
     columns = list(dict.fromkeys([*join_keys, *features, *times]))
-    lazy = _scan(config, data_source)
+    lazy = scan(config, data_source)
     if lazy is None:
         frame = pl.DataFrame(schema=dict.fromkeys(columns, pl.Null))
     else:
         schema = lazy.collect_schema()
         if not set(join_keys) <= set(schema.names()):
             raise FeastJoinKeysDuringMaterialization(data_source.path, set(join_keys), set(schema.names()))
-        lazy = lazy.with_columns(_utc(schema, name).alias(name) for name in times)
+        lazy = lazy.with_columns(utc(schema, name).alias(name) for name in times)
         if start is not None:
             lazy = lazy.filter(pl.col(times[0]) >= start)
         if end is not None:
             lazy = lazy.filter(pl.col(times[0]) <= end)
         frame = (lazy.select(columns) if features else lazy).collect()
     return frame if join_keys else frame.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
-
-
-def _scan(config: RepoConfig, source: DataSource) -> pl.LazyFrame | None:
-    """A source's rows, newest write first; None where nothing has been written yet."""
-    source = _file_source(source)
-    path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
-    if _is_delta(source):
-        table = _delta_table(path)
-        return None if table is None else pl.scan_delta(table)
-    if Path(path).is_dir():
-        files = sorted(Path(path).rglob("*.parquet"), reverse=True)
-        return pl.scan_parquet(files, hive_partitioning=True) if files else None
-    return pl.scan_parquet(path) if "://" in path or Path(path).exists() else None
-
-
-def _file_source(source: DataSource) -> FileSource:
-    if not isinstance(source, FileSource):
-        raise OfflineStoreError(
-            f"source '{source.name}' is a {type(source).__name__}: use FileSource with Delta or Parquet"
-        )
-    if not isinstance(source.file_format, DeltaFormat | ParquetFormat | None):
-        raise OfflineStoreError(
-            f"source '{source.name}' is in {type(source.file_format).__name__}: use DeltaFormat or ParquetFormat"
-        )
-    return source
-
-
-def _is_delta(source: FileSource) -> bool:
-    return isinstance(source.file_format, DeltaFormat)
-
-
-def _delta_table(path: str) -> DeltaTable | None:
-    try:
-        return DeltaTable(path)
-    except TableNotFoundError:
-        return None
-
-
-def _utc(schema: pl.Schema, column: str) -> pl.Expr:
-    """A time column as Datetime[us, UTC]; naive times are UTC, as Feast has it."""
-    kind = schema[column]
-    expression = pl.col(column)
-    if kind == pl.Date:
-        expression, kind = expression.cast(pl.Datetime("us")), pl.Datetime("us")
-    if not isinstance(kind, pl.Datetime):
-        raise OfflineStoreError(f"column '{column}' is {kind}, not a time: store it as a timestamp")
-    utc = expression.dt.replace_time_zone("UTC") if kind.time_zone is None else expression.dt.convert_time_zone("UTC")
-    return utc.dt.cast_time_unit("us")
-
-
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    """Write beside and rename, so that no reader sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial)
-    partial.replace(path)

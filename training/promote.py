@@ -1,0 +1,46 @@
+"""Puts a registered bundle in service: `python -m training.promote [VERSION]`, the newest one without a version."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from headrace.clock import Clock, system_clock
+from headrace.models.bundle import BundleError, read_manifest
+from headrace.settings import Settings
+from headrace.stores.models import BundleRef, ModelRegistry, RegistryError
+
+
+def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
+    """Check the bundle's files, then promote it. Raises RegistryError or BundleError; then the champion stays."""
+    registry = ModelRegistry(settings, clock)
+    known = {registered.version: registered for registered in registry.versions()}
+    if not known:
+        raise RegistryError("no version is registered: run `headrace train` first")
+    chosen = version or list(known)[-1]
+    if chosen in known and known[chosen].path.is_dir():
+        read_manifest(known[chosen].path)
+    return registry.promote(chosen)
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.promote", description=__doc__)
+    parser.add_argument("version", nargs="?", help="as `headrace train` printed it; the newest if left out")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        champion = main(options.version, Settings())
+    except (RegistryError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(
+            json.dumps({"version": champion.version, "path": str(champion.path), "promoted_at": champion.promoted_at})
+        )
+    else:
+        print(f"version {champion.version} is in service: {champion.path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,4 +1,4 @@
-"""The serving process: `python -m serving.app` starts Ray Serve with the collector and the recommender, until SIGTERM."""
+"""The serving process: `python -m serving.app` runs Ray Serve with the collector and the recommender until SIGTERM."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ READY: Final = "serving is ready at"
 
 
 def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
-    """The two Serve applications as `{name: (route prefix, application)}`. Clients are opened in the replicas, not here.
+    """The two Serve applications as `{name: (route prefix, application)}`. Their clients are opened in the replicas.
 
     Imports Ray Serve: `ray_runtime.environment` must be set before.
     """
@@ -61,9 +61,11 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
 
             return build_recommender(self._settings)
 
+    collector: Any = Collector
+    recommender: Any = Recommender
     return {
-        names.COLLECTOR_APP: ("/v1/events", Collector.bind(settings)),
-        names.RECOMMENDER_APP: ("/", Recommender.bind(settings)),
+        names.COLLECTOR_APP: ("/v1/events", collector.bind(settings)),
+        names.RECOMMENDER_APP: ("/", recommender.bind(settings)),
     }
 
 
@@ -88,8 +90,10 @@ def main() -> int:
     asked_to_end = threading.Event()
     listen_for_signals(asked_to_end)
     try:
-        ray_runtime.start(settings, build(settings))
-        listen_for_signals(asked_to_end)  # Ray has put its own handlers in place
+        ray_runtime.start_ray(settings)
+        listen_for_signals(asked_to_end)  # again: Ray has put its own handlers in place
+        ray_runtime.deploy(settings, build(settings))
+        listen_for_signals(asked_to_end)
         print(f"{READY} http://{settings.http_host}:{settings.http_port}", flush=True)
         asked_to_end.wait()
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""How Ray runs for us: HAProxy in front, on loopback as far as Ray lets us, nothing in the home directory, quick to end.
+"""How Ray runs for us: HAProxy in front, on loopback where Ray lets us, nothing in the home directory, quick to end.
 
 Ray reads most of this from the environment when it is imported, so `environment` comes first (serving/app.py).
 """
@@ -7,6 +7,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +21,8 @@ from headrace.settings import Settings
 if TYPE_CHECKING:
     from ray.serve import Application
 
-LOOPBACK: Final = "127.0.0.1"
+# Ray replaces 127.0.0.1 by the address of a network card; another loopback address, which Linux has, it keeps.
+LOOPBACK: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # A Unix socket's path holds 107 bytes; Ray adds about 65 to its folder.
 LONGEST_FOLDER: Final = 40
 OBJECT_STORE_BYTES: Final = 80 * 1024**2
@@ -44,7 +46,7 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
     """Variables for this process and, inherited from it, all of Ray's."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's own services listen on every interface, whatever one sets: they get a token that nobody else has.
+        # Some of Ray's services listen on every interface, whatever one sets: they want a token that nobody else has.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(haproxy)),
@@ -66,10 +68,9 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
     }
 
 
-def start(settings: Settings, applications: dict[str, tuple[str, "Application"]]) -> None:
-    """Start Ray, or join the one that RAY_ADDRESS names, and deploy `{name: (route prefix, application)}`. Waits for them."""
+def start_ray(settings: Settings) -> None:
+    """Start Ray, or join the one that RAY_ADDRESS names."""
     import ray
-    from ray import serve
 
     address = os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {
@@ -84,6 +85,12 @@ def start(settings: Settings, applications: dict[str, tuple[str, "Application"]]
         configure_logging=False,
         **({} if address else local),
     )
+
+
+def deploy(settings: Settings, applications: dict[str, tuple[str, "Application"]]) -> None:
+    """Deploy `{name: (route prefix, application)}` and wait until they run."""
+    from ray import serve
+
     serve.start(http_options={"host": settings.http_host, "port": settings.http_port})
     targets = [
         serve.RunTarget(application, name=name, route_prefix=prefix)

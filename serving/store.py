@@ -72,7 +72,7 @@ class Goods:
 
 
 def read_goods(settings: Settings, now_us: int, last: Goods | None) -> Goods | None:
-    """The last catalogue row of each item at or before now; `last` itself while the table is the same; None without one.
+    """The last catalogue row of each item at or before now; `last` itself while the table is the same, None if none.
 
     Raises OSError or DeltaError where the lake cannot be read.
     """

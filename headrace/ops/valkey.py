@@ -52,10 +52,11 @@ class ValkeyServer:
         with redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
             while self.child.is_running() and time.monotonic() < deadline:
                 try:
-                    client.ping()
-                    return
+                    if client.info("server")["process_id"] == self.child.pid:  # and not another one on this port
+                        return
                 except redis.ConnectionError:  # not listening yet, or still loading its file
-                    time.sleep(0.02)
+                    pass
+                time.sleep(0.02)
         raise self.child.failure("did not start")
 
 

@@ -3,28 +3,21 @@
 One row for each row asked for, in the order asked (law 4). Plain views: the newest row with timestamp <= t, of equal
 timestamps the one created later. Stream views: `headrace.aggregates.batch` over the event lake, which is the batch
 source of the view's push source. A source that does not exist yet reads as empty.
-
-A scan yields the newest write first; of rows that agree in keys, timestamp and created time the first scanned counts,
-here as in Feast's own `materialize`.
 """
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import TableNotFoundError
-from feast import FeatureView, OnDemandFeatureView, StreamFeatureView
-from feast.data_format import DeltaFormat, ParquetFormat
+from deltalake import write_deltalake
+from feast import FeatureView, OnDemandFeatureView
 from feast.data_source import DataSource
 from feast.errors import FeastJoinKeysDuringMaterialization, SavedDatasetLocationAlreadyExists
 from feast.feature_logging import LoggingConfig, LoggingSource
@@ -34,14 +27,12 @@ from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob,
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
-from feast.types import from_feast_to_pyarrow_type
 
-from headrace import names
-from headrace.aggregates.batch import as_of
-from headrace.aggregates.spec import ViewSpec, compile_view
-from headrace.clock import from_micros, system_clock
-from headrace.events import RECORD_SCHEMA
+from headrace.clock import system_clock
 from headrace.settings import MICROS, Settings
+from headrace.stores.point_in_time import EntityFrame, Labels, check_columns, join, wanted_features
+from headrace.stores.sources import OfflineStoreError, delta_table, file_source, is_delta, scan, utc, write_parquet
+
 
 class PolarsOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """`offline_store:` in feature_store.yaml."""
@@ -122,24 +113,12 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
                 "pass entity_df with keys and times: retrieval by start_date and end_date alone is not offered"
             )
         labels = Labels.read(entity_df)
-        wanted = list(wanted_features(feature_views, feature_refs, full_feature_names))
+        wanted = wanted_features(feature_views, feature_refs, full_feature_names)
         check_columns(labels, wanted)
         lateness_us = round(Settings().lateness_horizon_s * MICROS)
 
         def evaluate() -> pa.Table:
-            answers: dict[str, pa.ChunkedArray] = {}
-            for view in {id(one.view): one.view for one in wanted}.values():
-                features = [one for one in wanted if one.view is view]
-                if isinstance(view, StreamFeatureView):
-                    spec = compile_view(view, lateness_us)
-                    columns = stream_columns(config, view, spec, features, labels, filter_by_created_timestamp)
-                else:
-                    columns = plain_columns(config, view, features, labels, filter_by_created_timestamp)
-                answers |= columns
-            table = labels.table
-            for one in wanted:
-                table = table.append_column(one.output, answers[one.output])
-            return table
+            return join(config, labels, wanted, lateness_us, arrived_only=filter_by_created_timestamp)
 
         return PolarsRetrievalJob(
             evaluate,

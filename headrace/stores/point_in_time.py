@@ -3,10 +3,10 @@
 One answer for each label row, in the order given.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +47,13 @@ class Wanted:
 def wanted_features(views: Sequence[FeatureView], refs: Sequence[str], full_feature_names: bool) -> list[Wanted]:
     """Features in the order of their references; those of on-demand views are Feast's to add."""
     by_name = {view.projection.name_to_use(): view for view in views}
-    named = [(by_name.get(view), view, feature) for view, _, feature in (ref.partition(":") for ref in dict.fromkeys(refs))]
-    return [
-        Wanted(view, feature, f"{name}__{feature}" if full_feature_names else feature)
-        for view, name, feature in named
-        if view is not None
-    ]
+    wanted = []
+    for ref in dict.fromkeys(refs):
+        view_name, _, feature = ref.partition(":")
+        if view_name in by_name:
+            output = f"{view_name}__{feature}" if full_feature_names else feature
+            wanted.append(Wanted(by_name[view_name], feature, output))
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _time_column(schema: pa.Schema) -> str:
 
 
 def check_columns(labels: Labels, wanted: Sequence[Wanted]) -> None:
+    """Raises OfflineStoreError where two columns of the answer would have one name."""
     outputs = [one.output for one in wanted]
     twice = sorted(
         {name for name in outputs if outputs.count(name) > 1} | (set(outputs) & set(labels.table.column_names))

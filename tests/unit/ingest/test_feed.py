@@ -97,6 +97,6 @@ def test_the_feeder_waits_for_room_and_then_says_what_to_do() -> None:
 def test_the_feeder_goes_on_when_room_is_made() -> None:
     log = ListLog()
     log.entries.append((0, b"x" * 30_000, 1))
-    feeder = Feeder(log, max_bytes=40_000, sleep=lambda _: log.entries.clear())
+    feeder = Feeder(log, max_bytes=35_000, sleep=lambda _: log.entries.clear())
     feeder.append(events(100))
     assert sum(count for _, _, count in log.entries) == 100

@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -105,10 +106,10 @@ def test_the_item_before_says_much_more_of_the_next_one_than_popularity(history:
     ranked = [item for item, _ in Counter(item for seen in views.values() for item in seen).most_common()]
     popular = ranked[:5]
     of_category = {c: [item for item in ranked if category[item] == c][:5] for c in set(category.values())}
-    steps = [step for seen in views.values() for step in zip(seen, seen[1:], strict=False)]
+    steps = [step for seen in views.values() for step in pairwise(seen)]
     by_popularity = sum(after in popular for _, after in steps)
     by_category = sum(after in of_category[category[before]] for before, after in steps)
-    assert by_category > 2.5 * by_popularity
+    assert by_category > 2 * by_popularity
 
 
 def test_a_shop_with_fewer_items_than_categories_is_refused() -> None:

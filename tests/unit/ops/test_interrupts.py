@@ -14,10 +14,15 @@ def test_a_signal_is_an_exception(number: signal.Signals) -> None:
 
 def test_while_held_it_waits_for_the_end_of_the_block() -> None:
     done = []
-    with Interrupts().installed() as interrupts:
-        with pytest.raises(Interrupted), interrupts.held():
+
+    def block() -> None:
+        with interrupts.held():
             os.kill(os.getpid(), signal.SIGTERM)
             done.append("the block")
+
+    with Interrupts().installed() as interrupts:
+        with pytest.raises(Interrupted):
+            block()
         assert done == ["the block"]
 
 

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import psutil
 import pytest
@@ -20,8 +21,11 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPE
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 
 
+Spawn = Callable[[str], subprocess.Popen[str]]
+
+
 @pytest.fixture
-def spawn() -> Iterator[object]:
+def spawn() -> Iterator[Spawn]:
     started: list[subprocess.Popen[str]] = []
 
     def start(code: str) -> subprocess.Popen[str]:
@@ -29,25 +33,31 @@ def spawn() -> Iterator[object]:
         return started[-1]
 
     yield start
+    end([reference("test", process.pid) for process in started if process.poll() is None], patience_s=0.2)
     for process in started:
-        process.kill()
-        process.communicate()
+        process.wait()
+        output(process).close()
 
 
-def test_a_process_is_known_by_number_and_creation(spawn) -> None:
+def output(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def test_a_process_is_known_by_number_and_creation(spawn: Spawn) -> None:
     ref = reference("sleeper", spawn(SLEEPER).pid)
     assert running(ref) is not None
     assert running(replace(ref, created=ref.created - 60)) is None
 
 
-def test_a_number_that_belongs_to_somebody_else_by_now_is_not_ended(spawn) -> None:
+def test_a_number_that_belongs_to_somebody_else_by_now_is_not_ended(spawn: Spawn) -> None:
     bystander = spawn(SLEEPER)
     stale = replace(reference("flow", bystander.pid), created=1.0)
     assert end([stale], patience_s=1.0) == []
     assert bystander.poll() is None
 
 
-def test_descendants_are_found_and_named_after_their_ancestor(spawn) -> None:
+def test_descendants_are_found_and_named_after_their_ancestor(spawn: Spawn) -> None:
     parent = spawn(PARENT)
     ref = reference("serving", parent.pid)
     wait_until(lambda: len(with_descendants([ref])) == 2)
@@ -56,10 +66,9 @@ def test_descendants_are_found_and_named_after_their_ancestor(spawn) -> None:
     assert psutil.Process(child.pid).ppid() == parent.pid
 
 
-def test_ending_takes_descendants_along_and_kills_the_deaf(spawn) -> None:
+def test_ending_takes_descendants_along_and_kills_the_deaf(spawn: Spawn) -> None:
     parent, deaf = spawn(PARENT), spawn(DEAF)
-    assert deaf.stdout is not None
-    assert deaf.stdout.readline() == "deaf\n"
+    assert output(deaf).readline() == "deaf\n"
     refs = [reference("parent", parent.pid), reference("deaf", deaf.pid)]
     wait_until(lambda: len(with_descendants(refs)) == 3)
     ended = end(refs, patience_s=0.5)
@@ -79,10 +88,11 @@ def test_a_second_holder_is_refused_and_told_who_and_since_when(tmp_path: Path) 
     assert not (tmp_path / "run" / processes.RECORD_FILE).exists()
 
 
-def test_the_next_holder_ends_what_a_killed_one_left(tmp_path: Path, spawn) -> None:
+def test_the_next_holder_ends_what_a_killed_one_left(tmp_path: Path, spawn: Spawn) -> None:
     code = f"""
 import subprocess, sys, time
 from pathlib import Path
+from typing import IO
 from headrace.ops.processes import ProcessTable
 table = ProcessTable(Path({str(tmp_path)!r}))
 table.claim()
@@ -92,7 +102,7 @@ print(child.pid, flush=True)
 time.sleep(600)
 """
     supervisor = spawn(code)
-    child = reference("flow", int(supervisor.stdout.readline()))
+    child = reference("flow", int(output(supervisor).readline()))
     owner = processes.holder(tmp_path)
     assert owner is not None
     assert owner.pid == supervisor.pid
@@ -107,7 +117,7 @@ time.sleep(600)
     table.release()
 
 
-def test_descendants_stay_recorded_when_their_parent_dies(tmp_path: Path, spawn) -> None:
+def test_descendants_stay_recorded_when_their_parent_dies(tmp_path: Path, spawn: Spawn) -> None:
     table = ProcessTable(tmp_path)
     table.claim()
     parent = spawn(PARENT)

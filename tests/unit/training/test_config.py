@@ -1,0 +1,40 @@
+import pytest
+
+from training.config import TrainConfig, by_name, default, large, parse_change, small
+
+
+def test_one_dial_sets_rows_width_and_history() -> None:
+    assert [config().width for config in (small, default, large)] == [32, 64, 128]
+    assert [config().max_positives for config in (small, default, large)] == [20_000, 80_000, 320_000]
+
+
+def test_an_unknown_key_is_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match="unknown training setting epochs; known are .*tower_epochs"):
+        small().changed(epochs=3)
+
+
+def test_an_unknown_config_is_an_error_that_names_the_choices() -> None:
+    with pytest.raises(ValueError, match="no training config 'tiny'; choose from small, default, large"):
+        by_name("tiny")
+
+
+def test_a_change_from_the_command_line_has_the_type_of_its_key() -> None:
+    assert parse_change("tower_epochs=3") == ("tower_epochs", 3)
+    assert parse_change("test_share=0.2") == ("test_share", 0.2)
+    assert parse_change("device=cuda") == ("device", "cuda")
+
+
+@pytest.mark.parametrize("text", ["tower_epochs", "epochs=3"])
+def test_a_change_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write key=value"):
+        parse_change(text)
+
+
+@pytest.mark.parametrize(("key", "value"), [("test_share", 1.0), ("negatives", 0), ("days", 0.0)])
+def test_a_value_out_of_range_is_refused_by_name(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match=key):
+        small().changed(**{key: value})
+
+
+def test_a_config_survives_json() -> None:
+    assert TrainConfig.from_json(large().to_json()) == large()

@@ -1,0 +1,134 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from headrace.stores.lake import EventLake
+from training.config import small
+from training.dataset import DatasetError, episodes, impressions, read_split, with_negatives
+
+HOUR_US = 3_600_000_000
+CONFIG = small()
+
+
+def events(*rows: tuple[str, str, str, float], **columns: list[object]) -> pl.DataFrame:
+    """Rows of (user, item, type, hours)."""
+    nothing: list[object] = [None] * len(rows)
+    return pl.DataFrame(
+        {
+            "event_id": [f"e{place}" for place in range(len(rows))],
+            "user_id": [row[0] for row in rows],
+            "item_id": [row[1] for row in rows],
+            "type": [row[2] for row in rows],
+            "t_us": [int(row[3] * HOUR_US) for row in rows],
+            "request_id": pl.Series(columns.get("request_id", nothing), dtype=pl.String),
+            "as_of": pl.Series(columns.get("as_of", nothing), dtype=pl.Int64),
+            "value": pl.Series(columns.get("value", nothing), dtype=pl.Float64),
+        }
+    )
+
+
+def test_an_episode_starts_at_its_first_event_and_is_labelled_by_all_of_them() -> None:
+    rows = episodes(
+        events(("u", "a", "view", 1), ("u", "a", "add_to_cart", 2), ("u", "b", "view", 3), ("v", "a", "purchase", 4)), CONFIG
+    )
+    assert rows.select("user_id", "item_id", "t_us", "click", "cart", "purchase").rows() == [
+        ("u", "a", 1 * HOUR_US, 1, 1, 0),
+        ("u", "b", 3 * HOUR_US, 1, 0, 0),
+        ("v", "a", 4 * HOUR_US, 1, 0, 1),
+    ]
+
+
+def test_a_pair_that_meets_again_after_the_horizon_makes_a_second_episode() -> None:
+    rows = episodes(events(("u", "a", "view", 0), ("u", "a", "view", 24), ("u", "a", "purchase", 48.1)), CONFIG)
+    assert rows.select("t_us", "purchase").rows() == [(0, 0), (int(48.1 * HOUR_US), 1)]
+
+
+def test_a_low_rating_is_no_positive() -> None:
+    rated = events(("u", "a", "rate", 0), ("u", "b", "rate", 1), ("u", "c", "view", 2), value=[2.0, 3.0, None])
+    assert episodes(rated, CONFIG)["item_id"].to_list() == ["b", "c"]
+
+
+def test_an_impression_is_labelled_by_what_answers_its_request_and_item() -> None:
+    log = events(
+        ("u", "a", "impression", 1),
+        ("u", "b", "impression", 1),
+        ("u", "a", "click", 1.1),
+        ("u", "a", "purchase", 1.2),
+        ("u", "b", "view", 1.3),
+        request_id=["r", "r", "r", "r", None],
+        as_of=[HOUR_US - 7, HOUR_US - 7, None, None, None],
+    )
+    assert impressions(log, CONFIG).rows() == [
+        ("u", "a", HOUR_US - 7, "r", 1, 0, 1),
+        ("u", "b", HOUR_US - 7, "r", 0, 0, 0),
+    ]
+
+
+def test_an_answer_after_the_horizon_does_not_count() -> None:
+    log = events(("u", "a", "impression", 1), ("u", "a", "click", 25.1), request_id=["r", "r"])
+    assert impressions(log, CONFIG)["click"].to_list() == [0]
+
+
+def test_negatives_share_user_and_time_and_never_hit_what_the_user_knows() -> None:
+    positives = episodes(events(("u", "a", "view", 1), ("u", "b", "view", 2)), CONFIG)
+    rows = with_negatives(positives, np.array([[1, 2], [2, 2]]), ["a", "b", "c"], positives)
+    assert rows.select("user_id", "item_id", "t_us", "click").rows() == [
+        ("u", "a", HOUR_US, 1),
+        ("u", "c", HOUR_US, 0),
+        ("u", "b", 2 * HOUR_US, 1),
+        ("u", "c", 2 * HOUR_US, 0),
+    ]
+
+
+def test_rows_that_are_all_positive_are_refused() -> None:
+    positives = episodes(events(("u", "a", "view", 1), ("u", "b", "view", 2)), CONFIG)
+    with pytest.raises(DatasetError, match="every label is positive"):
+        with_negatives(positives, np.array([[1], [0]]), ["a", "b"], positives)
+
+
+def test_an_empty_lake_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="run `headrace ingest` first"):
+        read_split(EventLake(tmp_path), CONFIG)
+
+
+def lake_of(tmp_path: Path, rows: list[tuple[str, str, str, float]]) -> EventLake:
+    import pyarrow as pa
+
+    from headrace.events import EVENT_SCHEMA
+
+    def moment(hours: float) -> datetime:
+        return datetime.fromtimestamp(hours * 3600, tz=UTC)
+
+    table = pa.Table.from_pylist(
+        [
+            {"event_id": f"e{place}", "user_key": user, "item_id": item, "type": kind, "timestamp": moment(hours),
+             "received_at": moment(hours), "ingested_at": moment(hours)}
+            for place, (user, item, kind, hours) in enumerate(rows)
+        ],
+        schema=EVENT_SCHEMA,
+    )  # fmt: skip
+    lake = EventLake(tmp_path)
+    lake.append(table, {0: 1})
+    return lake
+
+
+def test_a_purchase_after_the_cut_is_no_label_of_an_episode_before_it(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, [("u", "a", "view", 1), ("u", "b", "view", 2), ("u", "a", "purchase", 3), ("u", "c", "view", 4)])
+    split = read_split(lake, CONFIG, cut_us=int(2.5 * HOUR_US))
+    assert split.train.select("item_id", "purchase").rows() == [("a", 0), ("b", 0)]
+    assert split.test["item_id"].to_list() == ["c"]
+
+
+def test_events_of_one_time_cannot_be_split(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, [("u", "a", "view", 1), ("v", "b", "view", 1)])
+    with pytest.raises(DatasetError, match="no interaction before the cut"):
+        read_split(lake, CONFIG)
+
+
+def test_a_window_without_interactions_is_refused(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, [("u", "a", "view", 1), ("u", "b", "impression", 100)])
+    with pytest.raises(DatasetError, match="raise `days`"):
+        read_split(lake, CONFIG.changed(days=1.0))

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,17 +89,18 @@ def main() -> int:
     os.environ.update(ray_runtime.environment(folder, haproxy=haproxy))
 
     asked_to_end = threading.Event()
-    listen_for_signals(asked_to_end)
+    on_signal(break_off)
     try:
         ray_runtime.start_ray(settings)
-        listen_for_signals(asked_to_end)  # again: Ray has put its own handlers in place
+        on_signal(break_off)  # again: Ray has put its own handlers in place
         ray_runtime.deploy(settings, build(settings))
-        listen_for_signals(asked_to_end)
+        on_signal(asked_to_end.set)
         print(f"{READY} http://{settings.http_host}:{settings.http_port}", flush=True)
         asked_to_end.wait()
     except KeyboardInterrupt:
         logger.info("asked to end before everything had started")
     finally:
+        on_signal(lambda: None)  # the end is under way; asking again must not cut it short
         ray_runtime.stop()
     return 0
 
@@ -110,17 +112,18 @@ def absolute(settings: Settings) -> Settings:
     )
 
 
-def listen_for_signals(asked_to_end: threading.Event) -> None:
-    """The first SIGTERM or SIGINT asks to end; while Ray is still starting, it also breaks off the start."""
+def on_signal(act: Callable[[], None]) -> None:
+    """What SIGTERM and SIGINT do from now on."""
 
-    def end(_number: int, _frame: FrameType | None) -> None:
-        already = asked_to_end.is_set()
-        asked_to_end.set()
-        if not already:
-            raise KeyboardInterrupt
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        act()
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+        signal.signal(number, handle)
+
+
+def break_off() -> None:
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -247,10 +247,8 @@ def _gather(question: _Question, aggregate: AggregateSpec, timeline: Timeline, p
     expression, kind = str(aggregate.expression), value_type(aggregate)
     if len(timeline.rows) == 0:
         return pa.nulls(len(places), kind)
-    if expression in RECORD_SCHEMA.names:
-        values = question.ordered[expression]
-    else:
-        values = pl.Series(question.numbers(expression))
+    known = expression in RECORD_SCHEMA.names
+    values = question.ordered[expression] if known else pl.Series(question.numbers(expression))
     rows = pl.Series(timeline.rows[places]).set(pl.Series(places < 0), None)
     return values.gather(rows).to_arrow().cast(kind)
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,56 +124,66 @@ def apply(as_json: AsJson = False) -> None:
 @app.command()
 def ingest(
     source: Annotated[
-        str, typer.Argument(help="simulator, rees46, movielens, jsonl, ... : the format of the data.")
+        str, typer.Argument(help="The data's format: simulator, rees46, movielens, jsonl, ...")
     ] = "simulator",
     path: Annotated[
-        Path | None, typer.Argument(help="A file or a folder, gzip or not. The simulator needs none.")
+        Path | None, typer.Argument(help="A file or folder, gzip or not. The simulator needs none.")
     ] = None,
-    bulk: Annotated[
-        bool, typer.Option(help="Straight into the lake, without the log; then run `headrace backfill`.")
-    ] = False,
-    shift_to_now: Annotated[
-        bool, typer.Option(help="Move all times by one constant, so that the last event is now.")
-    ] = False,
+    bulk: Annotated[bool, typer.Option(help="Straight into the lake; then run `headrace backfill`.")] = False,
+    shift_to_now: Annotated[bool, typer.Option(help="Move all times by one constant: the last event is now.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Load history through the same validation as the API. Loading the same data twice changes nothing."""
     from headrace.ingest.load import ingest as load
-    from headrace.ops.progress import progress_of
+    from headrace.ingest.progress import bars
 
-    settings = read_settings()
-    with progress_of(as_json) as progress:
+    with bars() as progress:
         report = load(
-            _source(source, path), settings, bulk=bulk, shift_to_now=shift_to_now, clock=system_clock, progress=progress
+            _source(source, path),
+            read_settings(),
+            bulk=bulk,
+            shift_to_now=shift_to_now,
+            clock=system_clock,
+            progress=progress,
         )
-    show(report.to_dict(), as_json, "Loaded.")
+    show(asdict(report), as_json, "Loaded. `headrace apply` brings catalogue and profiles online.")
+
+
+def _source(name: str, path: Path | None) -> Any:
+    from headrace.ingest.formats import open_source
+    from headrace.ingest.simulator import ShopConfig, simulate
+
+    if name == "simulator":
+        return simulate(ShopConfig())
+    if path is None:
+        raise ValueError(f"`headrace ingest {name}` needs a path: a file or a folder")
+    return open_source(name, path)
 
 
 @app.command()
 def replay(
-    lake: Annotated[Path, typer.Argument(help="The lake to read: <another data directory>/lake.")],
-    speed: Annotated[float, typer.Option(help="Times faster than it happened; 0: as fast as possible.")] = 0.0,
+    lake: Annotated[Path, typer.Argument(help="The data directory, or the lake in it, whose events are streamed.")],
+    speed: Annotated[float | None, typer.Option(help="Times faster than it happened; left out: at full speed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Stream another stack's lake into this empty stack's log."""
+    from headrace.ingest.progress import bars
     from headrace.ingest.replay import replay as stream
-    from headrace.ops.progress import progress_of
 
-    settings = read_settings()
-    with progress_of(as_json) as progress:
-        report = stream(lake, settings, speed=speed, clock=system_clock, progress=progress)
-    show(report.to_dict(), as_json, "Replayed.")
+    with bars() as progress:
+        report = stream(lake, read_settings(), speed=speed, clock=system_clock, progress=progress)
+    show(asdict(report), as_json, "Replayed.")
 
 
 @app.command()
 def backfill(as_json: AsJson = False) -> None:
     """Compute all streaming features from the lake, and let the flow go on from there."""
+    from headrace.ingest.progress import bars
     from headrace.ops.backfill import backfill as fill
-    from headrace.ops.progress import progress_of
 
-    with progress_of(as_json) as progress:
-        report = fill(read_settings(), system_clock, progress)
-    show(report.to_dict(), as_json, "Backfilled.")
+    with bars() as progress:
+        report = fill(read_settings(), progress)
+    show(asdict(report), as_json, "Backfilled.")
 
 
 @app.command()
@@ -183,9 +194,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Recompute what the online store holds from the lake, and compare. Exit code 1 on any mismatch."""
+    from headrace.ingest.progress import bars
     from headrace.ops.verify import verify as compare
 
-    report = compare(read_settings(), None if as_of is None else _micros(as_of), system_clock)
+    with bars() as progress:
+        report = compare(read_settings(), None if as_of is None else _micros(as_of), system_clock, progress)
     mismatches = sum(report.mismatches.values())
     show(report.to_dict(), as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
     raise typer.Exit(1 if mismatches else 0)

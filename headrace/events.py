@@ -11,12 +11,22 @@ docs/events.md documents each field.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 import polars as pl
 import pyarrow as pa
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from headrace import names
 from headrace.clock import to_micros
@@ -31,6 +41,16 @@ EventType = Literal[
     "begin_checkout", "purchase", "rate", "like", "dislike", "hide", "identify",
 ]  # fmt: skip
 Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+def _text_or_moment(value: object) -> object:
+    """JSON has no times: a string, never a number that might be seconds or milliseconds."""
+    if isinstance(value, str | datetime):
+        return value
+    raise ValueError("must be a string, ISO 8601 with a time zone")
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_text_or_moment)]
 
 NEEDS_ITEM: Final = frozenset(names.EVENT_TYPES) - {
     names.SCROLL,
@@ -65,13 +85,13 @@ class EventIn(BaseModel):
     anonymous_id: Identifier | None = None
     session_id: Identifier | None = None
     item_id: Identifier | None = None
-    timestamp: Annotated[AwareDatetime, Field(strict=False, description="When it happened: ISO 8601 with a time zone.")]
+    timestamp: Annotated[Moment, Field(description="When it happened: ISO 8601 with a time zone.")]
     request_id: Identifier | None = Field(None, description="The recommendation that this event answers.")
     position: int | None = Field(None, ge=0, description="Place in that recommendation, from 0.")
     score: float | None = Field(None, allow_inf_nan=False)
     source: str | None = Field(None, max_length=64)
     model_version: str | None = Field(None, max_length=128)
-    as_of: Annotated[AwareDatetime, Field(strict=False)] | None = None
+    as_of: Moment | None = None
     propensity: float | None = Field(None, gt=0, le=1)
     value: float | None = Field(
         None, allow_inf_nan=False, description="Seconds of a dwell, depth of a scroll, a rating."

@@ -8,9 +8,11 @@ from headrace.ingest.jsonl import JsonLines
 from headrace.ingest.movielens import MovieLens
 from headrace.ingest.rees46 import Rees46
 from headrace.ingest.retailrocket import RetailRocket
+from headrace.ingest.simulator import ShopConfig, simulate
 from headrace.ingest.source import Source
 from headrace.ingest.taobao import Taobao
 
+SIMULATOR: Final = "simulator"
 FORMATS: Final[dict[str, Callable[[Path], Source]]] = {
     "rees46": Rees46,
     "movielens": MovieLens,
@@ -20,8 +22,14 @@ FORMATS: Final[dict[str, Callable[[Path], Source]]] = {
 }
 
 
-def open_source(name: str, path: Path) -> Source:
-    """The loader called `name` over a file or folder. Raises ValueError for a name that no loader has."""
+def open_source(name: str, path: Path | None = None) -> Source:
+    """The loader called `name` over a file or folder, or the default shop, which needs none. Raises ValueError."""
+    if name == SIMULATOR and path is None:
+        return simulate(ShopConfig())
+    if name == SIMULATOR:
+        raise ValueError(f"the simulator reads nothing: leave out {path}")
     if name not in FORMATS:
-        raise ValueError(f"no loader is called {name!r}: choose one of {', '.join(FORMATS)}")
+        raise ValueError(f"no loader is called {name!r}: choose one of {', '.join((SIMULATOR, *FORMATS))}")
+    if path is None:
+        raise ValueError(f"{name} needs a file or a folder to read")
     return FORMATS[name](path)

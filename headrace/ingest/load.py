@@ -7,9 +7,9 @@ what the lake flow has not written yet is caught by the flows' own dedup.
 
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -19,7 +19,7 @@ from headrace.clock import Clock, system_clock, to_micros
 from headrace.events import EVENT_SCHEMA
 from headrace.ingest.feed import ENTRY_EVENTS, TIMES, Feeder
 from headrace.ingest.plain_rows import add_rows, item_table, profile_table
-from headrace.ingest.progress import Report, silent
+from headrace.ingest.progress import Report
 from headrace.ingest.source import Source
 from headrace.ingest.validate import Limits, Reader
 from headrace.settings import MICROS, Settings
@@ -66,6 +66,9 @@ class IngestReport:
     bulk_position: int | None = None
     """Number of this bulk load; a backfill has to follow it (`headrace backfill`)."""
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 def ingest(
     source: Source,
@@ -74,7 +77,7 @@ def ingest(
     bulk: bool = False,
     shift_to_now: bool = False,
     clock: Clock = system_clock,
-    progress: Report = silent,
+    progress: Report | None = None,
 ) -> IngestReport:
     """Load a source, its catalogue and its profiles.
 
@@ -182,7 +185,8 @@ def _append_to_lake(lake: EventLake, new: pl.DataFrame, ingested_at_us: int) -> 
     return position
 
 
-def _append_to_log(feeder: Feeder, new: pl.DataFrame, slice_events: int, progress: Report) -> None:
+def _append_to_log(feeder: Feeder, new: pl.DataFrame, slice_events: int, progress: Report | None) -> None:
     for start in range(0, new.height, slice_events):
         feeder.append(new.slice(start, slice_events))
-        progress("append", min(start + slice_events, new.height), new.height)
+        if progress:
+            progress("append", min(start + slice_events, new.height), new.height)

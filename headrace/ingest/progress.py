@@ -6,12 +6,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-Report = Callable[[str, int, int | None], None]
-"""Called with what is being done, how many are done, and of how many (None: not known yet)."""
-
-
-def silent(what: str, done: int, total: int | None) -> None:
-    """Report nothing."""
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and of how many (0: not known yet)."""
 
 
 @contextmanager
@@ -21,9 +17,9 @@ def bars() -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def report(what: str, done: int, total: int | None) -> None:
+        def report(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+                tasks[what] = progress.add_task(what, total=None)
+            progress.update(tasks[what], completed=done, total=total or None)
 
         yield report

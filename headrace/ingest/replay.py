@@ -2,9 +2,9 @@
 
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
@@ -15,7 +15,7 @@ from headrace.clock import Clock, system_clock
 from headrace.events import RECORD_SCHEMA
 from headrace.ingest.feed import ENTRY_EVENTS, Feeder, Sleep
 from headrace.ingest.plain_rows import add_rows, stored_rows
-from headrace.ingest.progress import Report, silent
+from headrace.ingest.progress import Report
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
 from headrace.stores.log import EventLog, RedisEventLog
@@ -38,6 +38,9 @@ class ReplayReport:
     seconds: float
     """Wall time that the stream took."""
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 def replay(
     lake_dir: Path,
@@ -45,17 +48,17 @@ def replay(
     *,
     speed: float | None,
     clock: Clock = system_clock,
-    progress: Report = silent,
+    progress: Report | None = None,
     sleep: Sleep = time.sleep,
 ) -> ReplayReport:
     """Stream the events of `lake_dir` in order of arrival (`received_at`, timestamp, event_id), times unchanged.
 
     `lake_dir` is a lake folder or the data directory that holds one. At speed 1.0 the gaps are those of the history, at
-    60 a minute takes a second, with None it goes as fast as the log takes it. Catalogue and profiles are copied first.
+    60 a minute takes a second, with None or 0 it goes as fast as the log takes it. Catalogue and profiles are copied first.
     Raises ReplayError if there is no lake or if this stack holds events already.
     """
-    if speed is not None and speed <= 0:
-        raise ValueError(f"speed is {speed}: give a number above 0, or none to go as fast as possible")
+    if speed is not None and speed < 0:
+        raise ValueError(f"speed is {speed}: give a number above 0, or 0 to go as fast as possible")
     origin = _lake_under(lake_dir)
     with closing(connect(settings)) as client:
         log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
@@ -81,7 +84,7 @@ def _stream(
     slice_events: int,
     speed: float | None,
     clock: Clock,
-    progress: Report,
+    progress: Report | None,
     sleep: Sleep,
 ) -> None:
     arrivals_us = events[names.RECEIVED_AT].dt.epoch("us").to_numpy()
@@ -89,7 +92,7 @@ def _stream(
     done = 0
     while done < events.height:
         due = events.height
-        if speed is not None:
+        if speed:
             reached_us = arrivals_us[0] + (clock() - started_us) * speed
             due = int(np.searchsorted(arrivals_us, reached_us, side="right"))
             if due == done:
@@ -98,7 +101,8 @@ def _stream(
         step = min(due - done, slice_events)
         feeder.append(events.slice(done, step))
         done += step
-        progress("replay", done, events.height)
+        if progress:
+            progress("replay", done, events.height)
 
 
 def _lake_under(folder: Path) -> Path:

@@ -46,7 +46,7 @@ class ShopHistory:
     users: list[ProfileRow]
     events: list[Event]
     """JSON-able events in the shape of the contract, in (timestamp, event_id) order."""
-    name: str = "shop"
+    name: str = "simulator"
 
     @property
     def catalogue(self) -> pa.Table:
@@ -61,7 +61,7 @@ class ShopHistory:
     def read(self) -> Iterator[SourceRow]:
         yield from self.items
         yield from self.users
-        yield from (RawEvent(event, f"shop:{number}") for number, event in enumerate(self.events, start=1))
+        yield from (RawEvent(event, f"simulator:{number}") for number, event in enumerate(self.events, start=1))
 
 
 def simulate(config: ShopConfig) -> ShopHistory:

@@ -54,7 +54,7 @@ class Reader:
         self._tables: list[pa.Table] = []
         self._content = Content(pl.DataFrame(), bytes=0)
 
-    def read(self, progress: Report) -> Content:
+    def read(self, progress: Report | None = None) -> Content:
         """All of the source. Rows refused are counted and kept, whatever becomes of the rest."""
         content = self._content
         for count, row in enumerate(self._source.read(), start=1):
@@ -69,7 +69,8 @@ class Reader:
                     self._refuse(row.origin, row.field, row.reason, row.raw)
             if count % _CHUNK == 0:
                 self._flush()
-                progress("read", count, None)
+                if progress:
+                    progress("read", count, 0)
         self._flush()
         content.events = _frame(pa.concat_tables([RECORD_SCHEMA.empty_table(), *self._tables]))
         return content

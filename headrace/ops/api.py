@@ -43,7 +43,10 @@ class Api:
 
     def send_events(self, events: Sequence[Mapping[str, Any]]) -> Any:
         """`POST /v1/events`. Raises ApiError unless every event was accepted and is on disk."""
-        return self._checked("/v1/events", list(events), self._event_key)
+        answer = self._checked("/v1/events", list(events), self._event_key)
+        if answer["refused"]:
+            raise ApiError(f"{len(answer['refused'])} of {len(events)} events were refused: {answer['refused'][0]}")
+        return answer
 
     def recommend(self, request: Mapping[str, Any]) -> Any:
         """`POST /v1/recommend`. Raises ApiError."""
@@ -51,7 +54,7 @@ class Api:
 
     def _checked(self, path: str, body: Any, key: str) -> Any:
         status, answer = self._request("POST", path, body, key)
-        if status not in (200, 202):
+        if status != 200:
             raise ApiError(f"POST {self.base_url}{path} answered {status}: {str(answer)[:300]}")
         return answer
 

@@ -13,14 +13,19 @@ class ChildFailedError(RuntimeError):
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment in which a child process reads the same settings, whatever directory it starts in."""
-    chosen = settings.model_dump(include=settings.model_fields_set | {"data", "feature_repo"}, exclude_none=True)
+    """The environment in which a child process reads exactly these settings, whatever directory it starts in."""
+    chosen = settings.model_dump(include=settings.model_fields_set, exclude_none=True)
     chosen |= {"data": settings.data.resolve(), "feature_repo": settings.feature_repo.resolve()}
-    return (
-        os.environ
-        | {"PYTHONUNBUFFERED": "1"}
-        | {f"HEADRACE_{name.upper()}": str(value) for name, value in chosen.items()}
-    )
+    others = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    ours = {f"HEADRACE_{name.upper()}": str(value) for name, value in chosen.items()}
+    return others | ours | {"PYTHONUNBUFFERED": "1"}
+
+
+def failure_of(name: str, what: str, log: Path) -> ChildFailedError:
+    """The error that says what went wrong and where to read on."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    return ChildFailedError(f"{name} {what}; its last line: {last[:300]} (all of it: {log})")
 
 
 class Child:
@@ -77,7 +82,4 @@ class Child:
         return self._process.wait(timeout_s)
 
     def failure(self, what: str) -> ChildFailedError:
-        """The error that says what went wrong and where to read on."""
-        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
-        last = next((line for line in reversed(lines) if line.strip()), "no output")
-        return ChildFailedError(f"{self.name} {what}; its last line: {last.strip()[:300]} (all of it: {self.log})")
+        return failure_of(self.name, what, self.log)

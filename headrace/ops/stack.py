@@ -3,7 +3,6 @@
 `up` is the whole stack, left running. `Stack` is the same in steps, for a caller that does something between them.
 """
 
-import os
 import subprocess
 import sys
 import threading
@@ -19,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.ops.api import Api
-from headrace.ops.child import Child, ChildFailedError, environment_of
+from headrace.ops.child import Child, ChildFailedError, environment_of, failure_of
 from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.ops.keys import KEYS_FILE, with_keys
-from headrace.ops.ports import check_free, free_port
+from headrace.ops.ports import PortHeldError, check_free
 from headrace.ops.processes import (
     ProcessRef,
     ProcessTable,
@@ -53,32 +52,6 @@ STEADY_S: Final = 60.0
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Ports:
-    """What serving listens on: the public port, and HAProxy's own pages."""
-
-    http: int
-    haproxy_stats: int
-    haproxy_metrics: int
-
-    @classmethod
-    def configured(cls, settings: Settings) -> Self:
-        stats = int(os.environ.get("RAY_SERVE_HAPROXY_STATS_PORT", "8404"))
-        metrics = int(os.environ.get("RAY_SERVE_HAPROXY_METRICS_PORT", "9101"))
-        return cls(settings.http_port, stats, metrics)
-
-    @classmethod
-    def free(cls) -> Self:
-        return cls(free_port(), free_port(), free_port())
-
-    def by_setting(self) -> dict[str, int]:
-        return {
-            "HEADRACE_HTTP_PORT": self.http,
-            "RAY_SERVE_HAPROXY_STATS_PORT": self.haproxy_stats,
-            "RAY_SERVE_HAPROXY_METRICS_PORT": self.haproxy_metrics,
-        }
-
-
 @dataclass
 class _Part:
     """A supervised process and its luck so far."""
@@ -93,9 +66,8 @@ class _Part:
 class Stack:
     """Holds the data directory, starts parts one by one, again those that end by themselves, and ends all on exit."""
 
-    def __init__(self, settings: Settings, ports: Ports, say: Say, interrupts: Interrupts) -> None:
-        self.ports = ports
-        self.settings = with_keys(settings.model_copy(update={"http_port": ports.http}))
+    def __init__(self, settings: Settings, say: Say, interrupts: Interrupts) -> None:
+        self.settings = settings
         self._say = say
         self._interrupts = interrupts
         self._table = ProcessTable(settings.run_dir)
@@ -109,10 +81,11 @@ class Stack:
         for leftover in self._table.claim():
             self._say(f"ended {leftover}, left behind by a stack that was killed")
         try:
-            check_free(self.ports.by_setting())
-        except RuntimeError:
+            check_free({"HEADRACE_HTTP_PORT": self.settings.http_port})
+        except PortHeldError:
             self._table.release()
             raise
+        self.settings = with_keys(self.settings)
         self._watcher.start()
         return self
 
@@ -142,57 +115,60 @@ class Stack:
 
     def start_flows(self) -> None:
         for name, module in FLOWS.items():
-            self._start_module(name, module, {})
+            self._start_module(name, module)
 
     def start_serving(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Starts both Serve applications and waits until they are ready. Raises ChildFailedError."""
-        child = self._start_module(SERVING, "serving.app", self._serving_environment())
+        child = self._start_module(SERVING, "serving.app")
         deadline = time.monotonic() + timeout_s
-        while not self.api.is_ready():
-            if not child.is_running():
-                raise child.failure(f"ended with exit code {child.exit_code()} before it was ready")
-            if time.monotonic() > deadline:
-                raise child.failure(f"was not ready within {timeout_s:.0f} s")
-            time.sleep(0.1)
+        with self.api as api:
+            while not api.is_ready():
+                if not child.is_running():
+                    raise child.failure(f"ended with exit code {child.exit_code()} before it was ready")
+                if time.monotonic() > deadline:
+                    raise child.failure(f"was not ready within {timeout_s:.0f} s")
+                time.sleep(0.1)
 
-    def run(self, name: str, module: str, *arguments: str) -> None:
-        """Run a job of this stack to its end (`feast apply`, training). Raises ChildFailedError."""
-        child = Child(
-            name, [sys.executable, "-m", module, *arguments], environment_of(self.settings), self.log_of(name)
-        )
-        with self._interrupts.held():
-            self._table.add(name, child.start())
-        try:
-            code = child.wait()
-        finally:
-            end(self._table.of(name), PATIENCE_S)
-        if code != 0:
-            raise child.failure(f"ended with exit code {code}")
+    def run(self, name: str, module: str, *arguments: str, show: bool = False) -> str:
+        """Run a job of this stack to its end and return what it printed; with `show`, let it print here.
+
+        Raises ChildFailedError.
+        """
+        log = self.log_of(name)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as errors:
+            with self._interrupts.held():
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, *arguments],
+                    env=environment_of(self.settings),
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if show else subprocess.PIPE,
+                    stderr=None if show else errors,
+                    start_new_session=True,
+                )
+                self._table.add(name, process.pid)
+            try:
+                output, _ = process.communicate()
+            finally:
+                end(self._table.of(name), PATIENCE_S)
+        if process.returncode != 0:
+            raise failure_of(name, f"ended with exit code {process.returncode}", log)
+        return "" if output is None else output.decode()
 
     def stay(self) -> None:
         """Until interrupted."""
         while True:
             time.sleep(3600)
 
-    def _start_module(self, name: str, module: str, environment: dict[str, str]) -> Child:
-        child = Child(
-            name, [sys.executable, "-m", module], environment_of(self.settings) | environment, self.log_of(name)
-        )
+    def _start_module(self, name: str, module: str) -> Child:
+        child = Child(name, [sys.executable, "-m", module], environment_of(self.settings), self.log_of(name))
         self._start(_Part(child, child.start))
         return child
 
     def _start(self, part: _Part) -> None:
         with self._interrupts.held():
-            self._table.add(part.child.name, part.start())
             self._parts[part.child.name] = part
-
-    def _serving_environment(self) -> dict[str, str]:
-        """HAProxy's ports (Ray Serve knows no other way to set them), and no report to Ray's makers."""
-        return {
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(self.ports.haproxy_stats),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.ports.haproxy_metrics),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+            self._table.add(part.child.name, part.start())
 
     def _watch(self) -> None:
         while not self._stopping.wait(CHECK_EVERY_S):
@@ -248,9 +224,7 @@ def up(settings: Settings, console: Console) -> None:
     try:
         with (
             interrupts.installed(),
-            Stack(
-                settings, Ports.configured(settings), lambda line: console.print(line, markup=False), interrupts
-            ) as stack,
+            Stack(settings, lambda line: console.print(line, markup=False), interrupts) as stack,
         ):
             with console.status("starting Valkey"):
                 stack.start_valkey()

@@ -17,11 +17,14 @@ from headrace.identity import shard_of
 from headrace.ingest.feed import ENTRY_EVENTS
 from headrace.ingest.jsonl import JsonLines
 from headrace.ingest.load import IngestError, ingest
+from headrace.ingest.materialize import materialize_plain_views
 from headrace.ingest.rees46 import Rees46
 from headrace.ingest.replay import ReplayError, replay
 from headrace.ingest.simulator import ShopConfig, simulate
+from headrace.ops.apply import apply
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetters
+from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
 from headrace.stores.log import RedisEventLog
 
@@ -263,8 +266,25 @@ def test_a_replay_keeps_the_gaps_of_the_history_divided_by_the_speed(
     report = replay(origin.lake_dir, stack, speed=60, clock=lambda: now_us[0], sleep=sleep)
     assert report.seconds == pytest.approx(3.0)
     assert sorted(logged(log)["event_id"]) == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="speed is 0"):
-        replay(origin.lake_dir, stack, speed=0)
+    with pytest.raises(ValueError, match="speed is -1"):
+        replay(origin.lake_dir, stack, speed=-1)
+
+
+def test_the_newest_catalogue_row_is_read_online_after_plain_views_are_materialized(
+    stack: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Feast's plugins are configured by the environment of their process.
+    monkeypatch.setenv("HEADRACE_DATA", str(stack.data))
+    monkeypatch.setenv("HEADRACE_REDIS_URL", str(stack.redis_url))
+    shop = simulate(ShopConfig(users=5, items=30, categories=3, events=50, days=1))
+    ingest(shop, stack, bulk=True, clock=clock)
+    apply(stack, clock)
+    materialize_plain_views(stack, clock)
+    newest = shop.items[-1]
+    answer = open_feature_store(stack).get_online_features(
+        features=["item_catalogue:title", "item_catalogue:price"], entity_rows=[{"item_id": newest.item_id}]
+    )
+    assert answer.to_dict() == {"item_id": [newest.item_id], "title": [newest.title], "price": [newest.price]}
 
 
 @pytest.mark.data

@@ -1,0 +1,186 @@
+"""Both applications on a real Ray Serve with HAProxy, and on a real Valkey: an empty shop, a stopped store, a swapped model."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from headrace.events import decode_payload
+from headrace.ops.ports import free_port, is_free
+from headrace.ops.valkey import ValkeyServer
+from headrace.settings import Settings
+from headrace.stores.log import RedisEventLog
+from headrace.stores.redis_client import connect
+from serving.app import READY
+
+REPOSITORY = Path(__file__).parents[2]
+WRITE, READ = {"Authorization": "Bearer writer"}, {"Authorization": "Bearer reader"}
+
+
+class Stack:
+    """The serving process on a Valkey of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.valkey = ValkeyServer(folder / "valkey", free_port(), folder / "valkey.log")
+        self.settings = Settings(
+            data=folder / "var",
+            feature_repo=REPOSITORY / "feature_repo",
+            redis_url=self.valkey.url,
+            event_keys="writer",
+            read_keys="reader",
+            http_port=free_port(),
+        )
+        self.log = folder / "serving.log"
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.settings.http_port}", timeout=10)
+
+    def start(self) -> None:
+        self.valkey.start()
+        chosen = self.settings.model_dump(include=self.settings.model_fields_set)
+        environment = os.environ | {f"HEADRACE_{name.upper()}": str(value) for name, value in chosen.items()}
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "serving.app"], cwd=REPOSITORY, env=environment, stdout=output, stderr=output
+            )
+        wait_until(lambda: READY in self.log.read_text() or self.process.poll() is not None, 120)
+        assert READY in self.log.read_text(), self.log.read_text()[-2_000:]
+
+    def stop(self) -> None:
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(30)
+        self.valkey.stop()
+
+    def recommend(self, **body: Any) -> httpx.Response:
+        return self.http.post("/v1/recommend", json=body, headers=READ)
+
+    def logged(self) -> list[dict[str, Any]]:
+        client = connect(self.settings)
+        log = RedisEventLog(client, self.settings.log_partitions, "headrace", self.settings.log_max_bytes)
+        entries = log.read(dict.fromkeys(range(self.settings.log_partitions), 0), 1_000)
+        client.close()
+        return [row for entry in entries for row in decode_payload(entry.payload)[0].to_pylist()]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("s"))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def event(event_id: str, **fields: Any) -> dict[str, Any]:
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return {"event_id": event_id, "type": "view", "user_id": "u", "item_id": "i", "timestamp": moment} | fields
+
+
+def test_events_go_in_through_haproxy_with_and_without_a_slash(stack: Stack):
+    for number, path in enumerate(("/v1/events", "/v1/events/")):
+        answer = stack.http.post(path, json=event(f"e{number}"), headers=WRITE)
+        assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
+    assert {row["event_id"] for row in stack.logged()} >= {"e0", "e1"}
+
+
+def test_keys_are_asked_for_at_both_applications(stack: Stack):
+    assert stack.http.post("/v1/events", json=event("e")).status_code == 401
+    assert stack.http.post("/v1/events", json=event("e"), headers=READ).status_code == 401
+    assert stack.http.post("/v1/recommend", json={"user_id": "u"}).status_code == 401
+    assert stack.http.post("/v1/recommend", json={"user_id": "u"}, headers=WRITE).status_code == 401
+
+
+def test_an_empty_store_and_no_model_are_answered_and_named(stack: Stack):
+    answer = stack.recommend(user_id="u", n=5, stages=True)
+    assert answer.status_code == 200
+    assert answer.json()["items"] == []
+    assert {"no_model", "catalogue_empty"} <= set(answer.json()["degraded"])
+    assert [stage["stage"] for stage in answer.json()["stages"]][0] == "hydrate"
+
+
+def test_wrong_requests_are_4xx_through_haproxy_too(stack: Stack):
+    assert stack.recommend(user_id="u", n=10_000).status_code == 422
+    assert stack.http.post("/v1/events", content=b"{", headers=WRITE).status_code == 400
+    large = b" " * (stack.settings.max_body_bytes + 1)
+    assert stack.http.post("/v1/events", content=large, headers=WRITE).status_code == 413
+    assert stack.http.get("/nothing").json()["error"] == "not found"
+
+
+def test_health_readiness_documents_and_metrics_are_served(stack: Stack):
+    assert stack.http.get("/healthz").json() == {"ok": True}
+    assert stack.http.get("/readyz").json()["ready"] is True
+    assert stack.http.get("/docs", headers=READ).status_code == 200
+    assert "/v1/events" in stack.http.get("/openapi.json", headers=READ).json()["paths"]
+    assert "headrace_recommend_requests_total" in stack.http.get("/metrics", headers=READ).text
+    assert "headrace_events_accepted_total" in stack.http.get("/v1/events/metrics", headers=READ).text
+
+
+def test_the_collector_has_not_imported_torch_and_the_recommender_has(stack: Stack):
+    libraries = {}
+    for process in psutil.Process(stack.process.pid).children(recursive=True):
+        name = " ".join(process.cmdline())
+        if "ServeReplica:" in name:
+            application = name.split("ServeReplica:")[1].split(":")[0]
+            libraries[application] = any("libtorch" in region.path for region in process.memory_maps())
+    assert libraries == {"collector": False, "recommender": True}
+
+
+def test_a_stopped_store_is_503_for_events_and_still_a_slate_for_readers_until_it_is_back(stack: Stack):
+    stack.valkey.kill()
+    try:
+        assert stack.http.post("/v1/events", json=event("lost"), headers=WRITE).status_code == 503
+        answer = stack.recommend(user_id="u")
+        assert answer.status_code == 200
+        assert "user_features_unavailable" in answer.json()["degraded"]
+    finally:
+        stack.valkey.start()
+    assert stack.http.post("/v1/events", json=event("back"), headers=WRITE).status_code == 200
+    ids = {row["event_id"] for row in stack.logged()}
+    assert "back" in ids
+    assert "lost" not in ids
+
+
+def test_a_second_process_on_the_same_port_names_the_holder_and_ends(stack: Stack):
+    chosen = stack.settings.model_dump(include={"data", "http_port"})
+    environment = os.environ | {f"HEADRACE_{name.upper()}": str(value) for name, value in chosen.items()}
+    second = subprocess.run(
+        [sys.executable, "-m", "serving.app"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert f"port {stack.settings.http_port} is held by haproxy (pid " in second.stderr
+    assert "HEADRACE_HTTP_PORT" in second.stderr
+
+
+def test_sigterm_ends_everything_within_seconds_and_leaves_no_process_and_no_port(stack: Stack):
+    family = psutil.Process(stack.process.pid).children(recursive=True)
+    assert any(process.name() == "haproxy" for process in family)
+    started = time.monotonic()
+    stack.process.send_signal(signal.SIGTERM)
+    assert stack.process.wait(30) == 0, stack.log.read_text()[-2_000:]
+    took = time.monotonic() - started
+    assert [process for process in family if process.is_running()] == []
+    assert is_free(stack.settings.http_port)
+    assert took < 10  # 3 s alone on two cores
+    for key in ("writer", "reader"):
+        assert key not in stack.log.read_text()

@@ -1,0 +1,116 @@
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import orjson
+import pytest
+
+from headrace.identity import shard_of
+from headrace.stores.log import LogFullError, LogUnavailableError
+from serving.committer import GroupCommitter, LogWriter
+from serving.metrics import CollectorMetrics
+
+
+class MemoryLog:
+    """Keeps appended payloads; waits at a gate when there is one; fails while `down`."""
+
+    partitions = 4
+
+    def __init__(self) -> None:
+        self.appends: list[dict[int, list[str]]] = []
+        self.down = False
+        self.gate: threading.Event | None = None
+
+    def append(self, payloads: Mapping[int, bytes], counts: Mapping[int, int]) -> dict[int, int]:
+        if self.gate is not None:
+            self.gate.wait(5)
+        if self.down:
+            raise LogUnavailableError("down")
+        lines = {
+            p: [orjson.loads(line)["event_id"] for line in payload.split(b"\n")] for p, payload in payloads.items()
+        }
+        assert {p: len(ids) for p, ids in lines.items()} == dict(counts)
+        self.appends.append(lines)
+        return dict.fromkeys(payloads, len(self.appends))
+
+
+def record(event_id: str, user: str = "u") -> dict[str, str]:
+    return {"event_id": event_id, "user_key": user}
+
+
+def committer_of(log: MemoryLog) -> GroupCommitter:
+    return GroupCommitter(LogWriter(lambda: log), CollectorMetrics())
+
+
+def test_records_go_to_the_partition_of_their_user_in_the_order_given():
+    log = MemoryLog()
+    positions = asyncio.run(committer_of(log).commit([record("1", "a"), record("2", "c"), record("3", "a")]))
+    a, c = shard_of("a", 4), shard_of("c", 4)
+    assert a != c
+    assert log.appends == [{a: ["1", "3"], c: ["2"]}]
+    assert positions == {a: 1, c: 1}
+
+
+def test_requests_that_arrive_during_an_append_share_the_next_one():
+    log = MemoryLog()
+    log.gate = threading.Event()
+
+    async def story() -> list[dict[int, int]]:
+        committer = committer_of(log)
+        first = asyncio.create_task(committer.commit([record("1")]))
+        await asyncio.sleep(0)  # the first is taken up before the others arrive
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(committer.commit([record(str(number))])) for number in range(2, 12)]
+        await asyncio.sleep(0)
+        log.gate.set()
+        return await asyncio.gather(first, *others)
+
+    positions = asyncio.run(story())
+    partition = shard_of("u", 4)
+    assert log.appends == [{partition: ["1"]}, {partition: [str(number) for number in range(2, 12)]}]
+    assert positions == [{partition: 1}, *[{partition: 2}] * 10]
+
+
+def test_every_waiter_of_a_failed_group_fails_and_the_next_append_opens_the_log_again():
+    log, opened = MemoryLog(), []
+
+    def open_log() -> MemoryLog:
+        opened.append(True)
+        return log
+
+    async def story() -> list[object]:
+        committer = GroupCommitter(LogWriter(open_log), CollectorMetrics())
+        log.down = True
+        outcomes = await asyncio.gather(*[committer.commit([record(str(n))]) for n in range(3)], return_exceptions=True)
+        log.down = False
+        return [*outcomes, await committer.commit([record("again")])]
+
+    *failed, positions = asyncio.run(story())
+    assert [type(each) for each in failed] == [LogUnavailableError] * 3
+    assert positions == {shard_of("u", 4): 1}
+    assert len(opened) == 2
+
+
+def test_a_client_that_went_away_does_not_disturb_the_others_of_its_group():
+    log = MemoryLog()
+    log.gate = threading.Event()
+
+    async def story() -> dict[int, int]:
+        committer = committer_of(log)
+        gone = asyncio.create_task(committer.commit([record("1")]))
+        stays = asyncio.create_task(committer.commit([record("2")]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        log.gate.set()
+        return await stays
+
+    assert asyncio.run(story()) == {shard_of("u", 4): 1}
+
+
+def test_a_full_log_is_said_to_be_full():
+    def full(_: object) -> None:
+        raise LogFullError("full")
+
+    with pytest.raises(LogFullError):
+        LogWriter(MemoryLog, full).write([record("1")])

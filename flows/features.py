@@ -25,11 +25,11 @@ from flows.steps import Batch, Deduplicator, ShardBatch, ShardSplitter, ViewColu
 from headrace import names
 from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
-from headrace.aggregates.spec import ViewSpec, compile_views
+from headrace.aggregates.spec import ViewSpec
 from headrace.clock import Clock, system_clock
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetter, DeadLetters
-from headrace.stores.feature_store import open_feature_store
+from headrace.stores.definitions import load_definitions
 from headrace.stores.log import EventLog, RedisEventLog
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import OwnedShard, ShardCommit, check_deployment, read_status, row_key
@@ -47,7 +47,7 @@ class StaleStateError(RuntimeError):
 def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until_end: bool = False) -> Dataflow:
     """The dataflow. Opens the registry and the store."""
     client = connect(settings)
-    specs = compile_views(open_feature_store(settings), int(settings.lateness_horizon_s * MICROS))
+    specs = load_definitions(settings).streams
     check_deployment(client, settings.shards, settings.log_partitions)
 
     def open_log() -> EventLog:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -102,6 +103,7 @@ def main() -> int:
     finally:
         on_signal(lambda: None)  # the end is under way; asking again must not cut it short
         ray_runtime.stop()
+    shutil.rmtree(folder, ignore_errors=True)  # logs stay only where something went wrong
     return 0
 
 

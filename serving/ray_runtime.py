@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 # Ray replaces 127.0.0.1 by the address of a network card; another loopback address, which Linux has, it keeps.
 LOOPBACK: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
-# A Unix socket's path holds 107 bytes; Ray adds about 65 to its folder.
-LONGEST_FOLDER: Final = 40
+# HAProxy takes socket paths of 97 bytes, and Ray puts its sockets into a folder with a name of 56 below ours.
+LONGEST_FOLDER: Final = 26
 OBJECT_STORE_BYTES: Final = 80 * 1024**2
 END_PATIENCE_S: Final = 2.0
+
+
+class DeployError(RuntimeError):
+    """An application did not start; the message holds what its replica said."""
 
 
 def has_haproxy() -> bool:
@@ -96,7 +100,18 @@ def deploy(settings: Settings, applications: dict[str, tuple[str, "Application"]
         serve.RunTarget(application, name=name, route_prefix=prefix)
         for name, (prefix, application) in applications.items()
     ]
-    serve.run_many(targets)
+    try:
+        serve.run_many(targets)
+    except RuntimeError as error:
+        raise DeployError(f"{error}\n{_what_replicas_said()}") from error
+
+
+def _what_replicas_said() -> str:
+    """The last line of what each unhealthy deployment reported: its cause, which Serve's own error leaves out."""
+    from ray import serve
+
+    deployments = [each for status in serve.status().applications.values() for each in status.deployments.items()]
+    return "\n".join(f"{name}: {said.message.strip().splitlines()[-1]}" for name, said in deployments if said.message)
 
 
 def stop() -> None:

@@ -12,11 +12,10 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from headrace import names
-from headrace.aggregates.spec import compile_views
 from headrace.clock import from_micros
-from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store
-from headrace.stores.online_reader import OnlineReader, open_reader
+from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
+from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
 from serving.model import CONTENT
 from serving.pipeline import FeatureReader
@@ -44,16 +43,14 @@ class Readers:
 
 def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
     """Readers of the views that are registered now. Raises StoreAddressError, DefinitionError or Feast's errors."""
-    store = open_feature_store(settings)
+    definitions = load_definitions(settings)
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
+    fast = connect(settings, timeout_s=request_timeout_s)
     return Readers(
-        open_reader(connect(settings, timeout_s=request_timeout_s), store, settings),
-        open_reader(slow, store, settings),
+        OnlineReader(fast, definitions.streams, definitions.plain, settings),
+        OnlineReader(slow, definitions.streams, definitions.plain, settings),
         slow,
-        {
-            name: spec.fingerprint
-            for name, spec in compile_views(store, int(settings.lateness_horizon_s * MICROS)).items()
-        },
+        {name: spec.fingerprint for name, spec in definitions.streams.items()},
     )
 
 

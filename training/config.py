@@ -15,6 +15,8 @@ class TrainConfig:
     size: int
     seed: int = 0
     device: str = "cpu"
+    # More threads lose time on busy cores, and change the last digits.
+    threads: int = 1
     # Data: how far back from the newest event, and the share of it, last in time, that is kept for the test.
     days: float = 90.0
     test_share: float = 0.1

@@ -18,7 +18,7 @@ from feast import FeatureStore
 from rich.console import Console
 
 from headrace import names
-from headrace.aggregates.spec import compile_views
+from headrace.aggregates.compile import compile_views
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
 from headrace.models.bundle import Bundle, Items, Manifest
@@ -74,6 +74,7 @@ def main(
 ) -> TrainResult:
     """Train, evaluate, save a bundle and register it. Raises DatasetError where the lake cannot be trained on."""
     started_us = clock()
+    torch.set_num_threads(config.threads)
     store = store or open_feature_store(settings)
 
     # Data: episodes, split by time; features of their users at their times; the catalogue at the cut.

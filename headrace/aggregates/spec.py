@@ -1,22 +1,16 @@
-"""A `StreamFeatureView` compiled: what each of its features means, checked, in a form that the three engines share.
+"""What the features of a stream view mean, in a form that the three engines share. Made by headrace.aggregates.compile.
 
-An aggregation's `column` is `<types>[.<expression>]`: `view` (events of that type), `view|click.item_id`, `purchase.price*quantity`.
-The rules are those of docs/features.md. Anything that cannot be computed is refused here, by name, with the remedy.
+Plain data: no Feast here, whose import takes seconds and brings torch along, so that flows start at once and never load it.
 """
 
 import ast
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, Final
 
 import pyarrow as pa
 import xxhash
-from feast import FeatureStore, StreamFeatureView
-from feast.aggregation import Aggregation
-from feast.types import Array, FeastType, Float64, Int64, String
 
 from headrace import names
 from headrace.events import NEEDS_ITEM, RECORD_SCHEMA
@@ -35,11 +29,6 @@ LISTED: Final = frozenset({LAST, LAST_N})
 SESSIONS: Final = frozenset({SESSION_COUNT, SESSION_SECONDS})
 FUNCTIONS: Final = TILED | LISTED | SESSIONS
 MAX_LAST_N: Final = 1_000
-
-_NUMERIC = frozenset(
-    field.name for field in RECORD_SCHEMA if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
-) - {"schema_version"}
-_FUNCTION = re.compile(r"^([a-z_]+)(?:\(([^()]*)\))?$")
 
 
 class DefinitionError(ValueError):
@@ -103,34 +92,6 @@ class ViewSpec:
         return next(aggregate for aggregate in self.aggregates if aggregate.name == name)
 
 
-def compile_views(store: FeatureStore, lateness_us: int = DEFAULT_LATENESS_US) -> dict[str, ViewSpec]:
-    """Every stream view of a registry, by name. Raises DefinitionError on the first that cannot be computed."""
-    return {view.name: compile_view(view, lateness_us) for view in store.list_stream_feature_views()}
-
-
-def compile_view(view: StreamFeatureView, lateness_us: int = DEFAULT_LATENESS_US) -> ViewSpec:
-    """Check a stream view and compile it. Raises DefinitionError."""
-    if not view.aggregations:
-        raise DefinitionError(
-            f"stream view '{view.name}' has no aggregations: give it some, or make it a plain FeatureView"
-        )
-    join_key = _join_key(view)
-    hop = view.tiling_hop_size or timedelta(minutes=5)
-    aggregates = tuple(_compile_aggregation(view, aggregation, hop) for aggregation in view.aggregations)
-    _check_names(view, aggregates)
-    spec = ViewSpec(
-        name=view.name,
-        join_key=join_key,
-        entity_column=names.ENTITY_COLUMN[join_key],
-        aggregates=aggregates,
-        ttl_us=_micros(view.ttl) if view.ttl else None,
-        session_gap_us=SESSION_GAP_US,
-        lateness_us=lateness_us,
-    )
-    _check_ttl(view, spec)
-    return spec
-
-
 def columns_of(expression: str | None) -> set[str]:
     """Event columns that an expression reads."""
     if expression is None:
@@ -143,95 +104,6 @@ def never_null(expression: str | None, types: Iterable[str]) -> bool:
     return expression in {names.TYPE, names.TIMESTAMP, names.EVENT_ID} or (
         expression == names.ITEM_ID and frozenset(types) <= NEEDS_ITEM
     )
-
-
-def _join_key(view: StreamFeatureView) -> str:
-    keys = [column.name for column in view.entity_columns]
-    if len(keys) != 1 or keys[0] not in names.ENTITY_COLUMN:
-        raise DefinitionError(
-            f"stream view '{view.name}' has join keys {keys}: events carry exactly one of "
-            f"{sorted(names.ENTITY_COLUMN)}, use one entity with that key"
-        )
-    return str(keys[0])
-
-
-def _compile_aggregation(view: StreamFeatureView, aggregation: Aggregation, tiling_hop: timedelta) -> AggregateSpec:
-    where = f"view '{view.name}', aggregation '{aggregation.resolved_name(aggregation.time_window)}'"
-    function, n = _parse_function(where, aggregation.function)
-    types, expression = _parse_column(where, aggregation.column, function)
-    window_us = hop_us = None
-    if aggregation.time_window:
-        if function in SESSIONS:
-            raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
-        window = aggregation.time_window
-        slide = aggregation.slide_interval
-        window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
-        if hop_us <= 0 or window_us % hop_us:
-            raise DefinitionError(
-                f"{where}: the hop {hop_us / MICROS:g} s does not divide the window {window_us / MICROS:g} s; choose one that does"
-            )
-    elif function in TILED:
-        raise DefinitionError(f"{where}: {function} needs a time_window")
-    return AggregateSpec(
-        name=aggregation.resolved_name(aggregation.time_window),
-        types=types,
-        expression=expression,
-        function=function,
-        n=n,
-        window_us=window_us,
-        hop_us=hop_us,
-    )
-
-
-def _parse_function(where: str, text: str) -> tuple[str, int]:
-    match = _FUNCTION.match(text.strip())
-    function, argument = match.groups() if match else (text, None)
-    if function not in FUNCTIONS:
-        raise DefinitionError(f"{where}: unknown function '{text}'; use one of {', '.join(sorted(FUNCTIONS))}")
-    if function != LAST_N:
-        if argument is not None:
-            raise DefinitionError(f"{where}: {function} takes no argument, remove '({argument})'")
-        return function, 1
-    if argument is None or not argument.strip().isdigit() or not 1 <= int(argument) <= MAX_LAST_N:
-        raise DefinitionError(f"{where}: write last_n(n) with n from 1 to {MAX_LAST_N}, not '{text}'")
-    return function, int(argument)
-
-
-def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ...], str | None]:
-    head, _, expression = column.replace(" ", "").partition(".")
-    types = tuple(sorted(set(head.split("|"))))
-    unknown = [event_type for event_type in types if event_type not in names.EVENT_TYPES]
-    if unknown:
-        raise DefinitionError(
-            f"{where}: '{unknown[0]}' in column '{column}' is no event type; use {', '.join(names.EVENT_TYPES)}"
-        )
-    if function in SESSIONS and expression:
-        raise DefinitionError(f"{where}: {function} reads whole events; write '{head}' without '.{expression}'")
-    if function in (SUM, MEAN, MIN, MAX, *tuple(LISTED)) and not expression:
-        raise DefinitionError(f"{where}: {function} needs a column; write '{column}.price', say")
-    if expression:
-        _check_expression(where, expression, function)
-    return types, expression or None
-
-
-def _check_expression(where: str, expression: str, function: str) -> None:
-    try:
-        tree = ast.parse(expression, mode="eval")
-    except SyntaxError as error:
-        raise DefinitionError(f"{where}: cannot read the expression '{expression}'") from error
-    allowed = (ast.Expression, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Name, ast.Load, ast.Constant)
-    for node in ast.walk(tree):
-        if not isinstance(node, allowed) or (
-            isinstance(node, ast.Constant) and not isinstance(node.value, int | float)
-        ):
-            raise DefinitionError(f"{where}: '{expression}' may hold columns, numbers and + - * / alone")
-    alone = isinstance(tree.body, ast.Name)
-    known = frozenset(RECORD_SCHEMA.names) if alone and function in LISTED | {COUNT} else _NUMERIC
-    missing = sorted(columns_of(expression) - known)
-    if missing:
-        raise DefinitionError(
-            f"{where}: events have no such column for {function}: '{missing[0]}'; use one of {', '.join(sorted(known))}"
-        )
 
 
 def value_type(aggregate: AggregateSpec) -> pa.DataType:
@@ -247,44 +119,3 @@ def value_type(aggregate: AggregateSpec) -> pa.DataType:
 def arrow_type(aggregate: AggregateSpec) -> pa.DataType:
     """Arrow type of a feature."""
     return pa.list_(value_type(aggregate)) if aggregate.function == LAST_N else value_type(aggregate)
-
-
-def feast_type(aggregate: AggregateSpec) -> FeastType:
-    """The type that the view's schema must give a feature."""
-    kind = value_type(aggregate)
-    base = Int64 if kind == pa.int64() else String if kind == pa.string() else Float64
-    return Array(base) if aggregate.function == LAST_N else base
-
-
-def _check_names(view: StreamFeatureView, aggregates: tuple[AggregateSpec, ...]) -> None:
-    outputs = [aggregate.name for aggregate in aggregates]
-    twice = sorted({name for name in outputs if outputs.count(name) > 1})
-    if twice:
-        raise DefinitionError(f"view '{view.name}' names '{twice[0]}' twice; give each aggregation its own name")
-    # Read back from the registry, a stream view lists its entity columns among its features.
-    entity_columns = {column.name for column in view.entity_columns}
-    declared = {field.name: field.dtype for field in view.features if field.name not in entity_columns}
-    if set(declared) != set(outputs):
-        wrong = sorted(set(declared) ^ set(outputs))
-        raise DefinitionError(
-            f"view '{view.name}': the schema must name exactly the aggregations' outputs; it differs in {', '.join(wrong)}"
-        )
-    for aggregate in aggregates:
-        if str(declared[aggregate.name]) != str(feast_type(aggregate)):
-            raise DefinitionError(
-                f"view '{view.name}', aggregation '{aggregate.name}': the schema says "
-                f"{declared[aggregate.name]}, {aggregate.function} gives {feast_type(aggregate)}"
-            )
-
-
-def _check_ttl(view: StreamFeatureView, spec: ViewSpec) -> None:
-    longest = max(((a.window_us or 0) + (a.hop_us or 0) for a in spec.aggregates), default=0)
-    if spec.ttl_us is not None and spec.ttl_us < longest:
-        raise DefinitionError(
-            f"view '{view.name}': a ttl of {spec.ttl_us / MICROS:g} s ends state that its longest window "
-            f"and hop ({longest / MICROS:g} s) still need; raise it or leave it out"
-        )
-
-
-def _micros(span: timedelta) -> int:
-    return span // timedelta(microseconds=1)

@@ -14,13 +14,14 @@ from headrace.models.preprocessing import Preprocessing
 
 
 class Block(nn.Module):  # type: ignore[misc]
-    """Pre-norm transformer layer. (B, L, D) -> (B, L, D)."""
+    """Pre-norm transformer layer over (B, L, D). With `last_only` it answers for the last place alone: (B, 1, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
         self.norm, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width),
@@ -29,15 +30,21 @@ class Block(nn.Module):  # type: ignore[misc]
             nn.Dropout(config.dropout),
         )
 
-    def forward(self, x_BLD: Tensor, present_BL: Tensor) -> Tensor:
-        users, places, width = x_BLD.shape
-        qkv = self.qkv(self.norm(x_BLD)).view(users, places, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+    def forward(self, x_BLD: Tensor, present_BL: Tensor, last_only: bool) -> Tensor:
+        users, _, width = x_BLD.shape
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(users, -1, self.heads, width // self.heads).transpose(1, 2)
+
+        normed_BLD = self.norm(x_BLD)
+        asking_BLD = x_BLD[:, -1:] if last_only else x_BLD
+        query = self.query(normed_BLD[:, -1:] if last_only else normed_BLD)
+        key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=present_BL[:, None, None, :], dropout_p=self.dropout if self.training else 0.0
+            split(query), split(key), split(value), attn_mask=present_BL[:, None, None, :]
         )
-        mixed_BLD = self.out(mixed.transpose(1, 2).reshape(users, places, width))
-        x_BLD = x_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
+        mixed_BLD = self.out(mixed.transpose(1, 2).reshape(users, -1, width))
+        x_BLD = asking_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
         return x_BLD + self.mlp(self.norm_mlp(x_BLD))
 
 
@@ -52,7 +59,6 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
         self.item_encoder = ItemEncoder(preprocessing, config)
         self.history_encoder = HistoryEncoder(config, preprocessing.length)
         self.user_encoder = UserEncoder(preprocessing, config)
-        self.input_dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.width)
@@ -64,10 +70,10 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
     def users(self, users: UserInputs, table: ItemInputs) -> Tensor:
         """Shape (B, D). The profile stands behind the history as one more place, and its output is the user."""
         history_BLD = self.history_encoder(users, encode_history(self.item_encoder, table, users.items_BL))
-        x_BLD = self.input_dropout(torch.cat([history_BLD, self.user_encoder(users)[:, None]], dim=1))
+        x_BLD = torch.cat([history_BLD, self.user_encoder(users)[:, None]], dim=1)
         present_BL = F.pad(users.items_BL > 0, (0, 1), value=True)
-        for block in self.blocks:
-            x_BLD = block(x_BLD, present_BL)
+        for number, block in enumerate(self.blocks, start=1):
+            x_BLD = block(x_BLD, present_BL, last_only=number == len(self.blocks))
         return self.out(self.norm(x_BLD[:, -1]))
 
 

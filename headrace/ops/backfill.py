@@ -15,10 +15,10 @@ import redis
 from headrace import names
 from headrace.aggregates.fold import ViewState, events_of
 from headrace.aggregates.layout import Layout
-from headrace.aggregates.spec import ViewSpec, compile_views
+from headrace.aggregates.spec import ViewSpec
 from headrace.identity import shards_of
-from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store
+from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import EventLake
 from headrace.stores.log import RedisEventLog
 from headrace.stores.redis_client import connect
@@ -48,7 +48,7 @@ def backfill(settings: Settings, progress: Callable[[str, int, int], None] | Non
     """
     client = connect(settings, timeout_s=60.0)
     check_deployment(client, settings.shards, settings.log_partitions)
-    specs = compile_views(open_feature_store(settings), int(settings.lateness_horizon_s * MICROS))
+    specs = load_definitions(settings).streams
     lake = EventLake(settings.lake_dir)
     owner = f"backfill:{socket.gethostname()}:{os.getpid()}"
     # Fence the flow first: from here on nothing moves but the lake, and the lake is read once, at one version.

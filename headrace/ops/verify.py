@@ -18,11 +18,11 @@ from headrace import names
 from headrace.aggregates.batch import as_of
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
-from headrace.aggregates.spec import AggregateSpec, ViewSpec, compile_views
+from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.identity import shard_of
-from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store
+from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import EventLake
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import ShardStatus, read_rows, scan_keys
@@ -74,7 +74,7 @@ def verify(
     client = connect(settings)
     lake = EventLake(settings.lake_dir)
     report = VerifyReport(as_of_us=as_of_us)
-    for spec in compile_views(open_feature_store(settings), int(settings.lateness_horizon_s * MICROS)).values():
+    for spec in load_definitions(settings).streams.values():
         chunks = list(_read_state(client, settings, spec, _lake_keys(lake, spec)))
         _wait_for_lake(lake, settings, [status for status, _, _ in chunks], wait_s)
         events = _events(lake, spec)

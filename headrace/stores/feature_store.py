@@ -1,14 +1,36 @@
-"""How a process opens the Feast feature store."""
+"""How a process opens the Feast feature store, and what the engines take from it."""
 
 import warnings
 
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
+from feast.repo_config import load_repo_config
 
+from headrace.aggregates.compile import compile_views
 from headrace.settings import Settings
+from headrace.stores.definitions import Definitions
+from headrace.stores.plain_rows import PlainLayout
 
 
 def open_feature_store(settings: Settings) -> FeatureStore:
-    """The feature store of `settings.feature_repo`. Opens no connection."""
+    """The feature store of `settings.feature_repo`, its registry, stores and server those of the settings. Opens no connection."""
+    repo = settings.feature_repo.resolve()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # Feast calls stream feature views experimental, once a process
-        return FeatureStore(repo_path=str(settings.feature_repo))
+        config = load_repo_config(repo, repo / "feature_store.yaml")
+        config.registry.path = str(settings.registry_path.resolve())
+        if hasattr(config.online_store, "settings"):
+            config.online_store.settings = settings
+        return FeatureStore(config=config)
+
+
+def plain_layout(view: FeatureView) -> PlainLayout:
+    """How the rows of a plain view are packed. Read back from the registry, a view may list its entity columns as features."""
+    entity_columns = {column.name for column in view.entity_columns}
+    fields = tuple((f.name, f.dtype.to_value_type().name) for f in view.features if f.name not in entity_columns)
+    return PlainLayout(view.name, fields, int(view.ttl.total_seconds() * 1_000_000) or None if view.ttl else None)
+
+
+def compile_registry(store: FeatureStore) -> Definitions:
+    """Every view of the registry, compiled. Raises DefinitionError."""
+    plain = {view.name: plain_layout(view) for view in store.list_batch_feature_views()}
+    return Definitions(compile_views(store), plain)

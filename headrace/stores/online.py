@@ -10,21 +10,24 @@ from typing import Any, Literal
 
 import numpy as np
 import redis
-from feast import Entity, FeatureView, RepoConfig, StreamFeatureView
+from feast import Entity, FeatureView, RepoConfig, StreamFeatureView, ValueType
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey as EntityKeyProto
 from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 from feast.repo_config import FeastConfigBaseModel
+from feast.type_map import python_values_to_proto_values
 
 from headrace.aggregates import spec as sp
+from headrace.aggregates.compile import compile_view, feast_type
 from headrace.aggregates.layout import NEVER, Layout
 from headrace.aggregates.read import StreamRows
-from headrace.aggregates.spec import AggregateSpec, ViewSpec, compile_view
+from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.clock import from_micros, system_clock, to_micros
 from headrace.identity import shard_of
 from headrace.settings import MICROS, Settings
 from headrace.stores.feast_registry import data_dir
-from headrace.stores.plain_rows import PlainLayout
+from headrace.stores.feature_store import plain_layout
+from headrace.stores.plain_rows import PlainRows
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import row_key
 
@@ -56,9 +59,10 @@ class FutureRowError(ValueError):
 
 
 class PackedRedisOnlineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
-    """The server is `HEADRACE_REDIS_URL`, else the embedded one under HEADRACE_DATA."""
+    """The server is `HEADRACE_REDIS_URL`, else the embedded one under HEADRACE_DATA; a process that has settings passes them."""
 
     type: Literal["headrace.stores.online.PackedRedisOnlineStore"] = "headrace.stores.online.PackedRedisOnlineStore"
+    settings: Settings | None = None
 
 
 class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
@@ -73,7 +77,7 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         """Write plain rows. Raises StreamViewWriteError for a stream view, FutureRowError for a row dated after now."""
         refuse_stream_view(table)
         client, settings = self._connect(config)
-        layout = PlainLayout.of(table)
+        layout = plain_layout(table)
         now = system_clock()
         for start in range(0, len(data), _BATCH):
             rows = data[start : start + _BATCH]
@@ -107,12 +111,8 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             return _read_stream(
                 compile_view(table, int(settings.lateness_horizon_s * MICROS)), raws, requested_features
             )
-        rows = PlainLayout.of(table).rows(raws)
-        times, protos = rows.timestamps_us(), rows.protos(system_clock())
-        return [
-            (None, None) if row is None or at is None else (from_micros(at), row)
-            for at, row in zip(times, protos, strict=True)
-        ]
+        layout = plain_layout(table)
+        return _read_plain(layout.rows(raws))
 
     def update(
         self,
@@ -140,7 +140,7 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
 
     def _connect(self, config: RepoConfig) -> tuple["redis.Redis", Settings]:
         if self._client is None or self._settings is None:
-            settings = Settings()
+            settings = config.online_store.settings or Settings()
             if "data" not in settings.model_fields_set:
                 settings = settings.model_copy(update={"data": data_dir(config.repo_path)})
             self._client, self._settings = connect(settings), settings
@@ -173,11 +173,25 @@ def _read_stream(
     ]
 
 
+def _read_plain(rows: PlainRows) -> list[tuple[datetime | None, dict[str, ValueProto] | None]]:
+    t_us = system_clock()
+    columns = rows.values(t_us)
+    kinds = dict(rows.layout.fields)
+    protos = {name: python_values_to_proto_values(values, ValueType[kinds[name]]) for name, values in columns.items()}
+    times, present = rows.timestamps_us(), rows.present_at(t_us)
+    return [
+        (from_micros(at), {name: column[row] for name, column in protos.items()})
+        if at is not None and here
+        else (None, None)
+        for row, (at, here) in enumerate(zip(times, present, strict=True))
+    ]
+
+
 def _stream_proto(value: Any, aggregate: AggregateSpec) -> ValueProto:
     """Feast's value of one feature."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return ValueProto()
-    kind = str(sp.feast_type(aggregate))
+    kind = str(feast_type(aggregate))
     if aggregate.function == sp.LAST_N:
         proto = ValueProto()
         field = {

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import redis
-from feast import FeatureStore
 
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
-from headrace.aggregates.spec import ViewSpec, compile_views
+from headrace.aggregates.spec import ViewSpec
 from headrace.identity import shard_of
-from headrace.settings import MICROS, Settings
+from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
 from headrace.stores.plain_rows import PlainLayout, PlainRows
 from headrace.stores.shards import ShardStatus, row_key, shard_tag
 
@@ -85,8 +85,7 @@ class OnlineReader:
         return self.fetch({view: keys}).plain[view]
 
 
-def open_reader(client: "redis.Redis", store: FeatureStore, settings: Settings) -> OnlineReader:
-    """A reader of every view in a Feast registry. Raises DefinitionError."""
-    streams = compile_views(store, int(settings.lateness_horizon_s * MICROS))
-    plain = {view.name: PlainLayout.of(view) for view in store.list_batch_feature_views()}
-    return OnlineReader(client, streams, plain, settings)
+def open_reader(client: "redis.Redis", settings: Settings) -> OnlineReader:
+    """A reader of every registered view. Raises DefinitionError."""
+    definitions = load_definitions(settings)
+    return OnlineReader(client, definitions.streams, definitions.plain, settings)

@@ -6,62 +6,53 @@ The two times are big-endian so that the server's script can compare them. Times
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from feast import FeatureView, ValueType
-from feast.protos.feast.types.Value_pb2 import Value as ValueProto
 
 from headrace.aggregates.layout import StateMismatchError
 
-_INTEGERS: Final = {
-    ValueType.INT32: "int32_val",
-    ValueType.INT64: "int64_val",
-    ValueType.UNIX_TIMESTAMP: "unix_timestamp_val",
-    ValueType.BOOL: "bool_val",
-}
-_FLOATS: Final = {ValueType.FLOAT: "float_val", ValueType.DOUBLE: "double_val"}
+_INTEGERS: Final = frozenset({"INT32", "INT64", "UNIX_TIMESTAMP", "BOOL"})
+_FLOATS: Final = frozenset({"FLOAT", "DOUBLE"})
+_NUMBERS: Final = _INTEGERS | _FLOATS
 _U32 = struct.Struct("<I")
+
+
+class FeastValue(Protocol):
+    """What is used of Feast's `Value` message."""
+
+    string_val: str
+
+    def WhichOneof(self, oneof_group: str) -> str | None: ...
+    def SerializeToString(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
 class PlainLayout:
-    """How one plain view's rows are packed. `fields` are (name, Feast value type) in the order of the view."""
+    """How one plain view's rows are packed. `fields` are (name, name of the Feast value type) in the order of the view."""
 
     view: str
-    fields: tuple[tuple[str, ValueType], ...]
+    fields: tuple[tuple[str, str], ...]
     ttl_us: int | None = None
-
-    @classmethod
-    def of(cls, view: FeatureView) -> "PlainLayout":
-        entity_columns = {column.name for column in view.entity_columns}
-        fields = tuple((f.name, f.dtype.to_value_type()) for f in view.features if f.name not in entity_columns)
-        return cls(view.name, fields, int(view.ttl.total_seconds() * 1_000_000) or None if view.ttl else None)
 
     @cached_property
     def fingerprint(self) -> int:
-        return int(
-            xxhash.xxh64_intdigest(repr((1, self.view, [(name, kind.name) for name, kind in self.fields])).encode())
-        )
+        return int(xxhash.xxh64_intdigest(repr((1, self.view, self.fields)).encode()))
 
     @cached_property
     def dtype(self) -> np.dtype[np.void]:
         head: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
             ("@fingerprint", "<u8"), ("@timestamp", ">i8"), ("@created", ">i8"), ("@present", "u1", (len(self.fields),)),
         ]  # fmt: skip
-        numbers = [
-            (name, "<i8" if kind in _INTEGERS else "<f8")
-            for name, kind in self.fields
-            if kind in _INTEGERS or kind in _FLOATS
-        ]
+        numbers = [(name, "<i8" if kind in _INTEGERS else "<f8") for name, kind in self.fields if kind in _NUMBERS]
         return np.dtype([*head, *numbers])
 
-    def pack(self, values: dict[str, ValueProto], timestamp_us: int, created_us: int) -> bytes:
+    def pack(self, values: Mapping[str, FeastValue], timestamp_us: int, created_us: int) -> bytes:
         """One row. Fields that are missing, or hold no value, are null."""
         fixed = np.zeros((), self.dtype)
         fixed["@fingerprint"], fixed["@timestamp"], fixed["@created"] = self.fingerprint, timestamp_us, created_us
@@ -71,7 +62,7 @@ class PlainLayout:
             which = value.WhichOneof("val") if value is not None else None
             present = which not in (None, "null_val")
             fixed["@present"][index] = present
-            if kind in _INTEGERS or kind in _FLOATS:
+            if kind in _NUMBERS:
                 if present:
                     fixed[name] = getattr(value, which)
             else:
@@ -121,9 +112,9 @@ class PlainRows:
         other = 0
         for index, (name, kind) in enumerate(self.layout.fields):
             present = (self._fixed["@present"][:, index] != 0) & ~gone
-            if kind in _INTEGERS or kind in _FLOATS:
+            if kind in _NUMBERS:
                 found: list[Any] = self._fixed[name].tolist()
-                if kind is ValueType.BOOL:
+                if kind == "BOOL":
                     found = [bool(value) for value in found]
             else:
                 found = [_python(body[other], kind) if body else None for body in others]
@@ -131,26 +122,9 @@ class PlainRows:
             columns[name] = [value if here else None for value, here in zip(found, present, strict=True)]
         return columns
 
-    def protos(self, t_us: int) -> list[dict[str, ValueProto] | None]:
-        """Feast values of each row, None for a row that is missing or past the view's TTL."""
-        gone = self._expired(t_us)
-        return [
-            None if raw is None or gone[row] else self._row_protos(row, self._others(raw))
-            for row, raw in enumerate(self._raws)
-        ]
-
-    def _row_protos(self, row: int, others: list[bytes]) -> dict[str, ValueProto]:
-        protos = {}
-        rest = iter(others)
-        for index, (name, kind) in enumerate(self.layout.fields):
-            present = bool(self._fixed["@present"][row, index])
-            if kind in _INTEGERS or kind in _FLOATS:
-                field = (_INTEGERS | _FLOATS)[kind]
-                protos[name] = ValueProto(**{field: self._fixed[name][row].item()}) if present else ValueProto()
-            else:
-                body = next(rest)
-                protos[name] = _proto(body, kind) if present else ValueProto()
-        return protos
+    def present_at(self, t_us: int) -> list[bool]:
+        """Which rows exist and are not past the view's TTL."""
+        return [raw is not None and not gone for raw, gone in zip(self._raws, self._expired(t_us), strict=True)]
 
     def _expired(self, t_us: int | None) -> npt.NDArray[np.bool_]:
         if self.layout.ttl_us is None or t_us is None:
@@ -169,14 +143,13 @@ class PlainRows:
         return bodies
 
 
-def _proto(body: bytes, kind: ValueType) -> ValueProto:
-    return ValueProto(string_val=body.decode()) if kind is ValueType.STRING else ValueProto.FromString(body)
-
-
-def _python(body: bytes, kind: ValueType) -> Any:
-    if kind is ValueType.STRING:
+def _python(body: bytes, kind: str) -> Any:
+    if kind == "STRING":
         return body.decode()
-    value = ValueProto.FromString(body)
+    # Arrays, maps and the like are kept as Feast's own message. Its import takes seconds: only views that have them pay.
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    value = Value.FromString(body)
     which = value.WhichOneof("val")
     found = getattr(value, which) if which else None
     return list(found.val) if which and which.endswith(("_list_val", "_set_val")) else found

@@ -22,7 +22,8 @@ from feast.types import from_feast_to_pyarrow_type
 
 from headrace import names
 from headrace.aggregates.batch import as_of
-from headrace.aggregates.spec import ViewSpec, compile_view
+from headrace.aggregates.compile import compile_view
+from headrace.aggregates.spec import ViewSpec
 from headrace.clock import from_micros
 from headrace.events import RECORD_SCHEMA
 from headrace.settings import MICROS

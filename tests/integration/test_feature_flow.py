@@ -16,7 +16,7 @@ from flows.features import get_flow as feature_flow
 from flows.lake import get_flow as lake_flow
 from flows.source import Pace, StopFlag
 from headrace import names
-from headrace.aggregates.spec import compile_views
+from headrace.aggregates.compile import compile_views
 from headrace.clock import system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of
@@ -107,7 +107,7 @@ def run_lake_to_end(settings: Settings) -> None:
 
 def assert_equals_oracle(settings: Settings, events: list[dict[str, object]], t_us: int) -> None:
     specs = compile_views(open_feature_store(settings))
-    reader = open_reader(connect(settings), open_feature_store(settings), settings)
+    reader = open_reader(connect(settings), settings)
     for spec in specs.values():
         keys = [*sorted({str(event[spec.entity_column]) for event in events}), "never-seen"]
         values = reader.read_stream(spec, keys).values(t_us)

@@ -21,7 +21,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
 from headrace import names
-from headrace.aggregates.spec import compile_views
+from headrace.aggregates.compile import compile_views
 from headrace.clock import from_micros
 from headrace.events import EVENT_SCHEMA
 from headrace.settings import MICROS, Settings

@@ -121,7 +121,7 @@ def test_the_sdk_and_the_fast_reader_agree_on_a_stream_view_and_on_one_never_see
     assert answer["recent_items"] == [["a", "b", "c"], []]
     assert answer["session_count"] == [3, 0]
     rows = (
-        open_reader(connect(settings), store, settings)
+        open_reader(connect(settings), settings)
         .fetch({"user_activity": ["u1", "never"]})
         .streams["user_activity"]
     )

@@ -111,7 +111,7 @@ def test_an_empty_store_and_no_model_are_answered_and_named(stack: Stack):
     assert answer.status_code == 200
     assert answer.json()["items"] == []
     assert {"no_model", "catalogue_empty"} <= set(answer.json()["degraded"])
-    assert [stage["stage"] for stage in answer.json()["stages"]][0] == "hydrate"
+    assert answer.json()["stages"][0]["stage"] == "hydrate"
 
 
 def test_wrong_requests_are_4xx_through_haproxy_too(stack: Stack):

@@ -10,7 +10,8 @@ from feast import Entity, Field, FileSource, PushSource, StreamFeatureView, Valu
 from feast.aggregation import Aggregation
 from feast.types import Array, Float64, Int64, String
 
-from headrace.aggregates.spec import AggregateSpec, DefinitionError, arrow_type, compile_view, feast_type, value_type
+from headrace.aggregates.compile import compile_view, feast_type
+from headrace.aggregates.spec import AggregateSpec, DefinitionError, arrow_type, value_type
 from headrace.settings import MICROS
 
 MINUTE = 60 * MICROS

@@ -117,8 +117,7 @@ def apply(as_json: AsJson = False) -> None:
     """Register the feature definitions (`feast apply`); with a store running, also bring plain views up to date."""
     from headrace.ops.apply import apply as register
 
-    applied = register(read_settings(), system_clock)
-    show(applied.to_dict(), as_json, "Applied.")
+    show(dict(register(read_settings())), as_json, "Applied.")
 
 
 @app.command()

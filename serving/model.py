@@ -90,10 +90,6 @@ def _rows_not_in(catalogue: Columns, known: frozenset[str]) -> dict[str, list[An
 
 def _with_bundled(catalogue: Columns, bundle: Bundle) -> dict[str, list[Any]]:
     """The catalogue now, and below it what only the bundle's snapshot still knows: histories may hold it."""
-    snapshot = bundle.snapshot
-    old: dict[str, Sequence[Any]] = {
-        names.ITEM_ID: snapshot.item_id,
-        **dict(zip(CONTENT, (snapshot.category, snapshot.brand, snapshot.price), strict=True)),
-    }
+    old = bundle.snapshot.features()
     missing = _rows_not_in(old, frozenset(catalogue[names.ITEM_ID]))
     return {name: [*catalogue[name], *missing[name]] for name in old}

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import redis
 from deltalake.exceptions import DeltaError
-from feast.errors import FeastObjectNotFoundException
 from polars.exceptions import PolarsError
 
 from headrace.clock import Clock
@@ -41,9 +40,7 @@ REQUEST_TIMEOUT_S: Final = 0.03
 TOP: Final = 1_000
 MAX_SEEN: Final = 100_000
 
-STORE_TROUBLE: Final = (
-    redis.RedisError, StoreAddressError, FeastObjectNotFoundException, OSError, ValueError, RuntimeError, LookupError,
-)  # fmt: skip
+STORE_TROUBLE: Final = (redis.RedisError, StoreAddressError, OSError, ValueError, RuntimeError, LookupError)
 
 
 @dataclass
@@ -70,6 +67,7 @@ class Refresher:
         self._refused: tuple[BundleRef, float] | None = None
         self._goods: Goods | None = None
         self._saved: Catalogue | None = None
+        self._registry: tuple[int, int] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
 
@@ -91,10 +89,23 @@ class Refresher:
             self._trouble("snapshot", error)
         else:
             self.live.world = replace(self.live.world, catalogue=last or Catalogue())
-        self._open_readers()
+        self.refresh_readers()
         self.refresh_model()
         self.refresh_catalogue()
         self.live.refreshed = True
+
+    def refresh_readers(self) -> None:
+        """Read by the definitions that are registered now, and look again whether the model fits them."""
+        registry = _stamp(self._settings.registry_path)
+        if self.live.readers is not None and registry == self._registry:
+            return
+        try:
+            self.live.readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
+        except STORE_TROUBLE as error:
+            self._trouble("store", error)
+        else:
+            self._registry, self._bundle_ref, self._refused = registry, None, None
+            self.live.troubles.pop("store", None)
 
     def refresh_model(self) -> None:
         """Put a new champion in service, or refuse it and say why."""
@@ -148,8 +159,7 @@ class Refresher:
         next_catalogue = 0.0
         while not self._stop.wait(MODEL_POLL_S):
             try:
-                if self.live.readers is None:
-                    self._open_readers()
+                self.refresh_readers()
                 self.refresh_model()
                 if time.monotonic() >= next_catalogue:
                     begun = time.monotonic()
@@ -159,14 +169,6 @@ class Refresher:
             except Exception:
                 # The thread must outlive a fault of ours: an old world is better than one that never changes again.
                 logger.exception("a refresh failed; the old world stays in service")
-
-    def _open_readers(self) -> None:
-        try:
-            self.live.readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
-        except STORE_TROUBLE as error:
-            self._trouble("store", error)
-        else:
-            self.live.troubles.pop("store", None)
 
     def _read_goods(self, now_us: int) -> Goods | None:
         try:
@@ -287,6 +289,15 @@ def _origin(popularity: Popularity | None, snapshot: Snapshot | None, previous: 
 
 def _orders(catalogue: Catalogue) -> tuple[Any, ...]:
     return (catalogue.popular, catalogue.trending, catalogue.newest, catalogue.unavailable)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Changes when the file does; None without one."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def _inside(path: Path, settings: Settings) -> Path:

@@ -28,6 +28,10 @@ CHUNK: Final = 1_000
 BULK_TIMEOUT_S: Final = 5.0
 
 
+class FeaturesUnknownError(RuntimeError):
+    """There is no registry of features, or it cannot be read."""
+
+
 @dataclass(frozen=True)
 class Readers:
     """Two ways into the same rows: one for a request, which cannot wait, one for reading thousands."""
@@ -42,8 +46,13 @@ class Readers:
 
 
 def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
-    """Readers of the views that are registered now. Raises StoreAddressError, DefinitionError or Feast's errors."""
-    definitions = load_definitions(settings)
+    """Readers of the views that are registered now. Raises StoreAddressError or FeaturesUnknownError."""
+    if not settings.registry_path.exists():
+        raise FeaturesUnknownError(f"no features are registered in {settings.registry_path}: run `headrace apply`")
+    try:
+        definitions = load_definitions(settings)
+    except Exception as error:  # the registry is Feast's, and what it raises has no common class
+        raise FeaturesUnknownError(f"the registry {settings.registry_path} cannot be read: {error}") from error
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
     return Readers(

@@ -1,60 +1,69 @@
-"""`feast apply`, and the plain feature views brought up to date from the lake."""
+"""`feast apply`, and the plain feature views brought up to date from the lake. `python -m headrace.ops.apply`
 
+A process of its own: Feast's apply changes the working directory and the import path of the process it runs in.
+"""
+
+import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from feast import FeatureStore, StreamFeatureView
-
-from headrace.clock import Clock, from_micros
+from headrace.clock import Clock, from_micros, system_clock
 from headrace.ops.child import environment_of
 from headrace.settings import Settings
-from headrace.stores.feature_store import open_feature_store
 from headrace.stores.redis_client import StoreAddressError, redis_url
+
+DEFINITIONS = "feature_store.yaml"
 
 
 class ApplyError(RuntimeError):
-    """Feast refused the definitions."""
+    """The definitions were refused."""
 
 
-@dataclass(frozen=True)
-class Applied:
-    """What the registry holds now, by name."""
+def apply(settings: Settings) -> Mapping[str, Any]:
+    """Register the feature repository's definitions; with a store known, also write plain views' newest rows online.
 
-    stream_views: list[str]
-    plain_views: list[str]
-    services: list[str]
-    materialized: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def apply(settings: Settings, clock: Clock) -> Applied:
-    """Register the definitions of the feature repository; with a store known, also write plain views' rows.
-
-    Raises ApplyError with Feast's last line if a definition is refused.
+    Returns the names of what is registered and of what was written. Raises ApplyError with the reason of a refusal.
     """
-    _feast_apply(settings)
-    store = open_feature_store(settings)
-    plain = [view.name for view in store.list_batch_feature_views() if not isinstance(view, StreamFeatureView)]
-    return Applied(
-        stream_views=[view.name for view in store.list_stream_feature_views()],
-        plain_views=plain,
-        services=[service.name for service in store.list_feature_services()],
-        materialized=materialize_plain_views(store, clock) if _has_store(settings) else [],
-    )
+    if not (settings.feature_repo / DEFINITIONS).exists():
+        raise ApplyError(f"{settings.feature_repo / DEFINITIONS} does not exist: set HEADRACE_FEATURE_REPO")
+    command = [sys.executable, "-m", "headrace.ops.apply"]
+    done = subprocess.run(command, env=environment_of(settings), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise ApplyError(f"{settings.feature_repo} was not applied: {lines[-1] if lines else 'no reason given'}")
+    applied: Mapping[str, Any] = json.loads(done.stdout)
+    return applied
 
 
-def materialize_plain_views(store: FeatureStore, clock: Clock) -> list[str]:
-    """Write each entity's newest row online, of the plain views whose table exists. Returns those views' names."""
-    views = [view.name for view in store.list_batch_feature_views() if Path(view.batch_source.path).exists()]
-    if views:
-        store.materialize(datetime(1970, 1, 1, tzinfo=UTC), from_micros(clock()), feature_views=views)
-    return views
+def main(settings: Settings, clock: Clock) -> dict[str, list[str]]:
+    """In the process of its own: `settings` have absolute paths. Feast's own reports go to standard error."""
+    from feast.repo_config import load_repo_config
+    from feast.repo_operations import apply_total
+
+    from headrace.stores.feature_store import open_feature_store
+
+    with redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        sys.path.insert(0, str(settings.feature_repo))  # where Feast imports the definitions from
+        config = load_repo_config(settings.feature_repo, settings.feature_repo / DEFINITIONS)
+        apply_total(config, settings.feature_repo, skip_source_validation=False)
+        store = open_feature_store(settings)
+        plain = store.list_batch_feature_views()
+        written = [view.name for view in plain if Path(view.batch_source.path).exists()] if _has_store(settings) else []
+        if written:
+            store.materialize(datetime(1970, 1, 1, tzinfo=UTC), from_micros(clock()), feature_views=written)
+    return {
+        "stream_views": [view.name for view in store.list_stream_feature_views()],
+        "plain_views": [view.name for view in plain],
+        "services": [service.name for service in store.list_feature_services()],
+        "materialized": written,
+    }
 
 
 def _has_store(settings: Settings) -> bool:
@@ -64,19 +73,5 @@ def _has_store(settings: Settings) -> bool:
         return False
 
 
-def _feast_apply(settings: Settings) -> None:
-    # A child process: Feast's apply changes the working directory and the import path of the process it runs in.
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "feast.cli.cli",
-        "--chdir",
-        str(settings.feature_repo.resolve()),
-        "apply",
-    ]
-    done = subprocess.run(command, env=environment_of(settings), capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise ApplyError(f"feast apply refused {settings.feature_repo}: {lines[-1].strip() if lines else 'no output'}")
+if __name__ == "__main__":
+    print(json.dumps(main(Settings(), system_clock)))

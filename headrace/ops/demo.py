@@ -89,15 +89,13 @@ def tell(stack: Stack, console: Console, data: Path | None, small: bool) -> Outc
     """The steps, in order."""
     with step(console, "start Valkey, every write on disk before it is acknowledged"):
         stack.start_valkey()
-    with step(console, "register the feature definitions: feast apply"):
-        stack.run("apply", "headrace.cli", "apply")
     with step(console, "load events into the log") as note:
         note(_loaded(_ingest(stack.settings, data, small, system_clock)))
+    with step(console, "register the feature definitions (feast apply), bring catalogue and profiles online"):
+        stack.run("apply", "headrace.ops.apply")
     with step(console, "start the flows; they fill the features and the lake"):
         stack.start_flows()
         wait_until_filled(stack.settings)
-    with step(console, "bring catalogue and profiles online"):
-        stack.run("apply", "headrace.cli", "apply")
     with step(console, "train two towers and a ranker on what serving would have seen"):
         stack.run("train", "training.train", "--config", "small", show=True)
     with step(console, "promote the new version"):

@@ -229,7 +229,7 @@ def up(settings: Settings, console: Console) -> None:
             with console.status("starting Valkey"):
                 stack.start_valkey()
             with console.status("feast apply"):
-                stack.run("apply", "headrace.cli", "apply")
+                stack.run("apply", "headrace.ops.apply")
             with console.status("starting the flows and serving (about 20 s)"):
                 stack.start_flows()
                 stack.start_serving()

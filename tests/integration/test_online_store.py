@@ -1,11 +1,6 @@
-"""Feast's own API on the packed online store, on a real Valkey: what Feast writes it reads back, and stream views agree with the fast reader."""
+"""Feast's own API on the packed online store: it reads back what it writes, and agrees with the fast reader on stream views."""
 
-import os
-import shutil
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -24,33 +19,13 @@ from headrace.stores.log import RedisEventLog
 from headrace.stores.online import FutureRowError, StreamViewWriteError
 from headrace.stores.online_reader import open_reader
 from headrace.stores.redis_client import connect
-from tests.conftest import ROOT
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
 
-@pytest.fixture(scope="module")
-def applied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("applied")
-    shutil.copytree(ROOT / "feature_repo", directory / "feature_repo", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = os.environ | {"HEADRACE_DATA": str(directory / "var")}
-    feast = Path(sys.executable).parent / "feast"
-    subprocess.run([feast, "apply"], cwd=directory / "feature_repo", env=environment, check=True, capture_output=True)
-    return directory
-
-
 @pytest.fixture
-def settings(applied: Path, valkey: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    shutil.rmtree(applied / "var" / "lake", ignore_errors=True)
-    monkeypatch.setenv("HEADRACE_DATA", str(applied / "var"))
-    monkeypatch.setenv("HEADRACE_FEATURE_REPO", str(applied / "feature_repo"))
-    monkeypatch.setenv("HEADRACE_REDIS_URL", valkey)
-    return Settings()
-
-
-@pytest.fixture
-def store(settings: Settings) -> FeatureStore:
-    return open_feature_store(settings)
+def store(stack: Settings) -> FeatureStore:
+    return open_feature_store(stack)
 
 
 def item_rows(**columns: object) -> pd.DataFrame:
@@ -97,9 +72,9 @@ def test_values_written_into_a_stream_view_are_refused_with_the_remedy(store: Fe
 
 
 def test_the_sdk_and_the_fast_reader_agree_on_a_stream_view_and_on_one_never_seen(
-    settings: Settings, store: FeatureStore
+    stack: Settings, store: FeatureStore
 ) -> None:
-    log = RedisEventLog(connect(settings), settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+    log = RedisEventLog(connect(stack), stack.log_partitions, names.PROJECT, stack.log_max_bytes)
     at = system_clock() - 5_000_000
     for number, item in enumerate(["a", "b", "c"]):
         when = at + number
@@ -112,7 +87,7 @@ def test_the_sdk_and_the_fast_reader_agree_on_a_stream_view_and_on_one_never_see
             "received_at": when,
         }
         log.append({shard_of("u1", log.partitions): encode_records([record])}, {shard_of("u1", log.partitions): 1})
-    run_main(get_flow(settings, system_clock, StopFlag(), Pace(), until_end=True))
+    run_main(get_flow(stack, system_clock, StopFlag(), Pace(), until_end=True))
     features = ["views_10m", "recent_items", "recent_times", "session_count", "session_seconds"]
     answer = store.get_online_features(
         [f"user_activity:{name}" for name in features], [{"user_id": "u1"}, {"user_id": "never"}]
@@ -120,11 +95,7 @@ def test_the_sdk_and_the_fast_reader_agree_on_a_stream_view_and_on_one_never_see
     assert answer["views_10m"] == [3, 0]
     assert answer["recent_items"] == [["a", "b", "c"], []]
     assert answer["session_count"] == [3, 0]
-    rows = (
-        open_reader(connect(settings), settings)
-        .fetch({"user_activity": ["u1", "never"]})
-        .streams["user_activity"]
-    )
+    rows = open_reader(connect(stack), stack).fetch({"user_activity": ["u1", "never"]}).streams["user_activity"]
     values = rows.values(system_clock())
     assert {name: list(values[name]) for name in features} == {name: answer[name] for name in features}
 

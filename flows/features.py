@@ -99,7 +99,7 @@ class DeadLetterStep:
         return batch
 
 
-class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], None]):
+class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], None]):  # type: ignore[misc]
     """One shard: takes ownership at its first batch, then folds what its positions do not cover."""
 
     def __init__(self, client: "redis.Redis", specs: Mapping[str, ViewSpec], owner: str) -> None:
@@ -165,7 +165,7 @@ class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], N
         return None
 
 
-class CommitSink(DynamicSink[Any]):
+class CommitSink(DynamicSink[Any]):  # type: ignore[misc]
     """Writes commits of a worker's shards, pipelined: together they cost one round trip and one fsync."""
 
     def __init__(self, client: "redis.Redis", fingerprints: Mapping[str, int]) -> None:
@@ -176,7 +176,7 @@ class CommitSink(DynamicSink[Any]):
         return CommitPartition(self._redis, self._fingerprints)
 
 
-class CommitPartition(StatelessSinkPartition[Any]):
+class CommitPartition(StatelessSinkPartition[Any]):  # type: ignore[misc]
     def __init__(self, client: "redis.Redis", fingerprints: Mapping[str, int]) -> None:
         self._redis = client
         self._fingerprints = fingerprints

@@ -72,7 +72,7 @@ def trim_log(event_log: EventLog, client: Any, lake: EventLake, settings: Settin
     return event_log.trim({p: min(horizon, in_lake[p], *(s.positions.get(p, 0) for s in statuses)) for p in partitions})
 
 
-class LakeSink(DynamicSink[Batch]):
+class LakeSink(DynamicSink[Batch]):  # type: ignore[misc]
     """Appends batches; every so often compacts small files and trims the log."""
 
     def __init__(self, lake: EventLake, trim: Any) -> None:
@@ -83,7 +83,7 @@ class LakeSink(DynamicSink[Batch]):
         return LakePartition(self._lake, self._trim)
 
 
-class LakePartition(StatelessSinkPartition[Batch]):
+class LakePartition(StatelessSinkPartition[Batch]):  # type: ignore[misc]
     def __init__(self, lake: EventLake, trim: Any) -> None:
         self._lake = lake
         self._trim = trim

@@ -46,7 +46,7 @@ class Pace:
     max_entries: int = 64
 
 
-class LogSource(DynamicSource[LogSlice]):
+class LogSource(DynamicSource[LogSlice]):  # type: ignore[misc]
     """Partition p is read by worker p mod workers. Keeps no position of its own: `resume_from` says where the state stands."""
 
     def __init__(
@@ -71,7 +71,7 @@ class LogSource(DynamicSource[LogSlice]):
         return LogReader(log, dict(self._resume_from(partitions)), self._clock, self._stop, self._pace, self._until_end)
 
 
-class LogReader(StatelessSourcePartition[LogSlice]):
+class LogReader(StatelessSourcePartition[LogSlice]):  # type: ignore[misc]
     """One worker's partitions."""
 
     def __init__(

@@ -22,6 +22,7 @@ import pyarrow as pa
 from headrace import names
 from headrace.aggregates import spec as sp
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
+from headrace.events import RECORD_SCHEMA
 
 NEVER: Final = -(2**62)
 """Stands for 'no event yet' in times and tile numbers; far enough from the limit of int64 to subtract from."""
@@ -185,7 +186,7 @@ def pack_value(value: Any, column: str) -> bytes:
     """A string as u16 length and UTF-8, a time or integer as i64, any other number as f64."""
     kind = _kind(column)
     if kind == "string":
-        text = value.encode()
+        text: bytes = value.encode()
         return _U16.pack(len(text)) + text
     return _I64.pack(value) if kind == "integer" else _F64.pack(value)
 
@@ -223,9 +224,9 @@ def _read_entry(raw: bytes, start: int, recent: RecentList) -> tuple[Entry, int]
 
 @cache
 def _kind(column: str) -> str:
-    if column not in sp.RECORD_SCHEMA.names:
+    if column not in RECORD_SCHEMA.names:
         return "float"
-    declared = sp.RECORD_SCHEMA.field(column).type
+    declared = RECORD_SCHEMA.field(column).type
     if pa.types.is_string(declared):
         return "string"
     return "integer" if pa.types.is_integer(declared) or pa.types.is_timestamp(declared) else "float"

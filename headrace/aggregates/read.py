@@ -78,13 +78,13 @@ def _window(ring: Ring, aggregate: AggregateSpec, t_us: int, fixed: npt.NDArray[
         return np.asarray(fixed[ring.tiles(Counter(aggregate.types, aggregate.expression, kind))])
 
     if aggregate.function == sp.COUNT:
-        return np.where(inside, tiles(sp.COUNT), 0).sum(axis=1, dtype=np.int64)
+        return np.asarray(np.where(inside, tiles(sp.COUNT), 0).sum(axis=1, dtype=np.int64))
     if aggregate.function == sp.SUM:
-        return np.where(inside, tiles(sp.SUM), 0.0).sum(axis=1)
+        return np.asarray(np.where(inside, tiles(sp.SUM), 0.0).sum(axis=1))
     if aggregate.function == sp.MEAN:
         count = np.where(inside, tiles(sp.COUNT), 0).sum(axis=1, dtype=np.float64)
         total = np.where(inside, tiles(sp.SUM), 0.0).sum(axis=1)
-        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+        return np.asarray(np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0))
     reduce = np.fmin if aggregate.function == sp.MIN else np.fmax
     return np.asarray(reduce.reduce(np.where(inside, tiles(aggregate.function), np.nan), axis=1))
 

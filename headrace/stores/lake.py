@@ -67,11 +67,7 @@ class EventLake:
     def scan(self, columns: Sequence[str] | None = None, upto: Mapping[int, int] | None = None) -> pl.LazyFrame:
         """The events, lazily; with `upto`, only those at or below a log position in each partition."""
         table = self.table()
-        frame = (
-            pl.LazyFrame(schema=pl.from_arrow(LAKE_SCHEMA.empty_table()).schema)
-            if table is None
-            else pl.scan_delta(table)
-        )  # type: ignore[union-attr]
+        frame = pl.LazyFrame(schema=_polars_schema()) if table is None else pl.scan_delta(table)
         if upto is not None:
             covered = [
                 (pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position)
@@ -79,6 +75,12 @@ class EventLake:
             ]
             frame = frame.filter(pl.any_horizontal(covered))
         return frame.select(list(columns)) if columns is not None else frame
+
+
+def _polars_schema() -> pl.Schema:
+    frame = pl.from_arrow(LAKE_SCHEMA.empty_table())
+    assert isinstance(frame, pl.DataFrame)
+    return frame.schema
 
 
 def append_rows(lake_dir: Path, table: str, rows: pa.Table) -> None:

@@ -113,7 +113,7 @@ class RedisEventLog:
         config = self._redis.config_get("append*")
         if config.get("appendonly") != "yes":
             raise LogUnavailableError("the event log's server has no append-only file: start it with `appendonly yes`")
-        return config.get("appendfsync") != "always"
+        return bool(config.get("appendfsync") != "always")
 
     def check_room(self) -> None:
         """Raises LogFullError at the byte bound."""

@@ -60,17 +60,15 @@ class PlainLayout:
         for index, (name, kind) in enumerate(self.fields):
             value = values.get(name)
             which = value.WhichOneof("val") if value is not None else None
-            present = which not in (None, "null_val")
-            fixed["@present"][index] = present
+            if value is None or which is None or which == "null_val":
+                if kind not in _NUMBERS:
+                    parts.append(_U32.pack(0))
+                continue
+            fixed["@present"][index] = True
             if kind in _NUMBERS:
-                if present:
-                    fixed[name] = getattr(value, which)
+                fixed[name] = getattr(value, which)
             else:
-                body = (
-                    (value.string_val.encode() if which == "string_val" else value.SerializeToString())
-                    if present
-                    else b""
-                )
+                body = value.string_val.encode() if which == "string_val" else value.SerializeToString()
                 parts += [_U32.pack(len(body)), body]
         return fixed.tobytes() + b"".join(parts)
 
@@ -117,7 +115,9 @@ class PlainRows:
                 if kind == "BOOL":
                     found = [bool(value) for value in found]
             else:
-                found = [_python(body[other], kind) if body else None for body in others]
+                found = [
+                    _python(body[other], kind) if here else None for body, here in zip(others, present, strict=True)
+                ]
                 other += 1
             columns[name] = [value if here else None for value, here in zip(found, present, strict=True)]
         return columns
@@ -151,5 +151,7 @@ def _python(body: bytes, kind: str) -> Any:
 
     value = Value.FromString(body)
     which = value.WhichOneof("val")
-    found = getattr(value, which) if which else None
-    return list(found.val) if which and which.endswith(("_list_val", "_set_val")) else found
+    if which is None:
+        return None
+    found: Any = getattr(value, which)
+    return list(found.val) if which.endswith(("_list_val", "_set_val")) else found

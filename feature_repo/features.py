@@ -37,7 +37,7 @@ WINDOWS = {
 }
 COUNTED = {"views": "view", "clicks": "click", "carts": "add_to_cart", "purchases": "purchase"}
 # Types that a user makes; never `impression`, which the recommender makes.
-USER_MADE = "view|click|add_to_cart|remove_from_cart|purchase|rate|like|dislike"
+USER_MADE = "view|click|add_to_cart|remove_from_cart|purchase|rate|like|dislike|hide"
 
 counts = [
     Aggregation(column=event_type, function="count", time_window=window, slide_interval=hop, name=f"{plural}_{label}")

@@ -133,30 +133,21 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Load history through the same validation as the API. Loading the same data twice changes nothing."""
+    from headrace.ingest.formats import open_source
     from headrace.ingest.load import ingest as load
     from headrace.ingest.progress import bars
 
+    settings, history = read_settings(), open_source(source, path)
     with bars() as progress:
         report = load(
-            _source(source, path),
-            read_settings(),
+            history,
+            settings,
             bulk=bulk,
             shift_to_now=shift_to_now,
             clock=system_clock,
             progress=progress,
         )
     show(asdict(report), as_json, "Loaded. `headrace apply` brings catalogue and profiles online.")
-
-
-def _source(name: str, path: Path | None) -> Any:
-    from headrace.ingest.formats import open_source
-    from headrace.ingest.simulator import ShopConfig, simulate
-
-    if name == "simulator":
-        return simulate(ShopConfig())
-    if path is None:
-        raise ValueError(f"`headrace ingest {name}` needs a path: a file or a folder")
-    return open_source(name, path)
 
 
 @app.command()
@@ -196,8 +187,9 @@ def verify(
     from headrace.ingest.progress import bars
     from headrace.ops.verify import verify as compare
 
+    settings, as_of_us = read_settings(), None if as_of is None else _micros(as_of)
     with bars() as progress:
-        report = compare(read_settings(), None if as_of is None else _micros(as_of), system_clock, progress)
+        report = compare(settings, as_of_us, system_clock, progress)
     mismatches = sum(report.mismatches.values())
     show(report.to_dict(), as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
     raise typer.Exit(1 if mismatches else 0)

@@ -11,13 +11,14 @@ docs/events.md documents each field.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
 import polars as pl
 import pyarrow as pa
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -50,7 +51,14 @@ def _text_or_moment(value: object) -> object:
     raise ValueError("must be a string, ISO 8601 with a time zone")
 
 
-Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_text_or_moment)]
+def _since_1970(moment: datetime) -> datetime:
+    """Times are kept as Unix microseconds from 0."""
+    if moment.year < 1971 and moment < datetime(1970, 1, 1, tzinfo=UTC):
+        raise ValueError("must not be before 1970")
+    return moment
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_text_or_moment), AfterValidator(_since_1970)]
 
 NEEDS_ITEM: Final = frozenset(names.EVENT_TYPES) - {
     names.SCROLL,
@@ -87,7 +95,7 @@ class EventIn(BaseModel):
     item_id: Identifier | None = None
     timestamp: Annotated[Moment, Field(description="When it happened: ISO 8601 with a time zone.")]
     request_id: Identifier | None = Field(None, description="The recommendation that this event answers.")
-    position: int | None = Field(None, ge=0, description="Place in that recommendation, from 0.")
+    position: int | None = Field(None, ge=0, le=2**31 - 1, description="Place in that recommendation, from 0.")
     score: float | None = Field(None, allow_inf_nan=False)
     source: str | None = Field(None, max_length=64)
     model_version: str | None = Field(None, max_length=128)
@@ -123,9 +131,16 @@ class EventIn(BaseModel):
             for name in IMPRESSION_FIELDS:
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} belongs to type impression alone, not to {self.type}")
-        if self.properties is not None and len(orjson.dumps(self.properties)) > MAX_PROPERTIES_BYTES:
+        if self.properties is not None and len(_json(self.properties)) > MAX_PROPERTIES_BYTES:
             raise ValueError(f"properties exceed {MAX_PROPERTIES_BYTES} bytes of JSON")
         return self
+
+
+def _json(properties: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(properties)
+    except TypeError as error:  # orjson's own bound on depth
+        raise ValueError(f"properties cannot be written as JSON: {error}") from error
 
 
 _TIME = pa.timestamp("us", tz="UTC")

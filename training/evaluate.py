@@ -21,7 +21,7 @@ from rich.table import Table
 from headrace import names
 from headrace.models import columns
 from headrace.models.bundle import Bundle, BundleError
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
@@ -33,6 +33,7 @@ from training import metrics
 from training.baselines import co_occurrence_scores, neighbours, popularity
 from training.config import TrainConfig
 from training.dataset import T_US, DatasetError, Split, catalogue, features, items_known_at, read_split, sample
+from training.scoring import rank_scores, tower_scores
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -102,7 +103,7 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
     item_ids = models.shop.item_ids
     popularity_I = popularity(split.train, item_ids)
     near_IK, near_scores_IK = neighbours(split.train, item_ids, k=SLATE)
-    tower_TI = tower_scores(models.towers, models.shop, requests.users, config)
+    tower_TI = tower_scores(models.towers, models.shop, requests.users, config.device)
     methods = {
         POPULAR: np.tile(popularity_I, (len(requests.target_T), 1)),
         CO_OCCURRENCE: co_occurrence_scores(requests.history_TL, near_IK, near_scores_IK, popularity_I),
@@ -137,16 +138,6 @@ def read_requests(models: Models, split: Split, store: FeatureStore, config: Tra
     return Requests(rows[fresh_T], users.rows(torch.from_numpy(fresh_T)), target_T[fresh_T], history_TL[fresh_T])
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def tower_scores(towers: TwoTowers, shop: Catalogue, users: UserInputs, config: TrainConfig) -> Floats:
-    """Shape (T, I)."""
-    table = shop.inputs.to(config.device)
-    item_ID = towers.items(table)[Catalogue.FIRST :]
-    batches = torch.arange(len(users.items_BL)).split(1024)
-    scored = [towers.users(users.rows(batch).to(config.device), table) @ item_ID.T for batch in batches]
-    return np.asarray(torch.cat(scored).cpu().numpy())
-
-
 def best_places(scores_TI: Floats, history_TL: Ints, k: int) -> Ints:
     """Places of the k best items of each request, its history left out, ties in the catalogue's order. (T, K)."""
     scores_TI = scores_TI.copy()
@@ -168,21 +159,17 @@ def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: Featu
     )
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     items = models.preprocessing.items(table, with_activity=True)
-    score_R = rank_scores(models, requests.users.rows(torch.from_numpy(request_R)), items, config)
+    score_R = rank_scores(
+        models.towers,
+        models.ranker,
+        models.shop,
+        requests.users.rows(torch.from_numpy(request_R)),
+        items,
+        config.device,
+    )
     scores_TK = np.full(slates_TK.shape, -np.inf)
     scores_TK[slates_TK >= 0] = score_R
     return np.take_along_axis(slates_TK, np.argsort(-scores_TK, axis=1, kind="stable"), axis=1)
-
-
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def rank_scores(models: Models, users: UserInputs, items: ItemInputs, config: TrainConfig) -> Floats:
-    """Scores of R rows of one user and one item. Shape (R,)."""
-    table = models.shop.inputs.to(config.device)
-    scored = []
-    for batch in torch.arange(len(items.id_N)).split(4096):
-        one_each = items.rows(batch[:, None]).to(config.device)
-        scored.append(models.ranker.scores(models.ranker(users.rows(batch).to(config.device), one_each, table))[:, 0])
-    return np.asarray(torch.cat(scored).cpu().numpy())
 
 
 def _measure(slates_TK: Ints, requests: Requests, items: int) -> dict[str, float]:

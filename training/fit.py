@@ -57,21 +57,22 @@ def fit_ranker(
     model: ModelConfig,
     users: UserInputs,
     items: ItemInputs,
+    retrieved_B: npt.NDArray[np.float32],
     labels_BO: npt.NDArray[np.float32],
     catalogue: Catalogue,
     config: TrainConfig,
     *,
     progress: bool,
 ) -> Ranker:
-    """A ranker of rows (one user, one item, outcomes)."""
+    """A ranker of rows: one user, one item, the towers' score of the two, and what came of it."""
     torch.manual_seed(config.seed)
     ranker: Ranker = Ranker(preprocessing, model).to(config.device).train()
     table, users, items = catalogue.inputs.to(config.device), users.to(config.device), items.to(config.device)
-    labels = torch.from_numpy(labels_BO).to(config.device)
+    labels, retrieved = torch.from_numpy(labels_BO).to(config.device), torch.from_numpy(retrieved_B).to(config.device)
     for batch, optimizer, schedule in _steps(
         "ranker", ranker, len(labels), config.ranker_epochs, config, progress=progress
     ):
-        logits_BNO = ranker(users.rows(batch), items.rows(batch[:, None]), table)
+        logits_BNO = ranker(users.rows(batch), items.rows(batch[:, None]), retrieved[batch][:, None], table)
         _learn(ranker, outcome_loss(logits_BNO[:, 0], labels[batch]), optimizer, schedule)
     ranker.eval()
     return ranker

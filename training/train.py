@@ -45,8 +45,9 @@ from training.dataset import (
     sample,
     with_negatives,
 )
-from training.evaluate import Models, Report, best_places, evaluate, tower_scores
+from training.evaluate import Models, Report, best_places, evaluate
 from training.fit import fit_ranker, fit_towers
+from training.scoring import pair_scores, tower_scores
 
 NEIGHBOURS = 20
 _FITTED_ON = 2_000
@@ -97,11 +98,14 @@ def main(
     # Ranking, among what retrieval gives it.
     rows = ranker_rows(split, positives, users, shop, towers, config)
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
+    row_users = preprocessing.users(table, rows[T_US].to_numpy(), shop.row)
+    row_items = preprocessing.items(table, with_activity=True)
     ranker = fit_ranker(
         preprocessing,
         model,
-        preprocessing.users(table, rows[T_US].to_numpy(), shop.row),
-        preprocessing.items(table, with_activity=True),
+        row_users,
+        row_items,
+        pair_scores(towers, shop, row_users, row_items, config.device),
         rows.select(model.outcomes).to_numpy().astype(np.float32),
         shop,
         config,
@@ -160,7 +164,7 @@ def ranker_rows(
     shown = split.impressions.select("request_id", names.ITEM_ID)
     chosen = positives.tail(count)
     newest_rows = torch.arange(positives.height - count, positives.height)
-    scores_TI = tower_scores(towers, shop, users.rows(newest_rows), config)
+    scores_TI = tower_scores(towers, shop, users.rows(newest_rows), config.device)
     offered_TK = best_places(scores_TI, np.full((count, 0), -1), min(config.candidates, len(shop.item_ids)))
     rng = np.random.default_rng(config.seed)
     weight_I = popularity(split.train, shop.item_ids).astype(np.float64) ** 0.75

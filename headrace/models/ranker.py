@@ -1,5 +1,6 @@
 """Ranking: feature crosses and attention of each candidate over the user's history; one logit for each outcome.
 
+What the towers make of a candidate is one more input, so the ranker refines retrieval and need not learn it again.
 Crosses after DCN-v2 (Wang et al., WWW 2021, eq. 1: x' = x0 * (W x + b) + x), attention after DIN (Zhou et al., 2018).
 Shape suffixes as in `headrace.models.inputs`; K is the width of everything side by side, M the number of matches.
 """
@@ -27,7 +28,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
         self.heads = config.heads
         matches = 2 * (1 + len(preprocessing.content_categories))
-        dense = preprocessing.user_width + preprocessing.content_width + preprocessing.activity_width + matches
+        dense = preprocessing.user_width + preprocessing.content_width + preprocessing.activity_width + matches + 1
         features = 3 * config.width + dense
         self.crosses = nn.ModuleList(nn.Linear(features, features) for _ in range(config.crosses))
         self.deep = nn.Sequential(
@@ -38,14 +39,16 @@ class Ranker(nn.Module):  # type: ignore[misc]
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
         self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
-    def forward(self, users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
-        """`items` has a leading shape (B, N). Logits, shape (B, N, O)."""
+    def forward(self, users: UserInputs, items: ItemInputs, retrieved_BN: Tensor, table: ItemInputs) -> Tensor:
+        """`items` has a leading shape (B, N), `retrieved_BN` are `TwoTowers.scores`. Logits, shape (B, N, O)."""
         item_BND = self.item_encoder(items)
         history_BLD = self.history_encoder(users, encode_history(self.item_encoder, table, users.items_BL))
         count = item_BND.shape[1]
         of_user = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)[:, None].expand(-1, count, -1)
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
-        matches_BNM = match_shares(users, items, table)
+        matches_BNM = torch.cat(
+            [match_shares(users, items, table), retrieved_BN[..., None] * item_BND.shape[-1] ** -0.5], dim=-1
+        )
         x0_BNK = torch.cat([of_user, item_BND, interest_BND, items.content_NF, items.activity_NF, matches_BNM], dim=-1)
         crossed_BNK = x0_BNK
         for cross in self.crosses:

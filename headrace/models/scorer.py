@@ -65,7 +65,8 @@ class Scorer:
     def _logits(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> torch.Tensor:
         items = self.preprocessing.items(item_features, with_activity=True)
         one_user = ItemInputs(*(field[None] for field in items))
-        return self.ranker(self._user(user_features, t_us), one_user, self.catalogue.inputs)
+        user, table = self._user(user_features, t_us), self.catalogue.inputs
+        return self.ranker(user, one_user, self.towers.scores(user, one_user, table), table)
 
     def _user(self, features: Mapping[str, Any], t_us: int) -> UserInputs:
         one_row = {name: [value] for name, value in features.items()}

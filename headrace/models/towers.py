@@ -76,6 +76,10 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
             x_BLD = block(x_BLD, present_BL, last_only=number == len(self.blocks))
         return self.out(self.norm(x_BLD[:, -1]))
 
+    def scores(self, users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
+        """How well each user's own candidates, leading shape (B, N), match. Shape (B, N)."""
+        return torch.einsum("bd,bnd->bn", self.users(users, table), self.items(items))
+
 
 def full_softmax_loss(user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:
     """Cross entropy of each user's item against all items of the catalogue."""

@@ -116,8 +116,11 @@ class RedisEventLog:
         return bool(config.get("appendfsync") != "always")
 
     def check_room(self) -> None:
-        """Raises LogFullError at the byte bound."""
-        size = self.size_bytes()
+        """Raises LogFullError at the byte bound, LogUnavailableError when the log does not answer."""
+        try:
+            size = self.size_bytes()
+        except redis.RedisError as error:
+            raise LogUnavailableError(f"the event log does not answer: {error}") from error
         if size > self._max_bytes:
             raise LogFullError(
                 f"the event log holds {size} bytes, its bound is {self._max_bytes} (HEADRACE_LOG_MAX_BYTES)"

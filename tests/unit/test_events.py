@@ -48,6 +48,8 @@ def test_a_view_is_let_in() -> None:
         ({"type": "teleport"}, "type", "Input should be"),
         ({"timestamp": "2026-01-01T00:00:00"}, "timestamp", "timezone"),
         ({"timestamp": 5}, "timestamp", "ISO 8601"),
+        ({"timestamp": "0001-01-01T00:00:00+14:00"}, "timestamp", "before 1970"),
+        ({"position": 2**40}, "position", "less than or equal"),
         ({"item_id": None}, "event", "item_id is needed"),
         ({"user_id": None}, "event", "one of user_id and anonymous_id"),
         ({"user_id": "anon:x"}, "event", "must not begin with"),

@@ -32,7 +32,8 @@ def events(*rows: tuple[str, str, str, float], **columns: list[object]) -> pl.Da
 
 def test_an_episode_starts_at_its_first_event_and_is_labelled_by_all_of_them() -> None:
     rows = episodes(
-        events(("u", "a", "view", 1), ("u", "a", "add_to_cart", 2), ("u", "b", "view", 3), ("v", "a", "purchase", 4)), CONFIG
+        events(("u", "a", "view", 1), ("u", "a", "add_to_cart", 2), ("u", "b", "view", 3), ("v", "a", "purchase", 4)),
+        CONFIG,
     )
     assert rows.select("user_id", "item_id", "t_us", "click", "cart", "purchase").rows() == [
         ("u", "a", 1 * HOUR_US, 1, 1, 0),
@@ -116,7 +117,9 @@ def lake_of(tmp_path: Path, rows: list[tuple[str, str, str, float]]) -> EventLak
 
 
 def test_a_purchase_after_the_cut_is_no_label_of_an_episode_before_it(tmp_path: Path) -> None:
-    lake = lake_of(tmp_path, [("u", "a", "view", 1), ("u", "b", "view", 2), ("u", "a", "purchase", 3), ("u", "c", "view", 4)])
+    lake = lake_of(
+        tmp_path, [("u", "a", "view", 1), ("u", "b", "view", 2), ("u", "a", "purchase", 3), ("u", "c", "view", 4)]
+    )
     split = read_split(lake, CONFIG, cut_us=int(2.5 * HOUR_US))
     assert split.train.select("item_id", "purchase").rows() == [("a", 0), ("b", 0)]
     assert split.test["item_id"].to_list() == ["c"]

@@ -1,0 +1,70 @@
+"""The `headrace` command: help for newcomers, one red line for what the user can mend."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from headrace import cli
+from headrace.settings import Settings
+
+COMMANDS = (
+    "up", "down", "status", "demo", "apply", "ingest", "replay", "backfill", "train", "evaluate", "promote", "verify",
+)  # fmt: skip
+
+
+def test_help_names_every_command() -> None:
+    answer = CliRunner().invoke(cli.app, ["--help"])
+    assert answer.exit_code == 0
+    assert [name for name in COMMANDS if f"\n  {name} " not in answer.output] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    answer = CliRunner().invoke(cli.app, [command, "--help"])
+    assert answer.exit_code == 0
+    assert answer.output.startswith(f"Usage: root {command}")
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the user reads when the command fails: one line, exit code 1."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 1
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    return message
+
+
+def test_a_wrong_setting_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_HTTP_PORT", "eighty")
+    assert failure(capsys, "status").startswith("HEADRACE_HTTP_PORT is 'eighty': input should be a valid integer")
+
+
+def test_a_time_without_zone_is_refused_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    message = failure(capsys, "verify", "--as-of", "2019-10-01T00:00:00")
+    assert message.endswith(
+        "has no time zone; times in Headrace are aware UTC; write it like 2019-10-01T00:00:00+00:00"
+    )
+
+
+def test_without_a_store_the_remedy_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_DATA", str(tmp_path))
+    assert "run `headrace up` or set the URL" in failure(capsys, "verify")
+
+
+def test_a_loader_that_does_not_exist_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no loader is called 'netflix': choose one of simulator, rees46" in failure(
+        capsys, "ingest", "netflix", "/tmp"
+    )
+
+
+def test_settings_carry_the_keys_that_the_stack_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "keys.env").write_text("HEADRACE_EVENT_KEYS=one\nHEADRACE_READ_KEYS=two\n")
+    monkeypatch.setenv("HEADRACE_DATA", str(tmp_path))
+    assert cli.read_settings() == Settings(data=tmp_path, event_keys="one", read_keys="two")

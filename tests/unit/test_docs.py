@@ -1,0 +1,38 @@
+"""What the documents promise is there."""
+
+import re
+
+import pytest
+
+from headrace.settings import Settings
+from tests.conftest import ROOT
+
+ROW = re.compile(r"^\| `HEADRACE_(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    return {name.lower(): (default, text) for name, default, text in ROW.findall(page)}
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert list(documented()) == list(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_setting_is_documented_as_it_is(name: str) -> None:
+    field = Settings.model_fields[name]
+    default, text = documented()[name]
+    assert text == field.description
+    expected = {None: "none", "": "empty"}.get(field.default, str(field.default))
+    assert default.strip("`").replace("_", "") == expected.replace("_", "")
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text()))
+    assert named <= targets, f"README.md names {named - targets}"
+
+
+def test_ci_runs_what_the_readme_says() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"

@@ -4,8 +4,8 @@ FROM python:3.11.14-slim-trixie
 RUN useradd --create-home --uid 10001 headrace && mkdir /data && chown headrace /data
 WORKDIR /app
 
-# The build of torch for CPUs first: what follows finds it installed.
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch==2.13.0
+# torch first, as the Makefile does: what follows finds it installed.
+RUN pip install --no-cache-dir torch==2.13.0
 COPY pyproject.toml constraints.txt README.md ./
 COPY headrace headrace
 COPY flows flows

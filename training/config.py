@@ -27,7 +27,7 @@ class TrainConfig:
     max_positives: int = 20_000
     max_ranker_positives: int = 5_000
     max_test: int = 2_000
-    max_ranked_requests: int = 150
+    max_ranked_requests: int = 400
     candidates: int = 100
     # Models.
     length: int = 30
@@ -94,7 +94,7 @@ def of_size(name: str, size: int) -> TrainConfig:
         size=size,
         max_positives=20_000 * size**2,
         max_ranker_positives=5_000 * size**2,
-        max_ranked_requests=150 * size,
+        max_ranked_requests=400 * size,
         length=min(20 + 10 * size, 50),
         width=32 * size,
         layers=min(size, 3),

@@ -32,7 +32,17 @@ from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training import metrics
 from training.baselines import co_occurrence_scores, neighbours, popularity
 from training.config import TrainConfig
-from training.dataset import T_US, DatasetError, Split, catalogue, features, items_known_at, read_split, sample
+from training.dataset import (
+    T_US,
+    DatasetError,
+    Split,
+    catalogue,
+    features,
+    items_known_at,
+    quieten_feast,
+    read_split,
+    sample,
+)
 from training.scoring import rank_scores, tower_scores
 
 Floats = npt.NDArray[np.float32]
@@ -205,6 +215,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; else the champion, else the newest")
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     options = parser.parse_args(arguments)
+    quieten_feast()
     try:
         report = main(options.version, Settings())
     except (ValueError, RegistryError, BundleError) as error:

@@ -49,8 +49,8 @@ def rank_scores(
     return _joined(scored())
 
 
-def _batches(users: UserInputs) -> tuple[Tensor, ...]:
-    return torch.arange(len(users.items_BL)).split(_BATCH)
+def _batches(users: UserInputs) -> Iterator[Tensor]:
+    yield from torch.arange(len(users.items_BL)).split(_BATCH)
 
 
 def _joined(parts: Iterator[Tensor]) -> Floats:

@@ -41,6 +41,7 @@ from training.dataset import (
     features,
     items_known_at,
     newest,
+    quieten_feast,
     read_split,
     sample,
     with_negatives,
@@ -218,6 +219,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
+    quieten_feast()
     try:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
         result = main(config, Settings(), progress=not options.json)

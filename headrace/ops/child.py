@@ -18,9 +18,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     chosen |= {"data": settings.data.resolve(), "feature_repo": settings.feature_repo.resolve()}
     others = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     ours = {f"HEADRACE_{name.upper()}": str(value) for name, value in chosen.items()}
-    # Feast calls stream views experimental each time it reads one.
-    quiet = {"PYTHONWARNINGS": "ignore::RuntimeWarning:feast.stream_feature_view"}
-    return others | ours | quiet | {"PYTHONUNBUFFERED": "1"}
+    return others | ours | {"PYTHONUNBUFFERED": "1"}
 
 
 def failure_of(name: str, what: str, log: Path) -> ChildFailedError:

@@ -152,9 +152,9 @@ def _covers(positions: dict[int, int], end: dict[int, int]) -> bool:
 
 
 def read_kinds(settings: Settings) -> dict[str, str]:
-    """Item id to category, of the catalogue's newest rows."""
+    """Item id to category, of the catalogue's newest rows; a category that is but a number tells a reader nothing."""
     rows = pl.scan_delta(str(settings.lake_dir / names.ITEMS_TABLE)).sort("event_timestamp", "created")
-    newest = rows.unique(names.ITEM_ID, keep="last", maintain_order=True).drop_nulls("category")
+    newest = rows.unique(names.ITEM_ID, keep="last", maintain_order=True).filter(pl.col("category").str.contains(r"\D"))
     return dict(newest.select(names.ITEM_ID, "category").collect().iter_rows())
 
 

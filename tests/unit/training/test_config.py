@@ -9,7 +9,7 @@ def test_one_dial_sets_rows_width_and_history() -> None:
 
 
 def test_an_unknown_key_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match="unknown training setting epochs; known are .*tower_epochs"):
+    with pytest.raises(ValueError, match=r"unknown training setting epochs; known are .*tower_epochs"):
         small().changed(epochs=3)
 
 

@@ -1,0 +1,102 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.models.bundle import FILES, MANIFEST, Bundle, BundleError
+from tests.unit.models import tiny_shop
+from tests.unit.models.tiny_shop import T_US
+
+ITEMS = {"item_id": ["a", "c", "new"], "item_catalogue__category": ["shoes", "books", "shoes"]}
+
+
+def test_a_bundle_scores_the_same_after_it_was_saved_and_loaded(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    bundle.save(tmp_path / "first")
+    loaded = Bundle.load(tmp_path / "first")
+    assert loaded.manifest == bundle.manifest
+    assert loaded.snapshot == bundle.snapshot
+    before, after = bundle.scorer(), loaded.scorer()
+    user = tiny_shop.request_of(0)
+    assert np.array_equal(after.user_vector(user, T_US), before.user_vector(user, T_US))
+    assert np.array_equal(after.item_vectors(ITEMS), before.item_vectors(ITEMS))
+    assert np.array_equal(after.rank(user, ITEMS, T_US), before.rank(user, ITEMS, T_US))
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "first"
+    tiny_shop.bundle().save(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=name):
+        Bundle.load(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    tiny_shop.bundle().save(tmp_path / "first")
+    (tmp_path / "first" / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        Bundle.load(tmp_path / "first")
+
+
+def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
+    tiny_shop.bundle().save(tmp_path / "first")
+    manifest = tmp_path / "first" / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "cut_us": 1}))
+    with pytest.raises(BundleError, match=r"bundle\.json is damaged"):
+        Bundle.load(tmp_path / "first")
+
+
+def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
+    tiny_shop.bundle().save(tmp_path / "first")
+    with pytest.raises(BundleError, match="never overwritten"):
+        tiny_shop.bundle().save(tmp_path / "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_neighbours_come_with_scores_and_end_at_the_padding() -> None:
+    items = tiny_shop.bundle().items
+    assert items.neighbours("a", 5) == [("b", 0.5), ("c", 0.25)]
+    assert items.neighbours("b", 5) == [("a", 0.5)]
+    assert items.neighbours("never seen", 5) == []
+
+
+def test_popular_items_that_are_sold_out_are_left_out() -> None:
+    assert tiny_shop.bundle().snapshot.popular(3) == ["a", "b", "d"]
+
+
+def test_a_request_without_any_feature_is_still_scored() -> None:
+    scorer = tiny_shop.bundle().scorer()
+    assert scorer.user_vector({}).shape == (8,)
+    scores = scorer.rank({}, {"item_id": ["a", "never seen"]}, T_US)
+    assert scores.shape == (2,)
+    assert np.isfinite(scores).all()
+
+
+def test_nulls_and_nan_are_still_scored() -> None:
+    user = {"user_activity__views_10m": None, "user_profile__age": float("nan"), "user_activity__recent_items": None,
+            "user_activity__recent_types": None, "user_activity__recent_times": None}  # fmt: skip
+    items = {
+        "item_id": ["a", "b"],
+        "item_catalogue__price": np.array([np.nan, np.inf]),
+        "item_catalogue__brand": [None, ""],
+    }
+    assert np.isfinite(tiny_shop.bundle().scorer().rank(user, items, T_US)).all()
+
+
+def test_without_a_time_the_user_is_seen_at_the_newest_event() -> None:
+    scorer, user = tiny_shop.bundle().scorer(), tiny_shop.request_of(0)
+    newest = user["user_activity__recent_times"][-1]
+    assert np.array_equal(scorer.user_vector(user), scorer.user_vector(user, newest))
+
+
+def test_a_refreshed_catalogue_gives_new_items_in_a_history_their_content() -> None:
+    scorer, user = tiny_shop.bundle().scorer(), tiny_shop.request_of(0)
+    user["user_activity__recent_items"] = ["a", "new"]
+    before = scorer.user_vector(user, T_US)
+    scorer.refresh_catalogue(ITEMS)
+    assert not np.allclose(scorer.user_vector(user, T_US), before)

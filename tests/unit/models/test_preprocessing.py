@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.models import columns
+from headrace.models.preprocessing import (
+    GAP_BUCKETS,
+    MISSING,
+    Catalogue,
+    Number,
+    Preprocessing,
+    Vocabulary,
+    gap_buckets,
+)
+from headrace.settings import MICROS
+from tests.unit.models import tiny_shop
+from tests.unit.models.tiny_shop import T_US
+
+
+def test_a_known_value_has_its_own_code_and_a_missing_one_has_zero() -> None:
+    vocabulary = Vocabulary(["x", "y"])
+    assert [vocabulary.code(value) for value in ("x", "y", None, "", float("nan"))] == [2, 3, MISSING, MISSING, MISSING]
+
+
+def test_an_unseen_value_falls_into_a_bucket_that_depends_on_the_value_alone() -> None:
+    one, two = Vocabulary(["x"], buckets=4), Vocabulary(["x", "y"], buckets=4)
+    assert one.code("never seen") == two.code("never seen")
+    assert 1 <= one.code("never seen") <= 4
+    assert len({one.code(f"value {number}") for number in range(100)}) == 4
+
+
+def test_the_most_frequent_values_are_kept_and_the_rest_share_the_buckets() -> None:
+    cut = Vocabulary.fit({"rare": 1, "often": 9, "some": 3, "": 99}, max_size=2, buckets=5)
+    assert (cut.values, cut.buckets) == (["often", "some"], 5)
+    whole = Vocabulary.fit({"rare": 1, "often": 9}, max_size=2, buckets=5)
+    assert (whole.values, whole.buckets) == (["often", "rare"], 1)
+
+
+def test_the_fallback_of_a_known_value_is_the_code_of_an_unknown_one() -> None:
+    vocabulary = Vocabulary(["x"], buckets=4)
+    assert vocabulary.fallback() == [0, 1, 2, 3, 4, Vocabulary([], buckets=4).code("x")]
+
+
+def test_a_count_that_is_null_or_negative_reads_as_zero() -> None:
+    number = Number("views", "count", mean=0.0, std=1.0)
+    values = number.apply(np.array([math.e - 1, np.nan, -3.0, 0.0]))
+    assert values.ravel().tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0])
+
+
+def test_a_measure_that_is_missing_reads_as_the_mean_and_sets_its_flag() -> None:
+    number = Number.fit("price", "measure", np.array([0.0, math.e**2 - 1, np.nan]))
+    assert (number.mean, number.std) == (pytest.approx(1.0), pytest.approx(1.0))
+    assert number.apply(np.array([0.0, np.nan])).tolist() == [[-1.0, 0.0], [0.0, 1.0]]
+
+
+def test_a_feature_of_one_value_alone_is_centred_and_not_divided_by_zero() -> None:
+    assert Number.fit("price", "measure", np.array([5.0, 5.0])).apply(np.array([5.0])).tolist() == [[0.0, 0.0]]
+    assert Number.fit("price", "measure", np.array([np.nan])).apply(np.array([np.nan])).tolist() == [[0.0, 1.0]]
+
+
+def test_gaps_are_powers_of_two_of_a_second() -> None:
+    ago = np.array([0, 1, 2, 3, 7, 10**12]) * MICROS
+    assert gap_buckets(np.array([T_US]), T_US - ago).tolist() == [1, 2, 2, 3, 4, GAP_BUCKETS - 1]
+
+
+def test_a_history_ends_in_the_last_place_and_is_padded_with_zeros() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row)
+    assert users.items_BL.tolist() == [[0, 2, 3], [0, 0, 4], [0, 0, 0]]
+    assert users.gaps_BL.tolist() == [[0, 4, 2], [0, 0, 3], [0, 0, 0]]
+
+
+def test_lists_of_unequal_length_are_cut_to_their_newest_common_part() -> None:
+    fitted = tiny_shop.preprocessing()
+    features = {
+        "user_activity__recent_items": [["a", "b"]],
+        "user_activity__recent_types": [["click"]],
+        "user_activity__recent_times": [[T_US - MICROS] * 3],
+    }
+    users = fitted.users(features, np.array([T_US]), {"a": 2, "b": 3}.__getitem__)  # type: ignore[arg-type]
+    assert users.items_BL.tolist() == [[0, 0, 3]]
+    assert users.gaps_BL.tolist() == [[0, 0, 2]]
+
+
+def test_training_and_a_request_make_the_same_tensors() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    trained = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row)
+    for row in range(3):
+        request = {name: [value] for name, value in tiny_shop.request_of(row).items()}
+        served = fitted.users(request, np.array([T_US]), shop.row)
+        for ours, theirs in zip(served, trained.rows(torch.tensor([row])), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_an_absent_feature_reads_as_null() -> None:
+    fitted = tiny_shop.preprocessing()
+    absent = fitted.items({"item_id": ["a"]}, with_activity=True)
+    null = {name: [None] for name in ("item_catalogue__category", "item_catalogue__brand", "item_catalogue__price")}
+    given = fitted.items({"item_id": ["a"], **null, "item_activity__views_1h": [None]}, with_activity=True)
+    for ours, theirs in zip(absent, given, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not torch.isnan(ours.float()).any()
+
+
+def test_items_without_ids_are_refused() -> None:
+    with pytest.raises(ValueError, match="no column 'item_id'"):
+        tiny_shop.preprocessing().items({}, with_activity=False)
+
+
+def test_titles_and_availability_are_no_inputs() -> None:
+    fitted = tiny_shop.preprocessing()
+    assert list(fitted.content_categories) == ["item_catalogue__category", "item_catalogue__brand"]
+    assert [number.name for number in fitted.content_numbers] == ["item_catalogue__price"]
+
+
+def test_an_item_outside_training_is_unknown_by_id_and_keeps_its_content() -> None:
+    fitted = tiny_shop.preprocessing()
+    items = fitted.items(columns.by_name(tiny_shop.catalogue()), with_activity=False)
+    assert items.id_N.tolist() == [2, 3, 4, 1]
+    assert items.categories_NC[2, 0] == items.categories_NC[3, 0] > 1
+
+
+def test_preprocessing_survives_json() -> None:
+    fitted = tiny_shop.preprocessing()
+    again = Preprocessing.from_json(fitted.to_json())
+    assert again.to_json() == fitted.to_json()
+    assert again.ids.code("b") == fitted.ids.code("b")
+
+
+def test_a_catalogue_that_names_an_item_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="names an item twice"):
+        Catalogue(tiny_shop.preprocessing(), {"item_id": ["a", "a"]})

@@ -1,0 +1,67 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from headrace.models import columns
+from headrace.models.inputs import ItemInputs
+from headrace.models.preprocessing import Catalogue
+from headrace.models.ranker import Ranker, match_shares, outcome_loss
+from tests.unit.models import tiny_shop
+from tests.unit.models.tiny_shop import T_US
+
+
+def candidates(*item_ids: str) -> ItemInputs:
+    table = tiny_shop.catalogue().to_pylist()
+    rows = [next(row for row in table if row["item_id"] == item_id) for item_id in item_ids]
+    features = {name: [row[name] for row in rows] for name in rows[0]}
+    items = tiny_shop.preprocessing().items(features, with_activity=True)
+    return ItemInputs(*(field[None] for field in items))
+
+
+def test_matches_are_shares_of_the_history_and_of_its_newest_part() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
+    shares = match_shares(users, candidates("a", "c"), shop.inputs)
+    # the history is a and b, both shoes, of brands x and y: shares by id, category and brand, of all and of the last 5
+    assert shares[0, 0].tolist() == [0.5, 1.0, 0.5, 0.5, 1.0, 0.5]
+    assert shares[0, 1].tolist() == [0.0] * 6
+
+
+def test_a_missing_brand_matches_nothing() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([1]))
+    assert match_shares(users, candidates("c"), shop.inputs)[0, 0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+
+
+def test_a_score_is_the_value_of_the_expected_outcomes() -> None:
+    ranker = Ranker(tiny_shop.preprocessing(), tiny_shop.MODEL)
+    logits = torch.tensor([[[0.0, math.log(1 / 3)]]])
+    assert ranker.scores(logits).item() == pytest.approx(1.0 * 0.5 + 2.0 * 0.25)
+
+
+def test_an_outcome_that_was_not_observed_is_left_out_of_the_loss() -> None:
+    logits = torch.tensor([[0.0, 5.0]])
+    assert outcome_loss(logits, torch.tensor([[1.0, float("nan")]])).item() == pytest.approx(math.log(2))
+
+
+def test_an_empty_history_gives_finite_logits_for_each_outcome() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users({}, np.array([T_US]), shop.row)
+    logits = Ranker(fitted, tiny_shop.MODEL).eval()(users, candidates("a", "b", "c"), torch.zeros(1, 3), shop.inputs)
+    assert logits.shape == (1, 3, 2)
+    assert torch.isfinite(logits).all()
+
+
+def test_a_candidate_scores_the_same_alone_and_among_others() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
+    ranker = Ranker(fitted, tiny_shop.MODEL).eval()
+    together = ranker(users, candidates("a", "b"), torch.tensor([[0.5, -0.5]]), shop.inputs)
+    alone = ranker(users, candidates("b"), torch.tensor([[-0.5]]), shop.inputs)
+    assert torch.allclose(together[:, 1], alone[:, 0], atol=1e-6)

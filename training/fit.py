@@ -85,6 +85,7 @@ def _steps(
     name: str, model: torch.nn.Module, rows: int, epochs: int, config: TrainConfig, *, progress: bool
 ) -> Iterator[_Step]:
     """Batches of row numbers in a fresh order each epoch, with the optimizer; the rate warms up, then falls."""
+    torch.set_num_threads(config.threads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = -(-rows // config.batch)
     total = epochs * per_epoch

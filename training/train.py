@@ -76,7 +76,6 @@ def main(
 ) -> TrainResult:
     """Train, evaluate, save a bundle and register it. Raises DatasetError where the lake cannot be trained on."""
     started_us = clock()
-    torch.set_num_threads(config.threads)
     store = store or open_feature_store(settings)
 
     # Data: episodes, split by time; features of their users at their times; the catalogue at the cut.

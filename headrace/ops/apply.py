@@ -59,10 +59,10 @@ def main(settings: Settings, clock: Clock) -> dict[str, list[str]]:
         if written:
             store.materialize(datetime(1970, 1, 1, tzinfo=UTC), from_micros(clock()), feature_views=written)
     return {
-        "stream_views": [view.name for view in store.list_stream_feature_views()],
-        "plain_views": [view.name for view in plain],
-        "services": [service.name for service in store.list_feature_services()],
-        "materialized": written,
+        "stream_views": sorted(view.name for view in store.list_stream_feature_views()),
+        "plain_views": sorted(view.name for view in plain),
+        "services": sorted(service.name for service in store.list_feature_services()),
+        "materialized": sorted(written),
     }
 
 

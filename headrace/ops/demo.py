@@ -28,7 +28,7 @@ from headrace.ops.api import Api
 from headrace.ops.interrupts import Interrupts
 from headrace.ops.ports import free_port
 from headrace.ops.slates import choose_kind, of_kind, rise
-from headrace.ops.stack import Stack
+from headrace.ops.stack import DEMO, Stack
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
 from headrace.stores.log import RedisEventLog
@@ -71,7 +71,7 @@ class Outcome:
 
 def demo(settings: Settings, console: Console, *, data: Path | None, keep: bool, small: bool) -> Outcome:
     """Tell the story. Raises StoryError, ChildFailedError or StackHeldError; ends all it started, whatever happens."""
-    home = settings.data / "demo"
+    home = settings.data / DEMO
     own = settings.model_copy(update={"data": home, "redis_url": None, "http_port": free_port(), "valkey_port": 0})
     interrupts, started = Interrupts(), time.monotonic()
     with interrupts.installed(), Stack(own, lambda line: console.print(line, markup=False), interrupts) as stack:

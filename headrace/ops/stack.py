@@ -38,6 +38,8 @@ from headrace.settings import Settings
 FLOWS: Final = {"flow-features": "flows.features", "flow-lake": "flows.lake"}
 SERVING: Final = "serving"
 VALKEY: Final = "valkey"
+# Where `headrace demo` keeps its own data directory, inside the user's.
+DEMO: Final = "demo"
 
 READY_TIMEOUT_S: Final = 120.0
 # Ray ends its own processes when serving is asked to end; what is still there after this is killed.
@@ -244,7 +246,9 @@ def down(settings: Settings) -> list[ProcessRef]:
     """End the stack of this data directory, or what a killed one left behind. Returns the processes that were ended."""
     owner = holder(settings.run_dir)
     if owner is None:
-        return end_leftovers(settings.run_dir)
+        demo_run = settings.data / DEMO / "run"
+        left_by_demo = end_leftovers(demo_run) if holder(demo_run) is None else []
+        return end_leftovers(settings.run_dir) + left_by_demo
     record = read_record(settings.run_dir)
     processes = [] if record is None else with_descendants([owner, *record.processes])
     supervisor = running(owner)

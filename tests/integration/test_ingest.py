@@ -278,7 +278,7 @@ def test_the_newest_catalogue_row_is_read_online_after_plain_views_are_materiali
     monkeypatch.setenv("HEADRACE_REDIS_URL", str(stack.redis_url))
     shop = simulate(ShopConfig(users=5, items=30, categories=3, events=50, days=1))
     ingest(shop, stack, bulk=True, clock=clock)
-    apply(stack, clock)
+    apply(stack)
     materialize_plain_views(stack, clock)
     newest = shop.items[-1]
     answer = open_feature_store(stack).get_online_features(

@@ -57,7 +57,10 @@ def assert_verified(stack: Settings, newest_us: int) -> None:
     for age_us in AGES_US:
         report = verify(stack, as_of_us=newest_us + age_us)
         assert report.ok, report.examples
-        assert report.entities == {"user_activity": 4_504, "item_activity": 6_493}  # one more user is in the cut row alone
+        assert report.entities == {
+            "user_activity": 4_504,
+            "item_activity": 6_493,
+        }  # one more user is in the cut row alone
         if age_us == 1:
             assert all(report.non_zero[f"user_activity.views_{window}"] > 0 for window in ("10m", "1h", "1d", "7d"))
 

@@ -46,7 +46,7 @@ def test_a_part_that_dies_is_started_again_and_it_is_said(settings: Settings) ->
         with connect(stack.settings) as client:
             client.set("key", "acknowledged")
         applied = stack.run("apply", "headrace.ops.apply")
-        assert '"stream_views": ["user_activity", "item_activity"]' in applied
+        assert '"stream_views": ["item_activity", "user_activity"]' in applied
         stack.start_flows()
 
         for flow in ("features", "lake"):

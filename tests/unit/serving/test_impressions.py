@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Mapping
 
 from headrace.events import Context, decode_payload
@@ -67,4 +66,4 @@ def test_impressions_that_the_log_does_not_take_are_dropped_and_counted():
     impressions.add(impressions_of(SLATE, "r1", {"user_id": "u"}, None, T))
     impressions.close()
     assert metrics.impressions_dropped.labels("log_unavailable")._value.get() == 2
-    assert not any(thread.name == "impressions" and thread.is_alive() for thread in threading.enumerate())
+    assert not impressions._thread.is_alive()

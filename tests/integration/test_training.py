@@ -1,0 +1,195 @@
+"""A whole training run through Feast: a simulated shop in a real lake, the offline store, MLflow, and the bundle it makes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from headrace import names
+from headrace.clock import to_micros
+from headrace.events import EVENT_SCHEMA, EventIn, decode_payload, encode_records, to_record
+from headrace.ingest.shop import ShopConfig
+from headrace.ingest.simulator import simulate
+from headrace.models import columns
+from headrace.models.bundle import Bundle
+from headrace.models.scorer import Scorer
+from headrace.settings import MICROS, Settings
+from headrace.stores.feature_store import open_feature_store
+from headrace.stores.lake import EventLake, append_rows
+from headrace.stores.models import ModelRegistry, read_champion
+from training import evaluate, promote, train
+from training.config import TrainConfig, small
+from training.dataset import DatasetError, features
+from training.evaluate import CO_OCCURRENCE, POPULAR, RANKED, RETRIEVED, TOWERS
+
+SHOP = ShopConfig(users=400, items=200, categories=8, events=16_000, days=4)
+CONFIG = small().changed(max_ranker_positives=2_000, max_ranked_requests=200)
+STARTED_US = 1_800_000_000 * MICROS
+
+
+@pytest.fixture(scope="module")
+def settings(applied: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A lake of simulated events beside a registry that `feast apply` has written."""
+    settings = Settings(data=applied / "var", feature_repo=applied / "feature_repo")
+    fill_lake(settings, SHOP)
+    return settings
+
+
+def fill_lake(settings: Settings, config: ShopConfig) -> None:
+    history = simulate(config)
+    events = [EventIn.model_validate(event) for event in history.events]
+    moments = [to_micros(event.timestamp) for event in events]
+    records = [to_record(event, moment, moment) for event, moment in zip(events, moments, strict=True)]
+    table, bad = decode_payload(encode_records(records))
+    assert not bad
+    nothing = {name: pa.nulls(table.num_rows, EVENT_SCHEMA.field(name).type) for name in EVENT_SCHEMA.names}
+    given = dict(zip(table.column_names, table.columns, strict=True))
+    EventLake(settings.lake_dir).append(pa.table({**nothing, **given}).select(EVENT_SCHEMA.names), {0: 1})
+    append_rows(settings.lake_dir, names.ITEMS_TABLE, history.catalogue)
+    append_rows(settings.lake_dir, names.PROFILES_TABLE, history.profiles)
+
+
+@pytest.fixture(scope="module")
+def result(settings: Settings) -> train.TrainResult:
+    return train.main(CONFIG, settings, clock=lambda: STARTED_US)
+
+
+@pytest.fixture(scope="module")
+def bundle(result: train.TrainResult) -> Bundle:
+    return Bundle.load(result.bundle_dir)
+
+
+def test_the_towers_beat_popularity_and_co_occurrence_on_the_same_split(result: train.TrainResult) -> None:
+    measured = {name: values["ndcg_at_20"] for name, values in result.report.methods.items()}
+    assert measured[TOWERS] > 1.1 * measured[CO_OCCURRENCE] > 1.1 * measured[POPULAR]
+    assert measured[RANKED] > 0.9 * measured[RETRIEVED]
+
+
+def test_the_bundle_says_what_it_was_trained_on_and_with(settings: Settings, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert TrainConfig.from_json(manifest.config) == CONFIG
+    assert manifest.created_us == STARTED_US
+    assert manifest.services == (names.RETRIEVAL_SERVICE, names.RANKER_SERVICE)
+    assert set(manifest.fingerprints) == {names.USER_ACTIVITY, names.ITEM_ACTIVITY}
+    assert manifest.window_us[0] < manifest.cut_us < manifest.window_us[1] <= SHOP.end_us
+    assert bundle.items.item_ids == bundle.snapshot.item_id
+    assert len(bundle.items.item_ids) == SHOP.items
+    assert bundle.items.vectors_ND.shape == (SHOP.items, CONFIG.width)
+    assert any(not available for available in bundle.snapshot.available)
+
+
+def test_the_index_holds_the_vectors_that_serving_computes(bundle: Bundle) -> None:
+    live = bundle.scorer().item_vectors(bundle.snapshot.features())
+    assert np.allclose(live, bundle.items.vectors_ND, atol=1e-5)
+
+
+def test_clicks_in_one_category_lift_it_and_leave_a_control_category(settings: Settings, bundle: Bundle) -> None:
+    """What the demo shows: three clicks and views a minute ago, and the category's mean rank rises in both stages."""
+    scorer, snapshot = bundle.scorer(), bundle.snapshot
+    category = np.array(snapshot.category)
+    clicked, control = sorted(set(snapshot.category))[:2]  # type: ignore[type-var]
+    before, items = request_at_the_end(settings, bundle)
+    after = with_clicks(
+        before, [item for item, kind in zip(snapshot.item_id, category, strict=True) if kind == clicked][:3]
+    )
+    ranks = [
+        (ranks_by(scorer, before, items, snapshot.as_of_us), ranks_by(scorer, after, items, snapshot.as_of_us)),
+        (ranks_by_towers(scorer, before, bundle), ranks_by_towers(scorer, after, bundle)),
+    ]
+    for was, now in ranks:
+        lift = was[category == clicked].mean() - now[category == clicked].mean()
+        assert lift > SHOP.items / 5
+        assert lift > 2 * (was[category == control].mean() - now[category == control].mean())
+        assert (category[np.argsort(now)[:10]] == clicked).sum() >= 8
+
+
+def request_at_the_end(settings: Settings, bundle: Bundle) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Features of a known user without recent clicks and of all items, as of the window's end."""
+    ids, t_us = bundle.snapshot.item_id, bundle.snapshot.as_of_us
+    profiles = pl.read_delta(str(settings.lake_dir / names.PROFILES_TABLE))
+    rows = pl.DataFrame({"user_id": [profiles["user_id"][0]] * len(ids), "item_id": ids, "t_us": [t_us] * len(ids)})
+    table = columns.by_name(features(open_feature_store(settings), names.RANKER_SERVICE, rows))
+    user = {name: column[0].as_py() for name, column in table.items() if name.startswith("user_")}
+    return user, {name: column for name, column in table.items() if name.startswith("item_")}
+
+
+def with_clicks(user: dict[str, Any], item_ids: list[str]) -> dict[str, Any]:
+    """The user's features after a click on and a view of each item, ten seconds apart."""
+    view = names.USER_ACTIVITY
+    after = dict(user)
+    newest_us = 1_767_225_600 * MICROS - 60 * MICROS
+    times = [columns.micros(np.array([moment], dtype="datetime64[us]"))[0] for moment in
+             [value.replace(tzinfo=None) for value in user[f"{view}__recent_times"] or []]]  # fmt: skip
+    after[f"{view}__recent_items"] = [*(user[f"{view}__recent_items"] or []), *np.repeat(item_ids, 2).tolist()]
+    after[f"{view}__recent_types"] = [
+        *(user[f"{view}__recent_types"] or []),
+        *[names.CLICK, names.VIEW] * len(item_ids),
+    ]
+    after[f"{view}__recent_times"] = times + [newest_us + 10 * MICROS * turn for turn in range(2 * len(item_ids))]
+    for plural in ("views", "clicks"):
+        for window in ("10m", "1h", "1d", "7d"):
+            after[f"{view}__{plural}_{window}"] += len(item_ids)
+    return after | {f"{view}__session_count": 2 * len(item_ids), f"{view}__session_seconds": 50.0}
+
+
+def ranks_by(scorer: Scorer, user: dict[str, Any], items: dict[str, Any], t_us: int) -> np.ndarray[Any, Any]:
+    return np.argsort(np.argsort(-scorer.rank(user, items, t_us)))
+
+
+def ranks_by_towers(scorer: Scorer, user: dict[str, Any], bundle: Bundle) -> np.ndarray[Any, Any]:
+    vector = scorer.user_vector(user, bundle.snapshot.as_of_us)
+    return np.argsort(np.argsort(-(bundle.items.vectors_ND @ vector)))
+
+
+def test_an_item_of_a_known_category_that_training_never_saw_is_placed_near_its_kind(bundle: Bundle) -> None:
+    category = np.array(bundle.snapshot.category)
+    kind = category[0]
+    row = {name: [values[0]] for name, values in bundle.snapshot.features().items()} | {"item_id": ["brand new"]}
+    new = bundle.scorer().item_vectors(row)[0]
+    cosine = bundle.items.vectors_ND @ new / (np.linalg.norm(bundle.items.vectors_ND, axis=1) * np.linalg.norm(new))
+    assert cosine[category == kind].mean() > cosine[category != kind].mean() + 0.3
+
+
+def test_a_category_that_training_never_saw_is_still_scored(bundle: Bundle) -> None:
+    row = {"item_id": ["brand new"], "item_catalogue__category": ["never seen"], "item_catalogue__price": [None]}
+    assert np.isfinite(bundle.scorer().item_vectors(row)).all()
+    assert np.isfinite(bundle.scorer().rank({}, row, STARTED_US)).all()
+
+
+def test_a_promoted_version_is_what_serving_finds(settings: Settings, result: train.TrainResult) -> None:
+    promoted = promote.main(None, settings, clock=lambda: STARTED_US)
+    assert promoted.version == result.version
+    assert read_champion(settings) == promoted
+    assert promoted.path == result.bundle_dir.resolve()
+
+
+def test_measuring_a_registered_bundle_again_gives_what_training_reported(
+    settings: Settings, result: train.TrainResult
+) -> None:
+    again = evaluate.main(result.version, settings)
+    for method, measured in result.report.methods.items():
+        assert again.methods[method] == pytest.approx(measured, abs=1e-9)
+
+
+def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainResult) -> None:
+    (registered,) = [known for known in ModelRegistry(settings).versions() if known.version == result.version]
+    assert registered.metrics["two_towers_ndcg_at_10"] == result.report.methods[TOWERS]["ndcg_at_10"]
+
+
+def test_one_seed_gives_one_report(settings: Settings) -> None:
+    quick = CONFIG.changed(
+        max_positives=500, max_ranker_positives=100, max_ranked_requests=20, tower_epochs=1, ranker_epochs=1
+    )
+    first, again = (
+        train.main(quick, settings, clock=lambda at=at: at).report for at in (STARTED_US + 1, STARTED_US + 2)
+    )  # type: ignore[misc]
+    assert first == again
+
+
+def test_a_shop_of_one_user_trains(applied: Path, tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, feature_repo=applied / "feature_repo")
+    with pytest.raises(DatasetError, match="run `headrace ingest` first"):
+        train.main(CONFIG, settings)

@@ -136,6 +136,7 @@ def ingest(
     from headrace.ingest.formats import open_source
     from headrace.ingest.load import ingest as load
     from headrace.ingest.progress import bars
+    from headrace.ops.apply import apply as register
 
     settings, history = read_settings(), open_source(source, path)
     with bars() as progress:
@@ -147,7 +148,8 @@ def ingest(
             clock=system_clock,
             progress=progress,
         )
-    show(asdict(report), as_json, "Loaded. `headrace apply` brings catalogue and profiles online.")
+    register(settings)
+    show(asdict(report), as_json, "Loaded, catalogue and profiles online.")
 
 
 @app.command()
@@ -159,10 +161,13 @@ def replay(
     """Stream another stack's lake into this empty stack's log."""
     from headrace.ingest.progress import bars
     from headrace.ingest.replay import replay as stream
+    from headrace.ops.apply import apply as register
 
+    settings = read_settings()
     with bars() as progress:
-        report = stream(lake, read_settings(), speed=speed, clock=system_clock, progress=progress)
-    show(asdict(report), as_json, "Replayed.")
+        report = stream(lake, settings, speed=speed, clock=system_clock, progress=progress)
+    register(settings)
+    show(asdict(report), as_json, "Replayed, catalogue and profiles online.")
 
 
 @app.command()

@@ -36,9 +36,11 @@ class TrainConfig:
     layers: int = 1
     dropout: float = 0.1
     # Fitting.
-    batch: int = 256
+    batch: int = 128
     tower_epochs: int = 6
     ranker_epochs: int = 3
+    # A small data set is gone through more often, up to this many steps.
+    min_steps: int = 300
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     full_softmax_items: int = 20_000
@@ -97,6 +99,7 @@ def of_size(name: str, size: int) -> TrainConfig:
         max_ranked_requests=400 * size,
         length=min(20 + 10 * size, 50),
         width=32 * size,
+        batch=128 * size,
         layers=min(size, 3),
     )
 

@@ -88,6 +88,7 @@ def _steps(
     torch.set_num_threads(config.threads)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     per_epoch = -(-rows // config.batch)
+    epochs = max(epochs, -(-config.min_steps // per_epoch))
     total = epochs * per_epoch
     warm = max(1, total // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(

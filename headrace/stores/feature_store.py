@@ -13,14 +13,14 @@ from headrace.stores.plain_rows import PlainLayout
 
 def open_feature_store(settings: Settings) -> FeatureStore:
     """The feature store of `settings.feature_repo`, its registry, stores and server those of the settings. Opens no connection."""
+    # Feast says of every stream view that it is experimental, and resets the filters when it is imported.
+    warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
     repo = settings.feature_repo.resolve()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Feast calls stream feature views experimental, once a process
-        config = load_repo_config(repo, repo / "feature_store.yaml")
-        config.registry.path = str(settings.registry_path.resolve())
-        if hasattr(config.online_store, "settings"):
-            config.online_store.settings = settings
-        return FeatureStore(config=config)
+    config = load_repo_config(repo, repo / "feature_store.yaml")
+    config.registry.path = str(settings.registry_path.resolve())
+    if hasattr(config.online_store, "settings"):
+        config.online_store.settings = settings
+    return FeatureStore(config=config)
 
 
 def plain_layout(view: FeatureView) -> PlainLayout:

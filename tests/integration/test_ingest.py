@@ -17,7 +17,6 @@ from headrace.identity import shard_of
 from headrace.ingest.feed import ENTRY_EVENTS
 from headrace.ingest.jsonl import JsonLines
 from headrace.ingest.load import IngestError, ingest
-from headrace.ingest.materialize import materialize_plain_views
 from headrace.ingest.rees46 import Rees46
 from headrace.ingest.replay import ReplayError, replay
 from headrace.ingest.simulator import ShopConfig, simulate
@@ -279,7 +278,6 @@ def test_the_newest_catalogue_row_is_read_online_after_plain_views_are_materiali
     shop = simulate(ShopConfig(users=5, items=30, categories=3, events=50, days=1))
     ingest(shop, stack, bulk=True, clock=clock)
     apply(stack)
-    materialize_plain_views(stack, clock)
     newest = shop.items[-1]
     answer = open_feature_store(stack).get_online_features(
         features=["item_catalogue:title", "item_catalogue:price"], entity_rows=[{"item_id": newest.item_id}]

@@ -120,15 +120,16 @@ def with_clicks(user: dict[str, Any], item_ids: list[str]) -> dict[str, Any]:
     """The user's features after a click on and a view of each item, ten seconds apart."""
     view = names.USER_ACTIVITY
     after = dict(user)
-    newest_us = 1_767_225_600 * MICROS - 60 * MICROS
-    times = [columns.micros(np.array([moment], dtype="datetime64[us]"))[0] for moment in
-             [value.replace(tzinfo=None) for value in user[f"{view}__recent_times"] or []]]  # fmt: skip
+    newest_us = SHOP.end_us - 60 * MICROS
     after[f"{view}__recent_items"] = [*(user[f"{view}__recent_items"] or []), *np.repeat(item_ids, 2).tolist()]
     after[f"{view}__recent_types"] = [
         *(user[f"{view}__recent_types"] or []),
         *[names.CLICK, names.VIEW] * len(item_ids),
     ]
-    after[f"{view}__recent_times"] = times + [newest_us + 10 * MICROS * turn for turn in range(2 * len(item_ids))]
+    after[f"{view}__recent_times"] = [
+        *columns.micros(user[f"{view}__recent_times"] or []),
+        *(newest_us + 10 * MICROS * turn for turn in range(2 * len(item_ids))),
+    ]
     for plural in ("views", "clicks"):
         for window in ("10m", "1h", "1d", "7d"):
             after[f"{view}__{plural}_{window}"] += len(item_ids)
@@ -181,7 +182,12 @@ def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainR
 
 def test_one_seed_gives_one_report(settings: Settings) -> None:
     quick = CONFIG.changed(
-        max_positives=500, max_ranker_positives=100, max_ranked_requests=20, tower_epochs=1, ranker_epochs=1
+        max_positives=500,
+        max_ranker_positives=100,
+        max_ranked_requests=20,
+        tower_epochs=1,
+        ranker_epochs=1,
+        min_steps=1,
     )
     first, again = (
         train.main(quick, settings, clock=lambda at=at: at).report for at in (STARTED_US + 1, STARTED_US + 2)
@@ -189,7 +195,33 @@ def test_one_seed_gives_one_report(settings: Settings) -> None:
     assert first == again
 
 
-def test_a_shop_of_one_user_trains(applied: Path, tmp_path: Path) -> None:
-    settings = Settings(data=tmp_path, feature_repo=applied / "feature_repo")
+def test_an_empty_lake_is_refused_with_the_remedy(settings: Settings, tmp_path: Path) -> None:
+    empty = Settings(data=tmp_path, feature_repo=settings.feature_repo)
     with pytest.raises(DatasetError, match="run `headrace ingest` first"):
-        train.main(CONFIG, settings)
+        train.main(CONFIG, empty, store=open_feature_store(settings))
+
+
+def test_one_user_of_two_items_trains_and_one_item_is_refused(settings: Settings, tmp_path: Path) -> None:
+    """Features are those of the big shop's store, where this user is a stranger: keys alone come from the small lake."""
+    store, hour_us = open_feature_store(settings), 3_600 * MICROS
+    quick = CONFIG.changed(tower_epochs=1, ranker_epochs=1, min_steps=1, test_share=0.5)
+    two = Settings(data=tmp_path / "two", feature_repo=settings.feature_repo)
+    visits = [("a", 0), ("b", 1), ("a", 26), ("c", 27), ("a", 53), ("b", 54)]
+    append_views(two, [(item, SHOP.start_us + hours * hour_us) for item, hours in visits])
+    result = train.main(quick, two, store=store)
+    assert result.report.methods[TOWERS]["requests"] > 0
+    assert Bundle.load(result.bundle_dir).snapshot.item_id == ["a", "b", "c"]
+
+    one = Settings(data=tmp_path / "one", feature_repo=settings.feature_repo)
+    append_views(one, [("a", SHOP.start_us + hours * hour_us) for hours in (0, 26, 53)])
+    with pytest.raises(DatasetError, match="the catalogue holds 1 item"):
+        train.main(quick, one, store=store)
+
+
+def append_views(settings: Settings, visits: list[tuple[str, int]]) -> None:
+    rows = [
+        {"event_id": f"e{number}", "type": names.VIEW, "user_key": "u", "item_id": item, "timestamp": at_us,
+         "received_at": at_us, "ingested_at": at_us}
+        for number, (item, at_us) in enumerate(visits)
+    ]  # fmt: skip
+    EventLake(settings.lake_dir).append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), {0: 1})

@@ -75,6 +75,10 @@ class Trace:
         self.stages: list[Stage] = []
         self._degraded: dict[str, BaseException | None] = {}
 
+    def allow(self, deadline_ms: float) -> None:
+        """Another time budget, still counted from the request's arrival."""
+        self._deadline = self.started + deadline_ms / 1_000
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         stage = Stage(name)

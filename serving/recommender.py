@@ -51,6 +51,7 @@ class RecommendIn(BaseModel):
     n: int = Field(20, ge=1, le=MAX_ITEMS, description="Items wanted.")
     context: Context | None = None
     exclude: list[Identifier] = Field(default_factory=list, max_length=MAX_EXCLUDED, description="Items not to show.")
+    deadline_ms: float | None = Field(None, gt=0, le=60_000, description="Time budget; left out: HEADRACE_DEADLINE_MS.")
     stages: bool = Field(False, description="Tell counts and times of each stage.")
 
     @model_validator(mode="after")
@@ -176,6 +177,8 @@ def build_recommender(
     async def post_recommend(request: Request) -> Response:
         trace = Trace(settings.deadline_ms)
         asked = parse_request(await read_json(request, settings.max_body_bytes))
+        if asked.deadline_ms is not None:
+            trace.allow(asked.deadline_ms)
         if not places.acquire(blocking=False):
             metrics.requests.labels("429").inc()
             raise Problem(

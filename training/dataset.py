@@ -164,7 +164,7 @@ def with_negatives(
     """Positives and, at the same user and time, the drawn items as negatives (labels 0), in the positives' order.
 
     `drawn_TK` holds places in `item_ids` for each positive. An item that the user has interacted with, by `known`, is
-    no negative and is dropped, and so is the second of two equal draws. Raises DatasetError where no negative is left.
+    no negative and is dropped, and so is the second of two equal draws.
     """
     drawn = positives.select(*_KEYS).with_columns(
         pl.Series("drawn", np.asarray(item_ids)[drawn_TK].tolist(), dtype=pl.List(pl.String)),
@@ -178,11 +178,6 @@ def with_negatives(
         .join(known.select(names.USER_ID, names.ITEM_ID).unique(), on=[names.USER_ID, names.ITEM_ID], how="anti")
         .with_columns(*[pl.lit(0, dtype=pl.Int8).alias(label) for label in LABELS])
     )
-    if negatives.is_empty():
-        raise DatasetError(
-            "every label is positive: users have interacted with every item there is, so nothing can be learnt; "
-            "add catalogue items or impressions"
-        )
     columns = [*_KEYS, *LABELS, "turn"]
     both = pl.concat([positives.with_columns(turn=pl.int_range(pl.len())).select(columns), negatives.select(columns)])
     return both.sort("turn", maintain_order=True).drop("turn")

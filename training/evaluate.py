@@ -6,6 +6,7 @@ again, on what has happened since its cut.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,19 +52,19 @@ Ints = npt.NDArray[np.int64]
 SLATE = 100
 CUTOFFS = (10, 20)
 POPULAR, CO_OCCURRENCE, TOWERS = "most popular", "co-occurrence", "two towers"
-RETRIEVED, RANKED = "two towers, the requests below", "two towers + ranker"
+RETRIEVED, RANKED = "two towers, sampled", "two towers + ranker, sampled"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Metrics by method. AUCs of the ranker's outcomes are None where the test has one label alone."""
+    """Metrics by method. The ranker is tried on a sample of the requests, so the towers are shown on that sample too."""
 
     methods: Mapping[str, Mapping[str, float]]
 
     def flat(self) -> dict[str, float]:
         """One name for each number, as MLflow and `bundle.json` keep them; NaN left out."""
         return {
-            f"{method.replace(' + ', '_').replace(', ', '_').replace(' ', '_').replace('-', '_')}_{name}": value
+            re.sub(r"\W+", "_", f"{method}_{name}"): value
             for method, measured in self.methods.items()
             for name, value in measured.items()
             if not np.isnan(value)

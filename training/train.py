@@ -36,6 +36,7 @@ from training.config import TrainConfig, by_name, parse_change
 from training.dataset import (
     LABELS,
     T_US,
+    DatasetError,
     Split,
     catalogue,
     features,
@@ -158,7 +159,7 @@ def ranker_rows(
     """Rows with labels: the newest positives, each with `negatives` sampled at its time, and the newest impressions.
 
     Half of the negatives are ones that retrieval would have offered, the rest are drawn by popularity ^ 0.75. A positive
-    that answers an impression is left to the impression.
+    that answers an impression is left to the impression. Raises DatasetError where all labels are positive.
     """
     count = min(config.max_ranker_positives, positives.height)
     shown = split.impressions.select("request_id", names.ITEM_ID)
@@ -180,7 +181,14 @@ def ranker_rows(
         chosen.select(~pl.struct("request_id", names.ITEM_ID).is_in(shown.to_struct().implode())).to_series().to_numpy()
     )
     sampled = with_negatives(chosen.filter(own), drawn_TK[own], shop.item_ids, split.train)
-    return pl.concat([sampled, newest(split.impressions, sampled.height).select(sampled.columns)])
+    impressions = newest(split.impressions, config.max_ranker_positives * (1 + config.negatives))
+    rows = pl.concat([sampled, impressions.select(sampled.columns)])
+    if rows[CLICK].min() == 1:
+        raise DatasetError(
+            "every label is positive: users have met every item there is, so there is nothing to tell apart; "
+            "add catalogue items or impressions"
+        )
+    return rows
 
 
 def take_snapshot(store: FeatureStore, item_ids: Sequence[str], episodes: pl.DataFrame, t_us: int) -> Snapshot:

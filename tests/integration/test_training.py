@@ -201,15 +201,22 @@ def test_an_empty_lake_is_refused_with_the_remedy(settings: Settings, tmp_path: 
         train.main(CONFIG, empty, store=open_feature_store(settings))
 
 
-def test_one_user_of_two_items_trains_and_one_item_is_refused(settings: Settings, tmp_path: Path) -> None:
+def test_one_user_trains_while_all_positive_labels_and_a_single_item_are_refused(
+    settings: Settings, tmp_path: Path
+) -> None:
     """Features are those of the big shop's store, where this user is a stranger: keys alone come from the small lake."""
     store, hour_us = open_feature_store(settings), 3_600 * MICROS
     quick = CONFIG.changed(tower_epochs=1, ranker_epochs=1, min_steps=1, test_share=0.5)
     two = Settings(data=tmp_path / "two", feature_repo=settings.feature_repo)
-    visits = [("a", 0), ("b", 1), ("a", 26), ("c", 27), ("a", 53), ("b", 54)]
+    visits = [("a", 0), ("b", 1), ("a", 26), ("b", 27), ("a", 53), ("b", 54)]
     append_views(two, [(item, SHOP.start_us + hours * hour_us) for item, hours in visits])
+    with pytest.raises(DatasetError, match="every label is positive"):
+        train.main(quick, two, store=store)
+
+    listed = pa.table({"item_id": ["c"], "event_timestamp": pa.array([SHOP.start_us], pa.timestamp("us", "UTC"))})
+    append_rows(two.lake_dir, names.ITEMS_TABLE, listed)
     result = train.main(quick, two, store=store)
-    assert result.report.methods[TOWERS]["requests"] > 0
+    assert result.report.methods[TOWERS]["requests"] == 3
     assert Bundle.load(result.bundle_dir).snapshot.item_id == ["a", "b", "c"]
 
     one = Settings(data=tmp_path / "one", feature_repo=settings.feature_repo)

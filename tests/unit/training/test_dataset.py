@@ -84,10 +84,10 @@ def test_negatives_share_user_and_time_and_never_hit_what_the_user_knows() -> No
     ]
 
 
-def test_rows_that_are_all_positive_are_refused() -> None:
+def test_a_positive_whose_draws_are_all_known_has_no_negative() -> None:
     positives = episodes(events(("u", "a", "view", 1), ("u", "b", "view", 2)), CONFIG)
-    with pytest.raises(DatasetError, match="every label is positive"):
-        with_negatives(positives, np.array([[1], [0]]), ["a", "b"], positives)
+    rows = with_negatives(positives, np.array([[1], [0]]), ["a", "b"], positives)
+    assert rows["click"].to_list() == [1, 1]
 
 
 def test_an_empty_lake_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -87,17 +87,16 @@ class LakePartition(StatelessSinkPartition[Batch]):  # type: ignore[misc]
     def __init__(self, lake: EventLake, trim: Any) -> None:
         self._lake = lake
         self._trim = trim
-        self._committed: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
         self._commits = 0
         self._trimmed_at = time.monotonic()
 
     def write_batch(self, items: list[Batch]) -> None:
         for batch in items:
-            moved = {p: position for p, position in batch.positions.items() if position != self._committed.get(p, 0)}
-            if moved and batch.positions != self._lake.positions(batch.positions):
-                self._lake.append(batch.events.to_arrow(), moved)
+            if batch.positions != self._reached:
+                self._lake.append(batch.events.to_arrow(), batch.positions)
+                self._reached = dict(batch.positions)
                 self._commits += 1
-            self._committed = dict(batch.positions)
         if self._commits >= COMPACT_EVERY:
             self._commits = 0
             self._lake.compact()

@@ -49,13 +49,14 @@ class DatasetError(ValueError):
 class Split:
     """Episodes before and after the cut: columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS.
 
-    The train side knows no event at or after the cut, not even as a label. `impressions` are rows of the same columns,
-    of what was shown before the cut.
+    The train side knows no event at or after the cut, not even as a label. Impressions are rows of the same columns, of
+    what was shown.
     """
 
     train: pl.DataFrame
     test: pl.DataFrame
     impressions: pl.DataFrame
+    test_impressions: pl.DataFrame
     start_us: int
     cut_us: int
     end_us: int
@@ -89,6 +90,7 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
         train=episodes(before, config),
         test=everything.filter(pl.col(T_US) >= cut_us),
         impressions=impressions(before, config),
+        test_impressions=impressions(events, config).filter(pl.col(T_US) >= cut_us),
         start_us=start_us,
         cut_us=cut_us,
         end_us=end_us,

@@ -8,8 +8,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import polars as pl
 import torch
 from feast import FeatureStore
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from headrace import names
 from headrace.models import columns
@@ -44,7 +44,7 @@ from training.dataset import (
     read_split,
     sample,
 )
-from training.scoring import rank_scores, tower_scores
+from training.scoring import rank_logits, tower_scores
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -59,24 +59,37 @@ RETRIEVED, RANKED = "two towers, sampled", "two towers + ranker, sampled"
 class Report:
     """Metrics by method. The ranker is tried on a sample of the requests, so the towers are shown on that sample too."""
 
-    methods: Mapping[str, Mapping[str, float]]
+    methods: dict[str, dict[str, float]]
+    outcome_auc: dict[str, float]
+    """By outcome, how well the ranker tells what was taken from what was shown and left; empty without impressions."""
 
     def flat(self) -> dict[str, float]:
         """One name for each number, as MLflow and `bundle.json` keep them; NaN left out."""
+        of_outcomes = {"ranker": {f"auc_{outcome}": value for outcome, value in self.outcome_auc.items()}}
         return {
             re.sub(r"\W+", "_", f"{method}_{name}"): value
-            for method, measured in self.methods.items()
+            for method, measured in (self.methods | of_outcomes).items()
             for name, value in measured.items()
             if not np.isnan(value)
         }
 
-    def table(self) -> Table:
+    def show(self) -> None:
+        console = Console()
+        console.print(self._table())
+        if self.outcome_auc:
+            areas = ", ".join(f"{outcome} {area:.4f}" for outcome, area in self.outcome_auc.items())
+            console.print(f"ranker, AUC over impressions: {areas}")
+
+    def _table(self) -> Table:
         shown = [f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "ndcg")] + [
             "mrr",
-            "coverage_at_20",
             "requests",
         ]
-        table = Table("method", *[name.replace("_at_", "@") for name in shown], title="Next item, among all items")
+        table = Table(
+            Column("method", no_wrap=True),
+            *[name.replace("_at_", "@") for name in shown],
+            title="Next item, among all items",
+        )
         for method, measured in self.methods.items():
             cells = [f"{measured[name]:.0f}" if name == "requests" else f"{measured[name]:.4f}" for name in shown]
             table.add_row(method, *cells)
@@ -129,7 +142,7 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
     retrieved_TK = best_places(tower_TI[: len(some.target_T)], some.history_TL, min(config.candidates, items))
     measured[RETRIEVED] = _measure(retrieved_TK, some, items)
     measured[RANKED] = _measure(rank_again(models, some, retrieved_TK, store, config), some, items)
-    return Report(measured)
+    return Report(measured, outcome_auc(models, split, store, config))
 
 
 def read_requests(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Requests:
@@ -170,7 +183,7 @@ def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: Featu
     )
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     items = models.preprocessing.items(table, with_activity=True)
-    score_R = rank_scores(
+    logits_RO = rank_logits(
         models.towers,
         models.ranker,
         models.shop,
@@ -179,8 +192,21 @@ def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: Featu
         config.device,
     )
     scores_TK = np.full(slates_TK.shape, -np.inf)
-    scores_TK[slates_TK >= 0] = score_R
+    scores_TK[slates_TK >= 0] = models.ranker.scores(logits_RO.to(config.device)).cpu().numpy()
     return np.take_along_axis(slates_TK, np.argsort(-scores_TK, axis=1, kind="stable"), axis=1)
+
+
+def outcome_auc(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> dict[str, float]:
+    """Area under the ROC curve of each outcome, over impressions after the cut. An outcome of one label is left out."""
+    rows = sample(split.test_impressions, config.max_test, config.seed)
+    if rows.is_empty():
+        return {}
+    table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
+    users = models.preprocessing.users(table, rows[T_US].to_numpy(), models.shop.row)
+    items = models.preprocessing.items(table, with_activity=True)
+    logits_RO = rank_logits(models.towers, models.ranker, models.shop, users, items, config.device).numpy()
+    areas = {name: metrics.auc(logits_RO[:, place], rows[name]) for place, name in enumerate(models.ranker.outcomes)}
+    return {outcome: area for outcome, area in areas.items() if not np.isnan(area)}
 
 
 def _measure(slates_TK: Ints, requests: Requests, items: int) -> dict[str, float]:
@@ -223,9 +249,9 @@ def command(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps(report.methods))
+        print(json.dumps(asdict(report)))
     else:
-        Console().print(report.table())
+        report.show()
     return 0
 
 

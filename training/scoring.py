@@ -35,18 +35,16 @@ def pair_scores(towers: TwoTowers, shop: Catalogue, users: UserInputs, items: It
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def rank_scores(
+def rank_logits(
     towers: TwoTowers, ranker: Ranker, shop: Catalogue, users: UserInputs, items: ItemInputs, device: str
-) -> Floats:
-    """The ranker's score of rows of one user and one item. Shape (R,)."""
+) -> Tensor:
+    """The ranker's logits of rows of one user and one item. Shape (R, O), on the CPU."""
     table = shop.inputs.to(device)
-
-    def scored() -> Iterator[Tensor]:
-        for batch in _batches(users):
-            user, item = users.rows(batch).to(device), items.rows(batch[:, None]).to(device)
-            yield ranker.scores(ranker(user, item, towers.scores(user, item, table), table))[:, 0]
-
-    return _joined(scored())
+    parts = []
+    for batch in _batches(users):
+        user, item = users.rows(batch).to(device), items.rows(batch[:, None]).to(device)
+        parts.append(ranker(user, item, towers.scores(user, item, table), table)[:, 0].cpu())
+    return torch.cat(parts)
 
 
 def _batches(users: UserInputs) -> Iterator[Tensor]:

@@ -15,7 +15,6 @@ import numpy as np
 import polars as pl
 import torch
 from feast import FeatureStore
-from rich.console import Console
 
 from headrace import names
 from headrace.aggregates.compile import compile_views
@@ -234,11 +233,10 @@ def command(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
-        print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir), "report": result.report.methods}))
+        print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
     else:
-        console = Console()
-        console.print(result.report.table())
-        console.print(
+        result.report.show()
+        print(
             f"version {result.version} in {result.bundle_dir}: {result.tower_rows} rows for the towers, "
             f"{result.ranker_rows} for the ranker, {result.seconds:.1f} s"
         )

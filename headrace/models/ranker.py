@@ -26,7 +26,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         self.history_encoder = HistoryEncoder(config, preprocessing.length)
         self.user_encoder = UserEncoder(preprocessing, config)
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
-        self.heads = config.heads
+        self.heads, self.outcomes = config.heads, config.outcomes
         matches = 2 * (1 + len(preprocessing.content_categories))
         dense = preprocessing.user_width + preprocessing.content_width + preprocessing.activity_width + matches + 1
         features = 3 * config.width + dense

@@ -1,7 +1,7 @@
 """The event lake: Delta tables under one folder. Events partitioned by day; each commit records how far into the log it reaches.
 
 Exactly once: a commit carries an application transaction per log partition at its position, so what was appended and up to
-where is one atomic fact, and a replay can be cut to what is new.
+where is one atomic fact, and a replay is cut to what is new.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from headrace import names
 from headrace.events import EVENT_SCHEMA
@@ -21,30 +21,47 @@ _APP = "headrace-log-"
 LAKE_SCHEMA = EVENT_SCHEMA.append(pa.field(names.DAY, pa.string()))
 
 
+class LakeConflictError(RuntimeError):
+    """Another writer of the same log partitions was faster; nothing was written."""
+
+
 class EventLake:
-    """The `events` table. One writer for each log partition at a time (Delta refuses the second commit)."""
+    """The `events` table. Two writers of one log partition cannot both commit: the second is refused, or finds it all covered."""
 
     def __init__(self, lake_dir: Path) -> None:
         self.path = lake_dir / names.EVENTS_TABLE
 
-    def create(self) -> None:
-        """Make the empty table if there is none."""
-        DeltaTable.create(str(self.path), schema=LAKE_SCHEMA, partition_by=[names.DAY], mode="ignore")
-
-    def append(self, events: pa.Table, positions: Mapping[int, int]) -> None:
-        """Append events (EVENT_SCHEMA) and record, in the same commit, the log position reached in each partition."""
-        days = pc.strftime(events[names.TIMESTAMP], format="%Y-%m-%d")
-        write_deltalake(
-            str(self.path),
-            events.select(EVENT_SCHEMA.names).append_column(names.DAY, days).cast(LAKE_SCHEMA),
-            mode="append",
-            partition_by=[names.DAY],
-            commit_properties=CommitProperties(
-                app_transactions=[
-                    Transaction(f"{_APP}{partition}", position) for partition, position in positions.items()
-                ]
-            ),
+    def create(self) -> DeltaTable:
+        """The table, made empty if there is none."""
+        keep = {"delta.logRetentionDuration": "interval 1 days", "delta.enableExpiredLogCleanup": "true"}
+        return DeltaTable.create(
+            str(self.path), schema=LAKE_SCHEMA, partition_by=[names.DAY], mode="ignore", configuration=keep
         )
+
+    def append(self, events: pa.Table, positions: Mapping[int, int]) -> int:
+        """Append events (EVENT_SCHEMA) and record, in the same commit, the log position reached in each partition.
+
+        What the table covers already is left out; returns the number of rows written. Raises LakeConflictError.
+        """
+        table = self.table() or self.create()
+        covered = _positions(table, positions)
+        moved = {partition: position for partition, position in positions.items() if position > covered[partition]}
+        if not moved:
+            return 0
+        fresh = events.select(EVENT_SCHEMA.names).filter(_above(events, covered))
+        days = pc.strftime(fresh[names.TIMESTAMP], format="%Y-%m-%d")
+        transactions = [Transaction(f"{_APP}{partition}", position) for partition, position in moved.items()]
+        try:
+            # Through the very version whose positions were read: a commit of these partitions in between refuses this one.
+            write_deltalake(
+                table,
+                fresh.append_column(names.DAY, days).cast(LAKE_SCHEMA),
+                mode="append",
+                commit_properties=CommitProperties(app_transactions=transactions),
+            )
+        except CommitFailedError as error:
+            raise LakeConflictError(f"{self.path} was written by somebody else at the same time: {error}") from error
+        return int(fresh.num_rows)
 
     def compact(self) -> None:
         """Merge small files, and drop files that no reader of the last hour can need."""
@@ -62,7 +79,7 @@ class EventLake:
     def positions(self, partitions: Iterable[int]) -> dict[int, int]:
         """Log position covered in each partition (BULK_PARTITION: number of the last bulk load); 0 where nothing is."""
         table = self.table()
-        return {p: (table.transaction_version(f"{_APP}{p}") or 0) if table else 0 for p in partitions}
+        return _positions(table, partitions) if table else dict.fromkeys(partitions, 0)
 
     def scan(self, columns: Sequence[str] | None = None, upto: Mapping[int, int] | None = None) -> pl.LazyFrame:
         """The events, lazily; with `upto`, only those at or below a log position in each partition."""
@@ -75,6 +92,19 @@ class EventLake:
             ]
             frame = frame.filter(pl.any_horizontal(covered))
         return frame.select(list(columns)) if columns is not None else frame
+
+
+def _positions(table: DeltaTable, partitions: Iterable[int]) -> dict[int, int]:
+    return {partition: table.transaction_version(f"{_APP}{partition}") or 0 for partition in partitions}
+
+
+def _above(events: pa.Table, covered: Mapping[int, int]) -> pa.ChunkedArray:
+    """True for events that lie above the covered position of their partition."""
+    mask = pa.chunked_array([pa.array([False] * events.num_rows)])
+    for partition, position in covered.items():
+        here = pc.equal(events[names.LOG_PARTITION], partition)
+        mask = pc.or_(mask, pc.and_(here, pc.greater(events[names.LOG_POSITION], position)))
+    return mask
 
 
 def _polars_schema() -> pl.Schema:

@@ -66,6 +66,7 @@ def test_the_towers_beat_popularity_and_co_occurrence_on_the_same_split(result: 
     measured = {name: values["ndcg_at_20"] for name, values in result.report.methods.items()}
     assert measured[TOWERS] > 1.1 * measured[CO_OCCURRENCE] > 1.1 * measured[POPULAR]
     assert measured[RANKED] > 0.9 * measured[RETRIEVED]
+    assert result.report.outcome_auc["click"] > 0.7
 
 
 def test_the_bundle_says_what_it_was_trained_on_and_with(settings: Settings, bundle: Bundle) -> None:
@@ -173,6 +174,7 @@ def test_measuring_a_registered_bundle_again_gives_what_training_reported(
     again = evaluate.main(result.version, settings)
     for method, measured in result.report.methods.items():
         assert again.methods[method] == pytest.approx(measured, abs=1e-9)
+    assert again.outcome_auc == pytest.approx(result.report.outcome_auc, abs=1e-9)
 
 
 def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainResult) -> None:

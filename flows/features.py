@@ -21,8 +21,7 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.run import cli_main
 
 from flows.source import LogSource, Pace, StopFlag
-from flows.steps import Batch, Deduplicator, ShardBatch, ShardSplitter, ViewColumns, decode
-from headrace import names
+from flows.steps import Batch, Deduplicator, ShardBatch, ShardSplitter, decode
 from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.spec import ViewSpec
@@ -30,11 +29,12 @@ from headrace.clock import Clock, system_clock
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetter, DeadLetters
 from headrace.stores.definitions import load_definitions
-from headrace.stores.log import EventLog, RedisEventLog
+from headrace.stores.lake import covered
+from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import OwnedShard, ShardCommit, check_deployment, read_status, row_key
 
-log = logging.getLogger("headrace.flows.features")
+logger = logging.getLogger("headrace.flows.features")
 
 LEASE = timedelta(seconds=3)
 MAX_CACHED_ENTITIES = 500_000
@@ -48,23 +48,21 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
     """The dataflow. Opens the registry and the store."""
     client = connect(settings)
     specs = load_definitions(settings).streams
-    check_deployment(client, settings.shards, settings.log_partitions)
+    check_deployment(client, shards=settings.shards, log_partitions=settings.log_partitions)
 
-    def open_log() -> EventLog:
-        return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+    log = open_log(client, settings)
 
     def resume_from(partitions: Iterable[int]) -> Mapping[int, int]:
         statuses = read_status(client, range(settings.shards)).values()
         return {p: min(status.positions.get(p, 0) for status in statuses) for p in partitions}
 
-    views = {name: ViewColumns(spec.entity_column, spec.types, spec.columns) for name, spec in specs.items()}
-    deduplicate = Deduplicator(open_log(), int(settings.dedup_horizon_s * MICROS))
+    deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS))
     bury = DeadLetterStep(DeadLetters(client))
-    split = ShardSplitter(views, settings.shards, int(settings.lateness_horizon_s * MICROS))
+    split = ShardSplitter(specs, settings.shards, int(settings.lateness_horizon_s * MICROS))
     owner = f"{socket.gethostname()}:{os.getpid()}"
 
     flow = Dataflow("features")
-    slices = op.input("read_log", flow, LogSource(open_log, resume_from, clock, stop, pace, until_end))  # LogSlice
+    slices = op.input("read_log", flow, LogSource(log, resume_from, clock, stop, pace, until_end))  # LogSlice
     batches = op.map("decode_and_validate", slices, decode)  # Batch
     sound = op.map("set_dead_letters_aside", batches, bury)  # Batch
     fresh = op.map("drop_duplicates", sound, deduplicate)  # Batch
@@ -116,6 +114,9 @@ class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], N
     def _advance(self, batch: ShardBatch) -> tuple[OwnedShard, ShardCommit]:
         if self._shard is None:
             self._shard = self._own(batch.shard)
+        if self._shard.in_flight == 0:  # the store has all that is in memory: it may be read again from there
+            self._states = {name: _bounded(state) for name, state in self._states.items()}
+        self._shard.in_flight += 1
         rows: dict[tuple[str, str], bytes] = {}
         for name, events in batch.events.items():
             rows |= {(name, key): row for key, row in self._fold(batch.shard, name, self._uncovered(events)).items()}
@@ -139,21 +140,16 @@ class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], N
                     f"the stored state of view '{name}' was made by another definition: run `headrace backfill`"
                 )
         self._positions = dict(status.positions)
-        log.info("shard %d is ours, at %s", number, self._positions)
+        logger.info("shard %d is ours, at %s", number, self._positions)
         return shard
 
     def _uncovered(self, events: pl.DataFrame) -> pl.DataFrame:
-        known = pl.lit(False)
-        for partition, position in self._positions.items():
-            known = known | ((pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position))
-        return events.filter(~known)
+        return events.filter(~covered(self._positions))
 
     def _fold(self, shard: int, view: str, events: pl.DataFrame) -> dict[str, bytes]:
         if events.is_empty():
             return {}
         state = self._states[view]
-        if len(state) > MAX_CACHED_ENTITIES:
-            state = self._states[view] = ViewState(state.layout)
         missing = state.missing(events[self._specs[view].entity_column])
         if missing:
             for key, raw in zip(missing, self._redis.mget([row_key(shard, view, key) for key in missing]), strict=True):
@@ -163,6 +159,10 @@ class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], N
 
     def snapshot(self) -> None:
         return None
+
+
+def _bounded(state: ViewState) -> ViewState:
+    return ViewState(state.layout) if len(state) > MAX_CACHED_ENTITIES else state
 
 
 class CommitSink(DynamicSink[Any]):  # type: ignore[misc]
@@ -187,6 +187,7 @@ class CommitPartition(StatelessSinkPartition[Any]):  # type: ignore[misc]
             shard.queue_commit(pipeline, commit, self._fingerprints)
         for (_, (shard, _)), answer in zip(items, pipeline.execute(), strict=True):
             shard.check_answer(answer)
+            shard.in_flight -= 1
 
 
 def main() -> int:

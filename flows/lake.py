@@ -12,21 +12,19 @@ from datetime import timedelta
 from typing import Any
 
 import bytewax.operators as op
+import redis
 from bytewax.dataflow import Dataflow
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.run import cli_main
 
 from flows.source import LogSource, Pace, StopFlag
 from flows.steps import Batch, Deduplicator, decode
-from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
-from headrace.stores.log import EventLog, RedisEventLog
+from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import check_deployment, read_status
-
-log = logging.getLogger("headrace.flows.lake")
 
 LAKE_PACE = Pace(
     poll=timedelta(milliseconds=100), linger=timedelta(seconds=1), heartbeat=timedelta(seconds=1), max_entries=1_024
@@ -40,36 +38,39 @@ def get_flow(
 ) -> Dataflow:
     """The dataflow. Opens the lake and the log."""
     client = connect(settings)
-    check_deployment(client, settings.shards, settings.log_partitions)
+    check_deployment(client, shards=settings.shards, log_partitions=settings.log_partitions)
     lake = EventLake(settings.lake_dir)
     lake.create()
 
-    def open_log() -> EventLog:
-        return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+    log = open_log(client, settings)
 
     def resume_from(partitions: Iterable[int]) -> Mapping[int, int]:
         return lake.positions(partitions)
 
     def trim() -> None:
-        trim_log(open_log(), client, lake, settings, clock)
+        trim_log(log, client, lake, settings, clock)
 
     flow = Dataflow("lake")
-    slices = op.input("read_log", flow, LogSource(open_log, resume_from, clock, stop, pace, until_end))  # LogSlice
+    slices = op.input("read_log", flow, LogSource(log, resume_from, clock, stop, pace, until_end))  # LogSlice
     batches = op.map("decode_and_validate", slices, decode)  # Batch
-    fresh = op.map(
-        "drop_duplicates", batches, Deduplicator(open_log(), int(settings.dedup_horizon_s * MICROS))
-    )  # Batch
+    fresh = op.map("drop_duplicates", batches, Deduplicator(log, int(settings.dedup_horizon_s * MICROS)))  # Batch
     op.output("append", fresh, LakeSink(lake, trim))
     return flow
 
 
-def trim_log(event_log: EventLog, client: Any, lake: EventLake, settings: Settings, clock: Clock) -> int:
-    """Drop entries that every shard and the lake have taken in and that lie before the dedup horizon; returns how many."""
-    partitions = range(event_log.partitions)
-    in_lake = lake.positions(partitions)
+def trim_log(log: EventLog, client: "redis.Redis", lake: EventLake, settings: Settings, clock: Clock) -> int:
+    """Drop what every shard and the lake have taken in, and what no reader needs to know duplicates by; returns how many entries.
+
+    The dedup horizon is counted back from the slowest reader: it reads it again when it goes on.
+    """
+    in_lake = lake.positions(range(log.partitions))
     statuses = read_status(client, range(settings.shards)).values()
-    horizon = event_log.position_at(clock() - int(settings.dedup_horizon_s * MICROS))
-    return event_log.trim({p: min(horizon, in_lake[p], *(s.positions.get(p, 0) for s in statuses)) for p in partitions})
+    below = {}
+    for partition, position in in_lake.items():
+        slowest = min(position, *(status.positions.get(partition, 0) for status in statuses))
+        horizon_us = min(clock(), log.appended_at(slowest)) - int(settings.dedup_horizon_s * MICROS)
+        below[partition] = min(slowest, log.position_at(horizon_us))
+    return log.trim(below)
 
 
 class LakeSink(DynamicSink[Batch]):  # type: ignore[misc]

@@ -51,14 +51,14 @@ class LogSource(DynamicSource[LogSlice]):  # type: ignore[misc]
 
     def __init__(
         self,
-        open_log: Callable[[], EventLog],
+        log: EventLog,
         resume_from: Callable[[Iterable[int]], Mapping[int, int]],
         clock: Clock,
         stop: StopFlag,
         pace: Pace,
         until_end: bool = False,
     ) -> None:
-        self._open_log = open_log
+        self._log = log
         self._resume_from = resume_from
         self._clock = clock
         self._stop = stop
@@ -66,7 +66,7 @@ class LogSource(DynamicSource[LogSlice]):  # type: ignore[misc]
         self._until_end = until_end
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "LogReader":
-        log = self._open_log()
+        log = self._log
         partitions = [p for p in range(log.partitions) if p % worker_count == worker_index]
         return LogReader(log, dict(self._resume_from(partitions)), self._clock, self._stop, self._pace, self._until_end)
 

@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from flows.source import LogSlice
 from headrace import names
+from headrace.aggregates.fold import events_of
+from headrace.aggregates.spec import ViewSpec
 from headrace.events import EVENT_SCHEMA, BadRecord, decode_payload
 from headrace.identity import shard_of
 from headrace.stores.log import EventLog, LogEntry
@@ -122,15 +124,18 @@ class ShardBatch:
 class ShardSplitter:
     """Routes each view's events to the shard of their entity. Every shard gets every slice, for its positions."""
 
-    def __init__(self, views: Mapping[str, "ViewColumns"], shards: int, lateness_us: int) -> None:
-        self._views = views
+    def __init__(self, specs: Mapping[str, ViewSpec], shards: int, lateness_us: int) -> None:
+        self._specs = specs
         self._shards = shards
         self._lateness_us = lateness_us
         self._shard_of: dict[str, int] = {}
 
     def __call__(self, batch: Batch) -> Iterator[tuple[str, ShardBatch]]:
-        events = batch.events.with_row_index("@row")
-        by_view = {name: self._partition(view.select(events), view.entity_column) for name, view in self._views.items()}
+        place = (names.LOG_PARTITION, names.LOG_POSITION)
+        by_view = {
+            name: self._partition(events_of(spec, batch.events, place), spec.entity_column)
+            for name, spec in self._specs.items()
+        }
         counted = self._count(batch)
         for shard in range(self._shards):
             parts = {name: parts[shard] for name, parts in by_view.items() if shard in parts}
@@ -160,16 +165,3 @@ class ShardSplitter:
             *((partition, position, EVENTS) for partition, position, _ in places),
             *((partition, position, LATE) for partition, position, is_late in places if is_late),
         ]
-
-
-@dataclass(frozen=True)
-class ViewColumns:
-    """What a view takes from the events."""
-
-    entity_column: str
-    types: tuple[str, ...]
-    columns: tuple[str, ...]
-
-    def select(self, events: pl.DataFrame) -> pl.DataFrame:
-        wanted = pl.col(names.TYPE).is_in(list(self.types)) & pl.col(self.entity_column).is_not_null()
-        return events.filter(wanted).select(*self.columns, names.LOG_PARTITION, names.LOG_POSITION)

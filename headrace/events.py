@@ -36,6 +36,8 @@ from headrace.settings import MICROS
 
 SCHEMA_VERSION: Final = 1
 MAX_PROPERTIES_BYTES: Final = 8_192
+MAX_TEXT_BYTES: Final = 4 * 128 + len(names.ANONYMOUS_PREFIX)
+"""UTF-8 of the longest identifier, or key made of one."""
 
 EventType = Literal[
     "impression", "view", "dwell", "scroll", "click", "search", "add_to_cart", "remove_from_cart",
@@ -46,7 +48,7 @@ Identifier = Annotated[str, StringConstraints(min_length=1, max_length=128, patt
 
 def _text_or_moment(value: object) -> object:
     """JSON has no times: a string, never a number that might be seconds or milliseconds."""
-    if isinstance(value, str | datetime):
+    if isinstance(value, datetime) or (isinstance(value, str) and value[4:5] == "-"):
         return value
     raise ValueError("must be a string, ISO 8601 with a time zone")
 
@@ -82,6 +84,20 @@ class Context(BaseModel):
     locale: str | None = Field(None, max_length=32)
 
 
+def check_user(user_id: str | None, anonymous_id: str | None) -> None:
+    """Raises ValueError unless these ids say who it is."""
+    if user_id is None and anonymous_id is None:
+        raise ValueError("one of user_id and anonymous_id is needed")
+    if user_id is not None and user_id.startswith(names.ANONYMOUS_PREFIX):
+        raise ValueError(f"user_id must not begin with '{names.ANONYMOUS_PREFIX}': that prefix marks anonymous users")
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Field and reason of the first thing that is wrong; no field where it is the whole."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+
+
 class EventIn(BaseModel):
     """One behaviour event as a client sends it. `event_id` is made by the client and makes retries harmless."""
 
@@ -113,12 +129,7 @@ class EventIn(BaseModel):
 
     @model_validator(mode="after")
     def _check_fields_that_the_type_needs(self) -> "EventIn":
-        if self.user_id is None and self.anonymous_id is None:
-            raise ValueError("one of user_id and anonymous_id is needed")
-        if self.user_id is not None and self.user_id.startswith(names.ANONYMOUS_PREFIX):
-            raise ValueError(
-                f"user_id must not begin with '{names.ANONYMOUS_PREFIX}': that prefix marks anonymous users"
-            )
+        check_user(self.user_id, self.anonymous_id)
         if self.type == names.IDENTIFY and (self.user_id is None or self.anonymous_id is None):
             raise ValueError("identify links two ids: it needs user_id and anonymous_id")
         if self.type in NEEDS_ITEM and self.item_id is None:
@@ -212,9 +223,8 @@ def parse(raw: object, index: int = 0) -> EventIn | Refusal:
     try:
         return EventIn.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "event"
-        return Refusal(index, field, first["msg"].removeprefix("Value error, "))
+        field, reason = first_error(error)
+        return Refusal(index, field or "event", reason)
 
 
 def stamp(event: EventIn, received_at_us: int, clock_ahead_us: int) -> dict[str, Any]:
@@ -297,7 +307,7 @@ def _decode_line_by_line(lines: Sequence[bytes]) -> tuple[pa.Table, list[BadReco
                 [{name: value.get(name) for name in _POLARS_RECORD}], schema=_POLARS_RECORD, strict=True
             )
             if not _is_record(frame).all():
-                raise ValueError("event_id, type, user_key, timestamp or received_at is missing or unknown")
+                raise ValueError("event_id, type, user_key, timestamp or received_at is missing, unknown or too long")
         except (ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
             bad.append(BadRecord(index, str(error).splitlines()[0], line))
         else:
@@ -311,10 +321,13 @@ def _is_record(frame: pl.DataFrame) -> pl.Series:
     """True for rows that hold what every engine relies on."""
     required = ["event_id", "user_key", "timestamp", "received_at"]
     item = pl.col("item_id").is_not_null() | ~pl.col("type").is_in(sorted(NEEDS_ITEM))
-    known = pl.col("type").is_in(list(names.EVENT_TYPES)).fill_null(False) & item
-    return frame.select(pl.all_horizontal(*[pl.col(name).is_not_null() for name in required], known).alias("good"))[
-        "good"
+    short = [
+        pl.col(name).str.len_bytes().fill_null(0) <= MAX_TEXT_BYTES for name in ("event_id", "user_key", "item_id")
     ]
+    known = pl.col("type").is_in(list(names.EVENT_TYPES)).fill_null(False) & item
+    return frame.select(
+        pl.all_horizontal(*[pl.col(name).is_not_null() for name in required], *short, known).alias("good")
+    )["good"]
 
 
 def _to_table(frame: pl.DataFrame, indexes: Iterable[int]) -> pa.Table:

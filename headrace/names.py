@@ -62,8 +62,8 @@ PROFILES_TABLE: Final = "profiles"
 # Ray Serve applications.
 COLLECTOR_APP: Final = "collector"
 RECOMMENDER_APP: Final = "recommender"
+EVENTS_PATH: Final = "/v1/events"
 
 # Model registry.
 REGISTERED_MODEL: Final = "headrace-recommender"
 CHAMPION: Final = "champion"
-CHALLENGER: Final = "challenger"

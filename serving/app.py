@@ -66,7 +66,7 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
     collector: Any = Collector
     recommender: Any = Recommender
     return {
-        names.COLLECTOR_APP: ("/v1/events", collector.bind(settings)),
+        names.COLLECTOR_APP: (names.EVENTS_PATH, collector.bind(settings)),
         names.RECOMMENDER_APP: ("/", recommender.bind(settings)),
     }
 

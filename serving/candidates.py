@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ask:
+class RecommendationRequest:
     """A request, validated: `n` >= 1."""
 
     user_key: str

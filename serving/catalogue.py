@@ -4,14 +4,20 @@ It is also the last good snapshot on disk, which answers requests when nothing e
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from headrace.models.snapshot import Snapshot as BundleSnapshot
+
+if TYPE_CHECKING:
+    from serving.store import CatalogueRows, Popularity
+
+TOP: Final = 1_000
 # Origins: the lake's catalogue with popularity from the store; the file on disk; what the bundle carries; the lake's
 # catalogue alone; nothing.
 LIVE: Final = "live"
@@ -27,7 +33,7 @@ class SnapshotError(ValueError):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """`popular` holds every known item. `popularity` scores those that have one. `origin`: where it is from, below."""
+    """`popular` holds every known item. `popularity` scores those that have one. `origin` is one of those above."""
 
     popular: tuple[str, ...] = ()
     trending: tuple[str, ...] = ()
@@ -40,6 +46,49 @@ class Catalogue:
     @cached_property
     def known(self) -> frozenset[str]:
         return frozenset(self.popular)
+
+
+def build(
+    item_ids: Sequence[str],
+    rows: "CatalogueRows | None",
+    popularity: "Popularity | None",
+    snapshot: BundleSnapshot | None,
+    previous: Catalogue,
+    now_us: int,
+) -> Catalogue:
+    """The catalogue of `item_ids` from what could be read; what could not comes from `previous`, or the bundle."""
+    if not item_ids:
+        return previous
+    overall = previous.popularity if popularity is None else popularity.overall
+    before = {item: place for place, item in enumerate(snapshot.item_id if snapshot else previous.popular)}
+    known = frozenset(item_ids)
+    in_rows = frozenset(rows.item_ids) if rows else frozenset()
+    unavailable = set(rows.unavailable if rows else previous.unavailable)
+    if snapshot is not None:
+        bundled = zip(snapshot.item_id, snapshot.available, strict=True)
+        unavailable |= {item for item, available in bundled if not available and item not in in_rows}
+    trending: Sequence[str] = previous.trending
+    if popularity is not None:
+        trending = sorted(popularity.trend, key=lambda item: (-popularity.trend[item], item))
+    return Catalogue(
+        popular=tuple(
+            sorted(item_ids, key=lambda item: (-overall.get(item, 0.0), before.get(item, len(before)), item))
+        ),
+        trending=tuple(item for item in trending if item in known)[:TOP],
+        newest=tuple(rows.item_ids[:TOP]) if rows else previous.newest,
+        unavailable=frozenset(unavailable),
+        popularity=overall,
+        origin=_origin(popularity, snapshot, previous),
+        as_of_us=previous.as_of_us if popularity is None else now_us,
+    )
+
+
+def _origin(popularity: "Popularity | None", snapshot: BundleSnapshot | None, previous: Catalogue) -> str:
+    if popularity is not None:
+        return LIVE
+    if previous.origin != NONE:
+        return previous.origin
+    return BUNDLE if snapshot is not None else LAKE
 
 
 def save(catalogue: Catalogue, path: Path) -> None:

@@ -4,7 +4,7 @@ An event is acknowledged only once it is on disk in the event log. Each bad even
 field and reason while the good ones go in.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,10 +18,9 @@ from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.events import ClockError, EventIn, Refusal, parse, stamp
 from headrace.settings import MICROS, Settings
-from headrace.stores.log import EventLog, LogFullError, LogUnavailableError, RedisEventLog
-from headrace.stores.redis_client import connect
+from headrace.stores.log import LogFullError, LogUnavailableError
 from serving.auth import Keys, require
-from serving.committer import GroupCommitter, LogWriter, Record
+from serving.committer import GroupCommitter, Record, log_writer
 from serving.metrics import CollectorMetrics, exposition
 from serving.web import (
     PROBLEM_SCHEMA,
@@ -34,8 +33,6 @@ from serving.web import (
     with_security,
 )
 
-ROUTE_PREFIX: Final = "/v1/events"
-LOG_TIMEOUT_S: Final = 2.0
 RETRY_DOWN_S: Final = "1"
 RETRY_FULL_S: Final = "30"
 
@@ -48,7 +45,7 @@ class Batch:
     refused: list[dict[str, Any]]
 
 
-class Door:
+class EventValidator:
     """Decides about each event of a request: a stamped record, or a refusal with index, event id, field and reason."""
 
     def __init__(self, settings: Settings, clock: Clock) -> None:
@@ -57,12 +54,12 @@ class Door:
         self._max_event_bytes = settings.max_event_bytes
         self._max_batch_events = settings.max_batch_events
 
-    def admit(self, body: Any) -> Batch:
+    def validate(self, body: Any) -> Batch:
         """Raises `Problem` (413, 422) when the body as a whole is no batch; a bad event is only refused."""
         received_at_us = self._clock()
         batch = Batch([], [])
         for index, raw in enumerate(self._events_of(body)):
-            outcome = self._admit_one(raw, index, received_at_us)
+            outcome = self._validate_one(raw, index, received_at_us)
             if isinstance(outcome, Refusal):
                 batch.refused.append(
                     {"index": index, "event_id": _event_id(raw), "field": outcome.field, "reason": outcome.reason}
@@ -94,7 +91,7 @@ class Door:
             )
         return list(events)
 
-    def _admit_one(self, raw: object, index: int, received_at_us: int) -> Record | Refusal:
+    def _validate_one(self, raw: object, index: int, received_at_us: int) -> Record | Refusal:
         try:
             size = len(orjson.dumps(raw))
         except TypeError:
@@ -116,24 +113,11 @@ def _event_id(raw: object) -> str | None:
     return value[:128] if isinstance(value, str) else None
 
 
-def open_redis_log(settings: Settings) -> EventLog:
-    """The event log that `settings` names. Connects with the first use."""
-    client = connect(settings, timeout_s=LOG_TIMEOUT_S)
-    return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
-
-
-def check_room(log: EventLog) -> None:
-    if isinstance(log, RedisEventLog):
-        log.check_room()
-
-
-def build_collector(
-    settings: Settings, clock: Clock = system_clock, open_log: Callable[[Settings], EventLog] = open_redis_log
-) -> FastAPI:
-    """The application, to be mounted at ROUTE_PREFIX."""
+def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
+    """The application, to be mounted at `names.EVENTS_PATH`."""
     metrics = CollectorMetrics()
-    door = Door(settings, clock)
-    committer = GroupCommitter(LogWriter(lambda: open_log(settings), check_room), metrics)
+    validator = EventValidator(settings, clock)
+    committer = GroupCommitter(log_writer(settings), metrics)
     may_write = require(Keys(settings.event_keys, "HEADRACE_EVENT_KEYS"))
     may_read = require(Keys(settings.read_keys, "HEADRACE_READ_KEYS"))
 
@@ -148,7 +132,7 @@ def build_collector(
 
     @app.post("/", dependencies=[Depends(may_write)], **_EVENTS_DOCS)
     async def post_events(request: Request) -> Response:
-        batch = door.admit(await read_json(request, settings.max_body_bytes))
+        batch = validator.validate(await read_json(request, settings.max_body_bytes))
         for refusal in batch.refused:
             metrics.refused.labels(_metric_field(refusal["field"])).inc()
         if not batch.records:
@@ -200,7 +184,7 @@ def collector_openapi(app: FastAPI) -> dict[str, Any]:
     event = EventIn.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas |= event.pop("$defs", {}) | {"EventIn": event, "Problem": PROBLEM_SCHEMA}
-    document["servers"] = [{"url": ROUTE_PREFIX}]
+    document["servers"] = [{"url": names.EVENTS_PATH}]
     return with_security(document)
 
 

@@ -1,36 +1,39 @@
 """Group commit: concurrent requests share one append to the log, so one flush of the disk serves many of them."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import redis
 
 from headrace import names
 from headrace.events import encode_records
 from headrace.identity import shard_of
-from headrace.stores.log import EventLog, LogFullError, LogUnavailableError
-from headrace.stores.redis_client import StoreAddressError
+from headrace.settings import Settings
+from headrace.stores.log import EventLog, LogFullError, LogUnavailableError, open_log
+from headrace.stores.redis_client import StoreAddressError, connect
 from serving.metrics import CollectorMetrics
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 Positions = dict[int, int]
 
-MAX_GROUP_RECORDS = 5_000
-MAX_WAITING_RECORDS = 50_000
-ROOM_CHECK_S = 1.0
+MAX_GROUP_RECORDS: Final = 5_000
+MAX_WAITING_RECORDS: Final = 50_000
+ROOM_CHECK_S: Final = 1.0
+LOG_TIMEOUT_S: Final = 2.0
 
 
 class LogWriter:
     """Appends records, each to its user's partition, opening the log when first needed and again after a failure."""
 
-    def __init__(self, open_log: Callable[[], EventLog], check_room: Callable[[EventLog], None] | None = None) -> None:
-        """`check_room` raises LogFullError at the log's bound; it runs at most once a second."""
+    def __init__(self, open_log: Callable[[], EventLog]) -> None:
         self._open_log = open_log
-        self._check_room = check_room
         self._log: EventLog | None = None
         self._room_checked = -ROOM_CHECK_S
 
@@ -51,10 +54,14 @@ class LogWriter:
             raise LogUnavailableError(str(error)) from error
 
     def _check_room_sometimes(self, log: EventLog) -> None:
-        if self._check_room is None or time.monotonic() - self._room_checked < ROOM_CHECK_S:
-            return
-        self._check_room(log)  # a full log is asked again by the next write
-        self._room_checked = time.monotonic()
+        if time.monotonic() - self._room_checked >= ROOM_CHECK_S:
+            log.check_room()  # a full log is asked again by the next write
+            self._room_checked = time.monotonic()
+
+
+def log_writer(settings: Settings) -> LogWriter:
+    """A writer of the stack's event log. Connects with the first use."""
+    return LogWriter(lambda: open_log(connect(settings, timeout_s=LOG_TIMEOUT_S), settings))
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class GroupCommitter:
     async def commit(self, records: Sequence[Record]) -> Positions:
         """Returns once all records are on disk: the log position of each partition they went to.
 
-        Raises LogUnavailableError when they may not be; the same records may then be sent again.
+        Raises LogUnavailableError when they may not be, and whatever else the append raised; the same records may then
+        be sent again.
         """
         if self._waiting_records + len(records) > MAX_WAITING_RECORDS:
             raise LogUnavailableError(f"{self._waiting_records} events are already waiting for the disk")
@@ -103,6 +111,11 @@ class GroupCommitter:
                 positions = await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, records)
             except LogUnavailableError as error:
                 _resolve(group, error)
+            except (
+                Exception
+            ) as error:  # a fault of ours: each request must hear of it, and the next group have its turn
+                logger.exception("a group of %d events could not be appended", len(records))
+                _resolve(group, error)
             else:
                 self._metrics.append_seconds.observe(time.perf_counter() - started)
                 self._metrics.group_records.observe(len(records))
@@ -119,11 +132,11 @@ class GroupCommitter:
         return group
 
 
-def _resolve(group: Sequence[_Waiter], outcome: "Positions | LogUnavailableError") -> None:
+def _resolve(group: Sequence[_Waiter], outcome: Positions | Exception) -> None:
     for waiter in group:
         if waiter.done.done():  # its client went away
             continue
-        if isinstance(outcome, LogUnavailableError):
+        if isinstance(outcome, Exception):
             waiter.done.set_exception(outcome)
         else:
             waiter.done.set_result(outcome)

@@ -1,8 +1,11 @@
 """Impressions go into the event log after the answer: a bounded queue and a thread, so no request waits for the log."""
 
+import logging
 import queue
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from headrace import names
@@ -13,78 +16,100 @@ from serving.candidates import Slate
 from serving.committer import LogWriter, Record
 from serving.metrics import RecommenderMetrics
 
+logger = logging.getLogger(__name__)
+
 MAX_WAITING_SLATES: Final = 2_000
 MAX_GROUP_SLATES: Final = 100
 NO_MODEL_VERSION: Final = "none"
 
 
-def impressions_of(
-    slate: Slate, request_id: str, who: dict[str, Any], context: Context | None, shown_us: int
-) -> list[Record]:
-    """A record for each item shown. `who`: `user_id`, `anonymous_id`, `session_id` as far as the request has them.
+@dataclass(frozen=True)
+class Shown:
+    """A slate as it was answered. `who`: `user_id`, `anonymous_id`, `session_id` as far as the request has them."""
+
+    slate: Slate
+    request_id: str
+    who: dict[str, str]
+    context: Context | None
+    shown_us: int
+
+    def __len__(self) -> int:
+        return len(self.slate.items)
+
+
+def impression_of(shown: Shown, position: int) -> Record:
+    """The record of one item shown. Raises ValueError where it would be no valid event.
 
     The propensity is 1: the slate is a function of the features. The event id is made of the request's id and the
     place, so an impression written twice counts once.
     """
-    return [
-        to_record(
-            EventIn(
-                event_id=f"{request_id}:{position}",
-                type=names.IMPRESSION,
-                item_id=candidate.item_id,
-                timestamp=from_micros(shown_us),
-                request_id=request_id,
-                position=position,
-                score=candidate.score,
-                source=candidate.source,
-                model_version=slate.model_version or NO_MODEL_VERSION,
-                as_of=from_micros(slate.as_of_us),
-                propensity=1.0,
-                context=context,
-                **who,
-            ),
-            shown_us,
-            shown_us,
-        )
-        for position, candidate in enumerate(slate.items)
-    ]
+    candidate = shown.slate.items[position]
+    fields: dict[str, Any] = {
+        "event_id": f"{shown.request_id}:{position}",
+        "type": names.IMPRESSION,
+        "item_id": candidate.item_id,
+        "timestamp": from_micros(shown.shown_us),
+        "request_id": shown.request_id,
+        "position": position,
+        "score": candidate.score,
+        "source": candidate.source,
+        "model_version": shown.slate.model_version or NO_MODEL_VERSION,
+        "as_of": from_micros(shown.slate.as_of_us),
+        "propensity": 1.0,
+        "context": shown.context,
+        **shown.who,
+    }
+    return to_record(EventIn(**fields), shown.shown_us, shown.shown_us)
 
 
 class ImpressionLog:
-    """Takes records at once, writes them in the background. What cannot be kept is dropped and counted."""
+    """Takes slates at once, writes their impressions in the background. What cannot be kept is dropped and counted."""
 
     def __init__(self, writer: LogWriter, metrics: RecommenderMetrics) -> None:
         self._writer = writer
         self._metrics = metrics
-        self._queue: queue.Queue[list[Record] | None] = queue.Queue(MAX_WAITING_SLATES)
+        self._queue: queue.Queue[Shown | None] = queue.Queue(MAX_WAITING_SLATES)
         self._thread = threading.Thread(target=self._write_until_closed, name="impressions", daemon=True)
         self._thread.start()
 
-    def add(self, records: list[Record]) -> None:
+    def add(self, shown: Shown) -> None:
         try:
-            self._queue.put_nowait(records)
+            self._queue.put_nowait(shown)
         except queue.Full:
-            self._metrics.impressions_dropped.labels("queue_full").inc(len(records))
+            self._drop("queue_full", len(shown))
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Write what waits, for at most `timeout_s`."""
+        """Write what waits, for at most `timeout_s`; what waits then is dropped."""
+        deadline = time.monotonic() + timeout_s
         try:
             self._queue.put(None, timeout=timeout_s)
         except queue.Full:
-            return
-        self._thread.join(timeout_s)
+            logger.warning("the queue of impressions is full and does not move; what waits in it is dropped")
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._drop("closed", sum(len(shown) for shown in self._take_all()))
+        self._queue.put(None)  # the queue is empty: a thread that still writes ends after it
+
+    def _take_all(self) -> list[Shown]:
+        left: list[Shown] = []
+        while True:
+            try:
+                waiting = self._queue.get_nowait()
+            except queue.Empty:
+                return left
+            if waiting is not None:
+                left.append(waiting)
 
     def _write_until_closed(self) -> None:
-        while True:
-            slates, closing = self._next_group()
-            if slates:
-                self._write([record for records in slates for record in records])
-            if closing:
-                return
+        closing = False
+        while not closing:
+            group, closing = self._next_group()
+            records = [record for shown in group for record in self._records_of(shown)]
+            if records:
+                self._write(records)
 
-    def _next_group(self) -> tuple[list[list[Record]], bool]:
+    def _next_group(self) -> tuple[list[Shown], bool]:
         """What waits now, at most a group of it; and whether the queue was closed behind it."""
-        group: list[list[Record]] = []
+        group: list[Shown] = []
         waiting = self._queue.get()
         while waiting is not None:
             group.append(waiting)
@@ -96,10 +121,27 @@ class ImpressionLog:
                 return group, False
         return group, True
 
+    def _records_of(self, shown: Shown) -> list[Record]:
+        records: list[Record] = []
+        for position in range(len(shown)):
+            try:
+                records.append(impression_of(shown, position))
+            except Exception:
+                logger.exception("impression %s:%d is no valid event", shown.request_id, position)
+                self._drop("invalid", 1)
+        return records
+
     def _write(self, records: Sequence[Record]) -> None:
         try:
             self._writer.write(records)
         except LogUnavailableError:
-            self._metrics.impressions_dropped.labels("log_unavailable").inc(len(records))
+            self._drop("log_unavailable", len(records))
+        except Exception:  # the thread must outlive a fault of ours: later impressions may be good
+            logger.exception("%d impressions are lost", len(records))
+            self._drop("failed", len(records))
         else:
             self._metrics.impressions_logged.inc(len(records))
+
+    def _drop(self, reason: str, number: int) -> None:
+        if number:
+            self._metrics.impressions_dropped.labels(reason).inc(number)

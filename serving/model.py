@@ -9,17 +9,19 @@ import numpy.typing as npt
 
 from headrace import names
 from headrace.models.bundle import Bundle, BundleError
+from serving.interfaces import MODEL_ERRORS
 
-CONTENT: Final = tuple(f"{names.ITEM_CATALOGUE}__{name}" for name in ("category", "brand", "price"))
 Columns = Mapping[str, Sequence[Any]]
+
+WARM_UP_ITEMS: Final = 200
 
 
 class BundleModel:
-    """What `serving.pipeline.Model` asks for, on a trained bundle. Safe for threads: nothing changes once built."""
+    """What `serving.interfaces.Model` asks for, on a trained bundle. Safe for threads: nothing changes once built."""
 
     def __init__(self, bundle: Bundle, catalogue: Columns | None = None) -> None:
-        """`catalogue`: `item_id` and `item_catalogue__*` columns of all items now; items newer than the bundle are
-        embedded by content. Raises BundleError when the bundle does not fit together or with these columns.
+        """`catalogue`: `item_id` and the bundle's `content_features` of all items now; items newer than the bundle
+        are embedded by content. Raises BundleError when the bundle does not fit together or with these columns.
         """
         faiss.omp_set_num_threads(1)
         self._bundle = bundle
@@ -34,9 +36,19 @@ class BundleModel:
                     vectors_ND = np.concatenate([vectors_ND, self._scorer.item_vectors(new)])
                     self._ids += new[names.ITEM_ID]
             self._index = _index_of(vectors_ND)
-        except (RuntimeError, ValueError, LookupError, TypeError) as error:
+        except MODEL_ERRORS as error:
             raise BundleError(f"bundle {bundle.version} does not fit this catalogue: {error}") from error
         self._known = frozenset(self._ids)
+
+    def warm_up(self, t_us: int) -> None:
+        """Retrieve and rank for a user of whom nothing is known: what is done at first use is done here, not in a
+        request. Raises BundleError where that fails.
+        """
+        try:
+            self.retrieve({}, t_us, WARM_UP_ITEMS)
+            self.rank({}, self._ids[:WARM_UP_ITEMS], {}, t_us)
+        except MODEL_ERRORS as error:
+            raise BundleError(f"bundle {self.version} cannot rank: {error}") from error
 
     @property
     def version(self) -> str:
@@ -45,16 +57,16 @@ class BundleModel:
     def knows(self, item_id: str) -> bool:
         return item_id in self._known
 
-    def for_user(self, features: Mapping[str, Any], t_us: int, k: int) -> list[tuple[str, float]]:
+    def retrieve(self, user: Mapping[str, Any], t_us: int, k: int) -> list[tuple[str, float]]:
         """The k items whose vectors have the largest inner product with the user's."""
-        vector_D = self._scorer.user_vector(_one(features), t_us)
+        vector_D = self._scorer.user_vector(_one(user), t_us)
         if not np.isfinite(vector_D).all():
             raise ValueError("the user's vector is not finite")
         scores_1K, rows_1K = self._index.search(vector_D[None].astype(np.float32), min(k, len(self._ids)))
         pairs = zip(rows_1K[0].tolist(), scores_1K[0].tolist(), strict=True)
         return [(self._ids[row], score) for row, score in pairs if row >= 0]
 
-    def like_items(self, item_ids: Sequence[str], k: int) -> list[tuple[str, float]]:
+    def similar_items(self, item_ids: Sequence[str], k: int) -> list[tuple[str, float]]:
         """Up to k neighbours of these items, the items' shares equal, most similar first."""
         share = max(1, k // len(item_ids))
         best: dict[str, float] = {}
@@ -90,6 +102,7 @@ def _rows_not_in(catalogue: Columns, known: frozenset[str]) -> dict[str, list[An
 
 def _with_bundled(catalogue: Columns, bundle: Bundle) -> dict[str, list[Any]]:
     """The catalogue now, and below it what only the bundle's snapshot still knows: histories may hold it."""
-    old = bundle.snapshot.features()
+    old = bundle.snapshot.features
     missing = _rows_not_in(old, frozenset(catalogue[names.ITEM_ID]))
-    return {name: [*catalogue[name], *missing[name]] for name in old}
+    wanted = (names.ITEM_ID, *bundle.preprocessing.content_features)
+    return {name: [*catalogue[name], *missing[name]] for name in wanted}

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -17,15 +17,14 @@ from starlette.responses import Response
 
 from headrace import names
 from headrace.clock import Clock, from_micros, system_clock
-from headrace.events import Context, Identifier
+from headrace.events import Context, Identifier, check_user, first_error
 from headrace.identity import user_key
 from headrace.settings import MICROS, Settings
-from headrace.stores.log import EventLog
 from serving.auth import Keys, require
-from serving.candidates import Ask, Slate, Trace
-from serving.collector import build_collector, check_room, collector_openapi, open_redis_log
-from serving.committer import LogWriter
-from serving.impressions import ImpressionLog, impressions_of
+from serving.candidates import RecommendationRequest, Slate, Trace
+from serving.collector import build_collector, collector_openapi
+from serving.committer import log_writer
+from serving.impressions import ImpressionLog, Shown
 from serving.metrics import RecommenderMetrics, exposition
 from serving.pipeline import last_resort, recommend
 from serving.refresher import Live, Refresher
@@ -56,12 +55,7 @@ class RecommendIn(BaseModel):
 
     @model_validator(mode="after")
     def _check_user(self) -> "RecommendIn":
-        if self.user_id is None and self.anonymous_id is None:
-            raise ValueError("one of user_id and anonymous_id is needed")
-        if self.user_id is not None and self.user_id.startswith(names.ANONYMOUS_PREFIX):
-            raise ValueError(
-                f"user_id must not begin with '{names.ANONYMOUS_PREFIX}': that prefix marks anonymous users"
-            )
+        check_user(self.user_id, self.anonymous_id)
         return self
 
     @property
@@ -75,9 +69,8 @@ def parse_request(body: object) -> RecommendIn:
     try:
         return RecommendIn.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:200] or "the body"
-        reason = first["msg"].removeprefix("Value error, ")
+        field, reason = first_error(error)
+        where = field[:200] or "the body"
         raise Problem(422, f"{where}: {reason}", "correct the field; see /docs for what is allowed") from error
 
 
@@ -95,19 +88,21 @@ class Recommender:
         self._age_bound_us = int(settings.feature_age_bound_s * MICROS)
         self._last_logged: dict[str, float] = {}
 
-    def answer(self, request: RecommendIn, trace: Trace) -> dict[str, Any]:
+    def answer(self, asked: RecommendIn, trace: Trace) -> dict[str, Any]:
         """The body of the answer. Never fails for lack of a store, a model or a catalogue."""
-        ask = Ask(user_key(request.user_id, request.anonymous_id), request.n, frozenset(request.exclude))
-        world, readers = self._live.world, self._live.readers
+        user = user_key(asked.user_id, asked.anonymous_id)
+        request = RecommendationRequest(user, asked.n, frozenset(asked.exclude))
+        state, readers = self._live.state, self._live.readers
+        reader = readers.request if readers else None
         try:
-            slate = recommend(ask, world, readers.request if readers else None, self._clock, self._age_bound_us, trace)
+            slate = recommend(request, state, reader, self._clock, self._age_bound_us, trace)
         except Exception:
             logger.exception("the request path failed; answering with the order of popularity")
-            slate = last_resort(ask, world, self._clock, trace)
+            slate = last_resort(request, state, self._clock, trace)
         request_id = str(uuid.uuid4())
-        self._impressions.add(impressions_of(slate, request_id, request.who, request.context, self._clock()))
+        self._impressions.add(Shown(slate, request_id, asked.who, asked.context, self._clock()))
         self._count(slate)
-        return body_of(slate, request_id, with_stages=request.stages)
+        return body_of(slate, request_id, with_stages=asked.stages)
 
     def _count(self, slate: Slate) -> None:
         trace = slate.trace
@@ -149,13 +144,11 @@ def body_of(slate: Slate, request_id: str, *, with_stages: bool) -> dict[str, An
     return body
 
 
-def build_recommender(
-    settings: Settings, clock: Clock = system_clock, open_log: Callable[[Settings], EventLog] = open_redis_log
-) -> FastAPI:
+def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     """The application, to be mounted at `/`. Loads model and catalogue before it returns."""
     metrics = RecommenderMetrics()
     refresher = Refresher(settings, clock, metrics)
-    impressions = ImpressionLog(LogWriter(lambda: open_log(settings), check_room), metrics)
+    impressions = ImpressionLog(log_writer(settings), metrics)
     recommender = Recommender(settings, refresher.live, impressions, metrics, clock)
     threads = anyio.CapacityLimiter(THREADS)
     places = threading.Semaphore(MAX_IN_FLIGHT)
@@ -208,12 +201,12 @@ def build_recommender(
 
 
 def readiness(live: Live) -> dict[str, Any]:
-    world = live.world
+    state = live.state
     return {
         "ready": live.refreshed,
-        "model_version": world.model.version if world.model else None,
-        "catalogue": {"items": len(world.catalogue.popular), "origin": world.catalogue.origin},
-        "troubles": dict(live.troubles),
+        "model_version": state.model.version if state.model else None,
+        "catalogue": {"items": len(state.catalogue.popular), "origin": state.catalogue.origin},
+        "problems": dict(live.problems),
     }
 
 
@@ -228,7 +221,7 @@ def openapi_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
         | schema.pop("$defs", {})
         | {"RecommendIn": schema, "Problem": PROBLEM_SCHEMA}
     )
-    document["paths"]["/v1/events"] = collector["paths"]["/"]
+    document["paths"][names.EVENTS_PATH] = collector["paths"]["/"]
     return with_security(document)
 
 

@@ -1,6 +1,6 @@
-"""Keeps a replica's world current: the champion's bundle, the catalogue, popularity, the snapshot on disk.
+"""Keeps a replica's serving state current: the champion's bundle, the catalogue, popularity, the snapshot on disk.
 
-Everything is built aside and put in service by one assignment, so a request sees the old world or the new one, never a
+Everything is built aside and put in service by one assignment, so a request sees the old state or the new one, never a
 mix. What cannot be loaded is refused by name, and the old stays in service.
 """
 
@@ -18,16 +18,25 @@ from polars.exceptions import PolarsError
 
 from headrace.clock import Clock
 from headrace.models.bundle import Bundle, BundleError
-from headrace.models.snapshot import Snapshot
 from headrace.settings import Settings
+from headrace.stores.definitions import Definitions
 from headrace.stores.models import BundleRef, read_champion
-from headrace.stores.redis_client import StoreAddressError
 from serving import catalogue as cat
 from serving.catalogue import Catalogue, SnapshotError
+from serving.interfaces import STORE_ERRORS
 from serving.metrics import RecommenderMetrics
 from serving.model import BundleModel
-from serving.pipeline import World
-from serving.store import Goods, Popularity, Readers, items_with_activity, open_readers, read_goods, read_popularity
+from serving.state import ServingState
+from serving.store import (
+    CatalogueRows,
+    Popularity,
+    Readers,
+    items_with_activity,
+    missing_features,
+    open_readers,
+    read_catalogue_rows,
+    read_popularity,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,19 +46,16 @@ CATALOGUE_REFRESH_S: Final = 2.0
 REFRESH_SHARE: Final = 0.1
 REFUSED_RETRY_S: Final = 10.0
 REQUEST_TIMEOUT_S: Final = 0.03
-TOP: Final = 1_000
 MAX_SEEN: Final = 100_000
-
-STORE_TROUBLE: Final = (redis.RedisError, StoreAddressError, OSError, ValueError, RuntimeError, LookupError)
 
 
 @dataclass
 class Live:
-    """What requests read, each by one reference. `troubles` names what is wrong now, by part."""
+    """What requests read, each by one reference. `problems` names what is wrong now, by part."""
 
-    world: World = field(default_factory=World)
+    state: ServingState = field(default_factory=ServingState)
     readers: Readers | None = None
-    troubles: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
     refreshed: bool = False
 
 
@@ -65,7 +71,7 @@ class Refresher:
         self._bundle: Bundle | None = None
         self._bundle_ref: BundleRef | None = None
         self._refused: tuple[BundleRef, float] | None = None
-        self._goods: Goods | None = None
+        self._rows: CatalogueRows | None = None
         self._saved: Catalogue | None = None
         self._registry: tuple[int, int] | None = None
         self._stop = threading.Event()
@@ -86,9 +92,9 @@ class Refresher:
         try:
             last = cat.load(self._snapshot_path)
         except SnapshotError as error:
-            self._trouble("snapshot", error)
+            self._note_problem("snapshot", error)
         else:
-            self.live.world = replace(self.live.world, catalogue=last or Catalogue())
+            self.live.state = replace(self.live.state, catalogue=last or Catalogue())
         self.refresh_readers()
         self.refresh_model()
         self.refresh_catalogue()
@@ -96,62 +102,64 @@ class Refresher:
 
     def refresh_readers(self) -> None:
         """Read by the definitions that are registered now, and look again whether the model fits them."""
-        registry = _stamp(self._settings.registry_path)
+        registry = file_version(self._settings.registry_path)
         if self.live.readers is not None and registry == self._registry:
             return
         try:
             self.live.readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
-        except STORE_TROUBLE as error:
-            self._trouble("store", error)
+        except STORE_ERRORS as error:
+            self._note_problem("store", error)
         else:
             self._registry, self._bundle_ref, self._refused = registry, None, None
-            self.live.troubles.pop("store", None)
+            self.live.problems.pop("store", None)
+            self._check_names(self.live.readers.definitions)
 
     def refresh_model(self) -> None:
         """Put a new champion in service, or refuse it and say why."""
         try:
             ref = read_champion(self._settings)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            self._trouble("champion", error)
+            self._note_problem("champion", error)
             return
         if ref is None or ref == self._bundle_ref or self._was_refused(ref):
             return
         try:
             bundle = Bundle.load(_inside(ref.path, self._settings))
             self._check_fit(bundle)
-            model = BundleModel(bundle, self._goods.columns if self._goods else None)
+            rows = self._read_rows(bundle, self._clock())
+            model = self._model_of(bundle, rows)
         except BundleError as error:
             self._refused = (ref, time.monotonic())
             self._metrics.refused_bundles.inc()
-            self._trouble("champion", f"version {ref.version} is refused: {error}")
+            self._note_problem("champion", f"version {ref.version} is refused: {error}")
             return
-        self._bundle, self._bundle_ref, self._refused = bundle, ref, None
-        known = self._with_bundled_items(self.live.world.catalogue)
-        self.live.world = World(model, known)
-        self.live.troubles.pop("champion", None)
+        self._bundle, self._bundle_ref, self._refused, self._rows = bundle, ref, None, rows
+        known = self._with_bundled_items(self.live.state.catalogue)
+        self.live.state = ServingState(model, known)
+        self.live.problems.pop("champion", None)
         self._metrics.swaps.inc()
         logger.info("bundle %s in service", bundle.version)
 
     def refresh_catalogue(self) -> None:
         """Catalogue, availability and popularity as of now; a snapshot on disk when they changed."""
         now_us = self._clock()
-        goods = self._read_goods(now_us)
-        previous = self.live.world.catalogue
+        rows = self._read_rows(self._bundle, now_us)
+        previous = self.live.state.catalogue
         snapshot = self._bundle.snapshot if self._bundle else None
-        seen = self._seen_items() if goods is None else []
+        seen = self._seen_items() if rows is None else []
         item_ids = list(
-            dict.fromkeys([*(goods.item_ids if goods else []), *(snapshot.item_id if snapshot else []), *seen])
+            dict.fromkeys([*(rows.item_ids if rows else []), *(snapshot.item_id if snapshot else []), *seen])
         )
         popularity = self._read_popularity(item_ids, now_us)
-        catalogue = build_catalogue(item_ids, goods, popularity, snapshot, previous, now_us)
-        model = self.live.world.model
-        if self._bundle is not None and goods is not None and goods is not self._goods:
+        catalogue = cat.build(item_ids, rows, popularity, snapshot, previous, now_us)
+        model = self.live.state.model
+        if self._bundle is not None and rows is not None and rows is not self._rows:
             try:
-                model = BundleModel(self._bundle, goods.columns)
+                model = self._model_of(self._bundle, rows)
             except BundleError as error:
-                self._trouble("catalogue", error)
-        self._goods = goods
-        self.live.world = World(model, catalogue)
+                self._note_problem("catalogue", error)
+        self._rows = rows
+        self.live.state = ServingState(model, catalogue)
         self._metrics.catalogue_items.set(len(catalogue.popular))
         self._save(catalogue)
 
@@ -167,25 +175,33 @@ class Refresher:
                     took = time.monotonic() - begun
                     next_catalogue = begun + max(CATALOGUE_REFRESH_S, took / REFRESH_SHARE)
             except Exception:
-                # The thread must outlive a fault of ours: an old world is better than one that never changes again.
-                logger.exception("a refresh failed; the old world stays in service")
+                # The thread must outlive a fault of ours: an old state is better than one that never changes again.
+                logger.exception("a refresh failed; the old state stays in service")
 
-    def _read_goods(self, now_us: int) -> Goods | None:
+    def _model_of(self, bundle: Bundle, rows: CatalogueRows | None) -> BundleModel:
+        """Ready for its first request. Raises BundleError."""
+        model = BundleModel(bundle, rows.columns if rows else None)
+        model.warm_up(self._clock())
+        return model
+
+    def _read_rows(self, bundle: Bundle | None, now_us: int) -> CatalogueRows | None:
+        """The catalogue with what this bundle reads of it; the last one where the lake cannot be read."""
+        features = bundle.preprocessing.content_features if bundle else ()
         try:
-            goods = read_goods(self._settings, now_us, self._goods)
+            rows = read_catalogue_rows(self._settings, features, now_us, self._rows)
         except (OSError, DeltaError, PolarsError) as error:
-            self._trouble("catalogue", error)
-            return self._goods
-        self.live.troubles.pop("catalogue", None)
-        return goods
+            self._note_problem("catalogue", error)
+            return self._rows
+        self.live.problems.pop("catalogue", None)
+        return rows
 
     def _seen_items(self) -> list[str]:
         if self.live.readers is None:
             return []
         try:
-            return items_with_activity(self.live.readers.client, MAX_SEEN)
+            return items_with_activity(self.live.readers.client, self._settings, MAX_SEEN)
         except redis.RedisError as error:
-            self._trouble("store", error)
+            self._note_problem("store", error)
             return []
 
     def _read_popularity(self, item_ids: Sequence[str], now_us: int) -> Popularity | None:
@@ -194,21 +210,30 @@ class Refresher:
         try:
             popularity = read_popularity(self.live.readers.bulk, item_ids, now_us)
             self.live.readers.client.ping()  # also where there is no item to read of
-        except STORE_TROUBLE as error:
-            self._trouble("store", error)
+        except STORE_ERRORS as error:
+            self._note_problem("store", error)
             return None
-        self.live.troubles.pop("store", None)
+        self.live.problems.pop("store", None)
         return popularity
 
     def _check_fit(self, bundle: Bundle) -> None:
         """Raises BundleError when the bundle was trained on other definitions than the store holds."""
-        stored = self.live.readers.fingerprints if self.live.readers else {}
+        stored = self.live.readers.definitions.streams if self.live.readers else {}
         for view, fingerprint in bundle.manifest.fingerprints.items():
-            if view in stored and str(stored[view]) != str(fingerprint):
+            if view in stored and str(stored[view].fingerprint) != str(fingerprint):
                 raise BundleError(
-                    f"it was trained on another definition of view {view} (fingerprint {fingerprint}, "
-                    f"the store has {stored[view]}): train again, or apply the features it was trained on"
+                    f"it was trained on another definition of view {view} (fingerprint {fingerprint}, the store has "
+                    f"{stored[view].fingerprint}): train again, or apply the features it was trained on"
                 )
+
+    def _check_names(self, definitions: Definitions) -> None:
+        missing = missing_features(definitions)
+        if missing:
+            self._note_problem(
+                "features", f"{', '.join(missing)}: not defined any more; popularity and filters go without"
+            )
+        else:
+            self.live.problems.pop("features", None)
 
     def _was_refused(self, ref: BundleRef) -> bool:
         return (
@@ -223,7 +248,7 @@ class Refresher:
         if snapshot is None or catalogue.known.issuperset(snapshot.item_id):
             return catalogue
         item_ids = list(dict.fromkeys([*catalogue.popular, *snapshot.item_id]))
-        return build_catalogue(item_ids, self._goods, None, snapshot, catalogue, self._clock())
+        return cat.build(item_ids, self._rows, None, snapshot, catalogue, self._clock())
 
     def _save(self, catalogue: Catalogue) -> None:
         same = self._saved is not None and _orders(self._saved) == _orders(catalogue)
@@ -232,66 +257,23 @@ class Refresher:
         try:
             cat.save(catalogue, self._snapshot_path)
         except OSError as error:
-            self._trouble("snapshot", error)
+            self._note_problem("snapshot", error)
         else:
             self._saved = catalogue
-            self.live.troubles.pop("snapshot", None)
+            self.live.problems.pop("snapshot", None)
 
-    def _trouble(self, part: str, what: object) -> None:
+    def _note_problem(self, part: str, what: object) -> None:
         message = str(what).splitlines()[0][:300] if str(what) else type(what).__name__
-        if self.live.troubles.get(part) != message:
+        if self.live.problems.get(part) != message:
             logger.warning("%s: %s", part, message)
-        self.live.troubles[part] = message
-
-
-def build_catalogue(
-    item_ids: Sequence[str],
-    goods: Goods | None,
-    popularity: Popularity | None,
-    snapshot: Snapshot | None,
-    previous: Catalogue,
-    now_us: int,
-) -> Catalogue:
-    """The catalogue of `item_ids` from what could be read; what could not comes from `previous`, or the bundle."""
-    if not item_ids:
-        return previous
-    overall = previous.popularity if popularity is None else popularity.overall
-    before = {item: place for place, item in enumerate(snapshot.item_id if snapshot else previous.popular)}
-    known = frozenset(item_ids)
-    in_goods = frozenset(goods.item_ids) if goods else frozenset()
-    unavailable = set(goods.unavailable) if goods else set(previous.unavailable)
-    if snapshot is not None:
-        rows = zip(snapshot.item_id, snapshot.available, strict=True)
-        unavailable |= {item for item, available in rows if not available and item not in in_goods}
-    trending: Sequence[str] = previous.trending
-    if popularity is not None:
-        trending = sorted(popularity.trend, key=lambda item: (-popularity.trend[item], item))
-    return Catalogue(
-        popular=tuple(
-            sorted(item_ids, key=lambda item: (-overall.get(item, 0.0), before.get(item, len(before)), item))
-        ),
-        trending=tuple(item for item in trending if item in known)[:TOP],
-        newest=tuple(goods.newest[:TOP] if goods else previous.newest),
-        unavailable=frozenset(unavailable),
-        popularity=overall,
-        origin=_origin(popularity, snapshot, previous),
-        as_of_us=previous.as_of_us if popularity is None else now_us,
-    )
-
-
-def _origin(popularity: Popularity | None, snapshot: Snapshot | None, previous: Catalogue) -> str:
-    if popularity is not None:
-        return cat.LIVE
-    if previous.origin != cat.NONE:
-        return previous.origin
-    return cat.BUNDLE if snapshot is not None else cat.LAKE
+        self.live.problems[part] = message
 
 
 def _orders(catalogue: Catalogue) -> tuple[Any, ...]:
     return (catalogue.popular, catalogue.trending, catalogue.newest, catalogue.unavailable)
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def file_version(path: Path) -> tuple[int, int] | None:
     """Changes when the file does; None without one."""
     try:
         found = path.stat()

@@ -1,9 +1,9 @@
 """What the recommender reads besides its model: the online store's rows, and the catalogue table of the lake."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -13,19 +13,41 @@ from deltalake.exceptions import TableNotFoundError
 
 from headrace import names
 from headrace.clock import from_micros
+from headrace.models.snapshot import AVAILABLE
 from headrace.settings import Settings
-from headrace.stores.definitions import load_definitions
+from headrace.stores.definitions import Definitions, load_definitions
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
-from serving.model import CONTENT
-from serving.pipeline import FeatureReader
+from headrace.stores.shards import scan_keys
+from serving.interfaces import FeatureReader
+from serving.state import RECENT_ITEMS, RECENT_TYPES
 
-# What an act says about an item, relative to a view.
-WEIGHTS: Final = {"views": 1.0, "clicks": 2.0, "carts": 5.0, "purchases": 10.0}
-HOURS: Final = {"1h": 1.0, "1d": 24.0, "7d": 168.0}
-OVERALL: Final = "7d"
 CHUNK: Final = 1_000
 BULK_TIMEOUT_S: Final = 5.0
+
+
+class Weight(NamedTuple):
+    """What one act counts for in the two scores of popularity."""
+
+    overall: float
+    trend: float
+
+
+# What an act says about an item, relative to a view: all of it over the week, and by the hour in each window.
+_WORTH: Final = {"views": 1.0, "clicks": 2.0, "carts": 5.0, "purchases": 10.0}
+_HOURS: Final = {"1h": 1.0, "1d": 24.0, "7d": 168.0}
+POPULARITY: Final = {
+    f"{act}_{window}": Weight(worth if window == "7d" else 0.0, worth / hours)
+    for act, worth in _WORTH.items()
+    for window, hours in _HOURS.items()
+}
+# The features that serving knows by name; a model knows its own.
+READ_BY_NAME: Final = (
+    *(f"{names.ITEM_ACTIVITY}__{name}" for name in POPULARITY),
+    RECENT_ITEMS,
+    RECENT_TYPES,
+    AVAILABLE,
+)
 
 
 class FeaturesUnknownError(RuntimeError):
@@ -39,7 +61,7 @@ class Readers:
     request: OnlineReader
     bulk: OnlineReader
     client: "redis.Redis"
-    fingerprints: Mapping[str, int]
+    definitions: Definitions
 
     def close(self) -> None:
         self.client.close()
@@ -56,55 +78,67 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
     return Readers(
-        OnlineReader(fast, definitions.streams, definitions.plain, settings),
-        OnlineReader(slow, definitions.streams, definitions.plain, settings),
-        slow,
-        {name: spec.fingerprint for name, spec in definitions.streams.items()},
+        OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow, definitions
     )
 
 
+def missing_features(definitions: Definitions) -> list[str]:
+    """Full names of what serving reads by name and the definitions lack: it is left out of popularity and filters."""
+    defined = {
+        *(f"{view}__{each.name}" for view, spec in definitions.streams.items() for each in spec.aggregates),
+        *(f"{view}__{name}" for view, layout in definitions.plain.items() for name, _ in layout.fields),
+    }
+    return [name for name in READ_BY_NAME if name not in defined]
+
+
 @dataclass(frozen=True)
-class Goods:
-    """The catalogue as the lake has it: columns for the model, newest items first, and what is not available."""
+class CatalogueRows:
+    """The catalogue as the lake has it: `item_id` and features by full name, newest items first; what is not available."""
 
     version: int
     columns: dict[str, list[Any]]
-    newest: tuple[str, ...]
     unavailable: frozenset[str]
 
     @property
     def item_ids(self) -> list[str]:
-        return list(self.columns[names.ITEM_ID])
+        return self.columns[names.ITEM_ID]
 
 
-def read_goods(settings: Settings, now_us: int, last: Goods | None) -> Goods | None:
-    """The last catalogue row of each item at or before now; `last` itself while the table is the same, None if none.
+def read_catalogue_rows(
+    settings: Settings, features: Sequence[str], now_us: int, last: CatalogueRows | None
+) -> CatalogueRows | None:
+    """The last row of each item at or before now, its `features` by full name; None where there is no table.
 
-    Raises OSError or DeltaError where the lake cannot be read.
+    `last` itself while the table is the same and it has the features. A feature that the table lacks is null. Raises
+    OSError or DeltaError where the lake cannot be read.
     """
     try:
         table = DeltaTable(str(settings.lake_dir / names.ITEMS_TABLE))
     except TableNotFoundError:
         return None
-    if last is not None and last.version == table.version():
+    if last is not None and last.version == table.version() and last.columns.keys() >= set(features):
         return last
-    rows = pl.scan_delta(table).filter(pl.col("event_timestamp") <= from_micros(now_us))
+    field_of = {feature: feature.removeprefix(f"{names.ITEM_CATALOGUE}__") for feature in (*features, AVAILABLE)}
+    rows = pl.scan_delta(table)
+    present = rows.collect_schema().names()
     items = (
-        rows.sort("event_timestamp", "created")
+        rows.filter(pl.col("event_timestamp") <= from_micros(now_us))
+        .sort("event_timestamp", "created", descending=True, maintain_order=True)  # the scan has the newest write first
         .group_by(names.ITEM_ID, maintain_order=True)
         .agg(
-            pl.col("category", "brand", "price", "available").last(),
-            pl.col("event_timestamp").first().alias("first_seen"),
+            *(
+                (pl.col(field).first() if field in present else pl.lit(None)).alias(feature)
+                for feature, field in field_of.items()
+            ),
+            pl.col("event_timestamp").last().alias("first_seen"),
         )
         .sort(["first_seen", names.ITEM_ID], descending=[True, False])
         .collect()
     )
-    content = {feature: items[feature.split("__")[1]].to_list() for feature in CONTENT}
-    return Goods(
+    return CatalogueRows(
         table.version(),
-        {names.ITEM_ID: items[names.ITEM_ID].to_list(), **content},
-        tuple(items[names.ITEM_ID]),
-        frozenset(items.filter(pl.col("available") == False)[names.ITEM_ID]),  # noqa: E712 - null is not False
+        {name: items[name].to_list() for name in (names.ITEM_ID, *features)},
+        frozenset(items.filter(pl.col(AVAILABLE) == False)[names.ITEM_ID]),  # noqa: E712 - null is not False
     )
 
 
@@ -121,26 +155,23 @@ def read_popularity(reader: FeatureReader, item_ids: Sequence[str], now_us: int)
     overall: dict[str, float] = {}
     trend: dict[str, float] = {}
     for chunk in _chunks(item_ids):
-        state = reader.fetch({names.ITEM_ACTIVITY: chunk})
-        counts = state.streams[names.ITEM_ACTIVITY].values(max(now_us, state.newest_us + 1))
+        fetched = reader.fetch({names.ITEM_ACTIVITY: chunk})
+        counts = fetched.streams[names.ITEM_ACTIVITY].values(max(now_us, fetched.newest_us + 1))
         week, rate = np.zeros(len(chunk)), np.zeros(len(chunk))
-        for act, weight in WEIGHTS.items():
-            for label, hours in HOURS.items():
-                column = counts.get(f"{act}_{label}")
-                if column is not None:
-                    weighted = weight * np.asarray(column, dtype=np.float64)
-                    rate += weighted / hours
-                    week += weighted if label == OVERALL else 0.0
+        for feature, weight in POPULARITY.items():
+            if feature in counts:  # `missing_features` has named the others
+                count = np.asarray(counts[feature], dtype=np.float64)
+                week += weight.overall * count
+                rate += weight.trend * count
         overall |= {item: score for item, score in zip(chunk, week.tolist(), strict=True) if score > 0}
         trend |= {item: score for item, score in zip(chunk, rate.tolist(), strict=True) if score > 0}
     return Popularity(overall, trend)
 
 
-def items_with_activity(client: "redis.Redis", limit: int) -> list[str]:
+def items_with_activity(client: "redis.Redis", settings: Settings, limit: int) -> list[str]:
     """Ids of at most `limit` items with rows: all that is known of a shop that never sent its catalogue."""
-    marker = f":{names.ITEM_ACTIVITY}:"
-    keys = client.scan_iter(match=f"{names.PROJECT}:*{marker}*", count=CHUNK)
-    return sorted(key.decode().split(marker, 1)[1] for key in islice(keys, limit))
+    found = (item for shard in range(settings.shards) for item in scan_keys(client, shard, names.ITEM_ACTIVITY))
+    return sorted(islice(found, limit))
 
 
 def _chunks(items: Sequence[str]) -> Iterator[list[str]]:

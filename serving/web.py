@@ -139,7 +139,7 @@ ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class SlashAtMount:
-    """Lets `/v1/events` reach the route `/` of an application mounted there, without a redirect to a slash."""
+    """Lets `/prefix` reach the route `/` of an application mounted there, without a redirect to a slash."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -21,7 +21,7 @@ from rich.table import Column, Table
 
 from headrace import names
 from headrace.models import columns
-from headrace.models.bundle import Bundle, BundleError
+from headrace.models.bundle import Bundle
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
@@ -44,6 +44,7 @@ from training.dataset import (
     read_split,
     sample,
 )
+from training.job import run
 from training.scoring import rank_logits, tower_scores
 
 Floats = npt.NDArray[np.float32]
@@ -52,7 +53,7 @@ Ints = npt.NDArray[np.int64]
 SLATE = 100
 CUTOFFS = (10, 20)
 POPULAR, CO_OCCURRENCE, TOWERS = "most popular", "co-occurrence", "two towers"
-RETRIEVED, RANKED = "two towers, sampled", "two towers + ranker, sampled"
+RETRIEVED, RANKED = "towers, sampled", "towers + ranker, sampled"
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,7 @@ class Report:
             console.print(f"ranker, AUC over impressions: {areas}")
 
     def _table(self) -> Table:
-        shown = [f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "ndcg")] + [
-            "mrr",
-            "requests",
-        ]
+        shown = ["recall_at_10", "ndcg_at_10", "recall_at_20", "requests"]
         table = Table(
             Column("method", no_wrap=True),
             *[name.replace("_at_", "@") for name in shown],
@@ -243,16 +241,15 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
     options = parser.parse_args(arguments)
     quieten_feast()
-    try:
+
+    def evaluate() -> None:
         report = main(options.version, Settings())
-    except (ValueError, RegistryError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps(asdict(report)))
-    else:
-        report.show()
-    return 0
+        if options.json:
+            print(json.dumps(asdict(report)))
+        else:
+            report.show()
+
+    return run(evaluate)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import BundleError, read_manifest
+from headrace.models.bundle import read_manifest
 from headrace.settings import Settings
 from headrace.stores.models import BundleRef, ModelRegistry, RegistryError
+from training.job import run
 
 
 def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
@@ -28,18 +29,19 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; the newest if left out")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
-    try:
+
+    def promote() -> None:
         champion = main(options.version, Settings())
-    except (RegistryError, BundleError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(
-            json.dumps({"version": champion.version, "path": str(champion.path), "promoted_at": champion.promoted_at})
-        )
-    else:
-        print(f"version {champion.version} is in service: {champion.path}")
-    return 0
+        if options.json:
+            print(
+                json.dumps(
+                    {"version": champion.version, "path": str(champion.path), "promoted_at": champion.promoted_at}
+                )
+            )
+        else:
+            print(f"version {champion.version} is in service: {champion.path}")
+
+    return run(promote)
 
 
 if __name__ == "__main__":

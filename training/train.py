@@ -24,7 +24,7 @@ from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CLICK
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
-from headrace.models.snapshot import Snapshot
+from headrace.models.snapshot import AVAILABLE, Snapshot
 from headrace.models.towers import TwoTowers
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
@@ -48,6 +48,7 @@ from training.dataset import (
 )
 from training.evaluate import Models, Report, best_places, evaluate
 from training.fit import fit_ranker, fit_towers
+from training.job import run
 from training.scoring import pair_scores, tower_scores
 
 NEIGHBOURS = 20
@@ -116,7 +117,8 @@ def main(
 
     # The bundle speaks of the shop as it stands at the window's end.
     everything = pl.concat([split.train, split.test])
-    snapshot = take_snapshot(store, items_known_at(settings.lake_dir, split, split.end_us), everything, split.end_us)
+    known = items_known_at(settings.lake_dir, split, split.end_us)
+    snapshot = take_snapshot(store, preprocessing, known, everything, split.end_us)
     created_us = clock()
     manifest = Manifest(
         version=f"{from_micros(created_us):%Y%m%dT%H%M%S}-{created_us % MICROS:06d}-{config.name}",
@@ -190,29 +192,20 @@ def ranker_rows(
     return rows
 
 
-def take_snapshot(store: FeatureStore, item_ids: Sequence[str], episodes: pl.DataFrame, t_us: int) -> Snapshot:
-    """The catalogue at one time, most popular first. An item of unknown availability is available."""
-    counts = popularity(episodes, item_ids)
-    order = np.argsort(-counts, kind="stable")
+def take_snapshot(
+    store: FeatureStore, preprocessing: Preprocessing, item_ids: Sequence[str], episodes: pl.DataFrame, t_us: int
+) -> Snapshot:
+    """What the models and the filter read of the catalogue, at one time, most popular items first."""
+    order = np.argsort(-popularity(episodes, item_ids), kind="stable")
     table = columns.by_name(catalogue(store, [item_ids[place] for place in order], t_us))
-    known = {name: column.to_pylist() for name, column in table.items()}
-    nothing = [None] * len(item_ids)
-    of = {
-        name: known.get(f"{names.ITEM_CATALOGUE}__{name}", nothing) for name in ("title", "category", "brand", "price")
-    }
-    available = known.get(f"{names.ITEM_CATALOGUE}__available", nothing)
-    return Snapshot(
-        as_of_us=t_us,
-        item_id=known[names.ITEM_ID],
-        available=[value is not False for value in available],
-        **of,
-    )
+    kept = (names.ITEM_ID, *preprocessing.content_features, AVAILABLE)
+    return Snapshot(t_us, {name: table[name].to_pylist() for name in kept if name in table})
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def index_items(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
     """Vectors and neighbours of the snapshot's items."""
-    inputs = preprocessing.items(snapshot.features(), with_activity=False)
+    inputs = preprocessing.items(snapshot.features, with_activity=False)
     near_IK, scores_IK = neighbours(episodes, snapshot.item_id, NEIGHBOURS)
     return Items(snapshot.item_id, towers.items(inputs).numpy(), near_IK, scores_IK)
 
@@ -226,21 +219,20 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     quieten_feast()
-    try:
+
+    def train() -> None:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
         result = main(config, Settings(), progress=not options.json)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if options.json:
-        print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
-    else:
+        if options.json:
+            print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
+            return
         result.report.show()
         print(
             f"version {result.version} in {result.bundle_dir}: {result.tower_rows} rows for the towers, "
             f"{result.ranker_rows} for the ranker, {result.seconds:.1f} s"
         )
-    return 0
+
+    return run(train)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import polars as pl
 from headrace import names
 from headrace.aggregates import spec as sp
 from headrace.aggregates.expressions import evaluate
-from headrace.aggregates.layout import NEVER, Entry, Interval, Layout, RecentList, Ring, pack_entry
+from headrace.aggregates.layout import Entry, Interval, Layout, RecentList, Ring, pack_entry
 
 _CLOCK_SKEW_US = 3_600 * 1_000_000
 _TYPE_CODE = {event_type: code for code, event_type in enumerate(names.EVENT_TYPES)}
@@ -173,11 +173,14 @@ def _prune(intervals: list[Interval], keep_us: int) -> list[Interval]:
     return intervals if intervals[0][1] >= oldest else [interval for interval in intervals if interval[1] >= oldest]
 
 
-def events_of(spec: sp.ViewSpec, events: pl.DataFrame) -> pl.DataFrame:
-    """The events that change a view's state, with the columns it needs."""
-    return events.select(spec.columns).filter(
-        pl.col(names.TYPE).is_in(list(spec.types)) & pl.col(spec.entity_column).is_not_null()
-    )
+def concerns(spec: sp.ViewSpec) -> pl.Expr:
+    """True for events that change a view's state."""
+    return pl.col(names.TYPE).is_in(list(spec.types)) & pl.col(spec.entity_column).is_not_null()
+
+
+def events_of(spec: sp.ViewSpec, events: pl.DataFrame, also: Sequence[str] = ()) -> pl.DataFrame:
+    """The events that change a view's state, with the columns it needs and those named."""
+    return events.filter(concerns(spec)).select(*dict.fromkeys([*spec.columns, *also]))
 
 
 def of_types(codes: Ints, types: Sequence[str]) -> Mask:
@@ -213,6 +216,3 @@ def list_column(events: pl.DataFrame, column: str) -> list[object]:
         return [None if value != value else value for value in evaluate(column, columns).tolist()]
     series = events[column]
     return (series.dt.timestamp("us") if series.dtype.is_temporal() else series).to_list()
-
-
-__all__ = ["NEVER", "ViewState", "add_to_sessions", "events_of"]

@@ -134,8 +134,16 @@ class Layout:
         return b"".join(parts)
 
     def unpack(self, raw: bytes) -> tuple[npt.NDArray[np.void], list[list["Entry"]], list[list["Interval"]]]:
-        """The inverse of `pack`. Raises StateMismatchError on a row of another definition."""
+        """The inverse of `pack`. Raises StateMismatchError on a row of another definition, or one that is cut short."""
         fixed = self.fixed([raw])[0]
+        try:
+            return (fixed, *self._unpack_rest(raw))
+        except (struct.error, UnicodeDecodeError) as error:
+            raise StateMismatchError(
+                f"a stored row of view '{self.spec.name}' is damaged: run `headrace backfill`"
+            ) from error
+
+    def _unpack_rest(self, raw: bytes) -> tuple[list[list["Entry"]], list[list["Interval"]]]:
         offset = self.dtype.itemsize
         lists: list[list[Entry]] = []
         for recent in self.lists:
@@ -151,7 +159,7 @@ class Layout:
             end = offset + count * _INTERVAL.size
             sessions.append(list(_INTERVAL.iter_unpack(raw[offset:end])))
             offset = end
-        return fixed, lists, sessions
+        return lists, sessions
 
     def fixed(self, rows: list[bytes | None]) -> npt.NDArray[np.void]:
         """Fixed parts of many rows, None reading as never seen. Shape (len(rows),)."""

@@ -5,11 +5,10 @@ stack as it was. A second load of the same content appends nothing: the lake's e
 what the lake flow has not written yet is caught by the flows' own dedup.
 """
 
-import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -25,7 +24,7 @@ from headrace.ingest.validate import Limits, Reader
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetters
 from headrace.stores.lake import EventLake
-from headrace.stores.log import EventLog, RedisEventLog
+from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 
 # An allocator rounds the log's entries up by at most a quarter.
@@ -66,9 +65,6 @@ class IngestReport:
     bulk_position: int | None = None
     """Number of this bulk load; a backfill has to follow it (`headrace backfill`)."""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def ingest(
     source: Source,
@@ -85,7 +81,7 @@ def ingest(
     already keeps the constant it was loaded with. Raises IngestError, SourceError, LogUnavailableError.
     """
     with closing(connect(settings)) as client:
-        log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+        log = open_log(client, settings)
         lake = EventLake(settings.lake_dir)
         limits = Limits(
             event_bytes=settings.max_event_bytes,
@@ -95,7 +91,8 @@ def ingest(
         content = Reader(source, limits, DeadLetters(client).add).read(progress)
         events = content.events
         if bulk:
-            _wait_for_lake(log, lake)
+            # Else it could write what the lake flow is about to write too.
+            lake.wait_for(log.end(), _LAKE_WAIT_S)
         loaded = _loaded(lake, events)
         shift_us = _shift(events, loaded, clock()) if shift_to_now else 0
         new = events.join(loaded, on=names.EVENT_ID, how="anti")
@@ -140,19 +137,6 @@ def _check_bound(source: str, size: int, bound: int) -> None:
         )
 
 
-def _wait_for_lake(log: EventLog, lake: EventLake) -> None:
-    """Wait until the lake covers what the log holds now: else a bulk load could write what the lake flow writes too."""
-    ends = {partition: end for partition, end in log.end().items() if end}
-    deadline = time.monotonic() + _LAKE_WAIT_S
-    while any(position < ends[partition] for partition, position in lake.positions(ends).items()):
-        if time.monotonic() > deadline:
-            raise IngestError(
-                f"the lake at {lake.path} does not cover the event log after {_LAKE_WAIT_S:.0f} s, so events "
-                "might be written twice: let the lake flow catch up (`headrace status`), then load again"
-            )
-        time.sleep(0.2)
-
-
 def _loaded(lake: EventLake, events: pl.DataFrame) -> pl.DataFrame:
     """Event ids of `events` that the lake holds, each with its time there as `loaded_at`."""
     ids = events.lazy().select(names.EVENT_ID).unique()
@@ -181,7 +165,8 @@ def _append_to_lake(lake: EventLake, new: pl.DataFrame, ingested_at_us: int) -> 
         pl.int_range(pl.len()).alias(names.LOG_INDEX),
     )
     table: pa.Table = stood.select(EVENT_SCHEMA.names).to_arrow().cast(EVENT_SCHEMA)
-    lake.append(table, {names.BULK_PARTITION: position})
+    if lake.append(table, {names.BULK_PARTITION: position}) < table.num_rows:
+        raise IngestError("another bulk load was faster; nothing of this one was written: load it again")
     return position
 
 

@@ -2,9 +2,9 @@
 
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -18,7 +18,7 @@ from headrace.ingest.plain_rows import add_rows, stored_rows
 from headrace.ingest.progress import Report
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
-from headrace.stores.log import EventLog, RedisEventLog
+from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
 
 # Sleeping less would make entries of single events at high rates.
@@ -37,9 +37,6 @@ class ReplayReport:
     last_event_us: int | None
     seconds: float
     """Wall time that the stream took."""
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def replay(
@@ -61,7 +58,7 @@ def replay(
         raise ValueError(f"speed is {speed}: give a number above 0, or 0 to go as fast as possible")
     origin = _lake_under(lake_dir)
     with closing(connect(settings)) as client:
-        log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+        log = open_log(client, settings)
         _check_empty(log, settings)
         order = (names.RECEIVED_AT, names.TIMESTAMP, names.EVENT_ID)
         events = EventLake(origin).scan(RECORD_SCHEMA.names).sort(*order).collect()

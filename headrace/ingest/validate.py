@@ -7,16 +7,18 @@ from typing import Any, Final
 import orjson
 import polars as pl
 import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError
 
 from headrace import names
 from headrace.clock import from_micros, to_micros
-from headrace.events import RECORD_SCHEMA, Refusal, decode_payload, parse, to_record
+from headrace.events import RECORD_SCHEMA, Identifier, Refusal, decode_payload, parse, to_record
 from headrace.ingest.progress import Report
 from headrace.ingest.source import BadRow, ItemRow, ProfileRow, RawEvent, Source, content_id
 from headrace.stores.dead_letters import DeadLetter
 
 _CHUNK: Final = 20_000
 _RAW_CHARS: Final = 4_096
+_IDENTIFIER: Final[TypeAdapter[str]] = TypeAdapter(Identifier)
 
 
 @dataclass
@@ -62,9 +64,11 @@ class Reader:
                 case RawEvent():
                     self._take(row)
                 case ItemRow():
-                    content.items.append(row)
+                    if self._is_identifier(row.item_id, names.ITEM_ID, row):
+                        content.items.append(row)
                 case ProfileRow():
-                    content.profiles.append(row)
+                    if self._is_identifier(row.user_id, names.USER_ID, row):
+                        content.profiles.append(row)
                 case BadRow():
                     self._refuse(row.origin, row.field, row.reason, row.raw)
             if count % _CHUNK == 0:
@@ -94,6 +98,15 @@ class Reader:
         self._origins.append(row.origin)
         if row.item is not None:
             self._content.items.append(row.item)
+
+    def _is_identifier(self, value: str, field: str, row: ItemRow | ProfileRow) -> bool:
+        """Whether events could name it; a row that none can is refused."""
+        try:
+            _IDENTIFIER.validate_python(value)
+        except ValidationError as error:
+            self._refuse(self._source.name, field, error.errors(include_url=False)[0]["msg"], row._asdict())
+            return False
+        return True
 
     def _refuse(self, origin: str, field: str, reason: str, raw: Any) -> None:
         text = raw if isinstance(raw, str) else orjson.dumps(raw).decode()

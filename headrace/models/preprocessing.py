@@ -169,6 +169,11 @@ class Preprocessing:
         )
 
     @property
+    def content_features(self) -> tuple[str, ...]:
+        """Full names of what is read of the catalogue."""
+        return (*self.content_categories, *(number.name for number in self.content_numbers))
+
+    @property
     def user_width(self) -> int:
         return sum(number.width for number in self.user_numbers)
 

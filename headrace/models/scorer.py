@@ -29,7 +29,7 @@ class Scorer:
         self.preprocessing = bundle.preprocessing
         self.towers = bundle.towers.eval()
         self.ranker = bundle.ranker.eval()
-        self.catalogue = Catalogue(bundle.preprocessing, bundle.snapshot.features())
+        self.catalogue = Catalogue(bundle.preprocessing, bundle.snapshot.features)
 
     def refresh_catalogue(self, rows: columns.Columns) -> None:
         """Histories may hold items newer than the bundle: give `item_id` and `item_catalogue__*` of all items now."""

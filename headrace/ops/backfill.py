@@ -6,7 +6,9 @@ log positions that the lake version covers. The flow goes on from there: no gap,
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -20,7 +22,7 @@ from headrace.identity import shards_of
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import EventLake
-from headrace.stores.log import RedisEventLog
+from headrace.stores.log import RedisEventLog, open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import OwnedShard, check_deployment, scan_keys
 
@@ -47,7 +49,7 @@ def backfill(settings: Settings, progress: Callable[[str, int, int], None] | Non
     Raises BackfillError when the log no longer reaches back to the lake.
     """
     client = connect(settings, timeout_s=60.0)
-    check_deployment(client, settings.shards, settings.log_partitions)
+    check_deployment(client, shards=settings.shards, log_partitions=settings.log_partitions)
     specs = load_definitions(settings).streams
     lake = EventLake(settings.lake_dir)
     owner = f"backfill:{socket.gethostname()}:{os.getpid()}"
@@ -55,9 +57,9 @@ def backfill(settings: Settings, progress: Callable[[str, int, int], None] | Non
     shards = [OwnedShard(client, number, owner, _LEASE_MS) for number in range(settings.shards)]
     for shard in shards:
         shard.acquire(force=True)
-    try:
+    with _kept(shards):
         positions = lake.positions([*range(settings.log_partitions), names.BULK_PARTITION])
-        _check_reach(RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes), positions)
+        _check_reach(open_log(client, settings), positions)
         report = BackfillReport(positions=positions)
         columns = dict.fromkeys(column for spec in specs.values() for column in spec.columns)
         events = lake.scan([*columns], upto=positions).collect()
@@ -68,7 +70,25 @@ def backfill(settings: Settings, progress: Callable[[str, int, int], None] | Non
             if progress:
                 progress("shards", done + 1, len(shards))
         return report
+
+
+@contextmanager
+def _kept(shards: Sequence[OwnedShard]) -> Iterator[None]:
+    """Renew the leases of all shards while the work goes on, then release them."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(_LEASE_MS / 3_000):
+            for shard in shards:
+                shard.renew()
+
+    keeper = threading.Thread(target=renew, name="leases", daemon=True)
+    keeper.start()
+    try:
+        yield
     finally:
+        done.set()
+        keeper.join()
         for shard in shards:
             shard.release()
 

@@ -31,7 +31,7 @@ from headrace.ops.slates import choose_kind, of_kind, rise
 from headrace.ops.stack import DEMO, Stack
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
-from headrace.stores.log import RedisEventLog
+from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import read_status
 
@@ -135,7 +135,7 @@ def wait_until_filled(settings: Settings) -> None:
     deadline = time.monotonic() + FILL_TIMEOUT_S
     lake, everything = EventLake(settings.lake_dir), range(settings.log_partitions)
     with connect(settings) as client:
-        end = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes).end()
+        end = open_log(client, settings).end()
         while True:
             shards = [status.positions for status in read_status(client, range(settings.shards)).values()]
             behind = [positions for positions in [*shards, lake.positions(everything)] if not _covers(positions, end)]

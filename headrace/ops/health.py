@@ -3,11 +3,10 @@
 import sys
 from collections.abc import Sequence
 
-from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
-from headrace.stores.log import RedisEventLog
+from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import read_status
 
@@ -25,7 +24,7 @@ def features_lag_us(settings: Settings, clock: Clock) -> int:
 def lake_lag_us(settings: Settings) -> int:
     """By how much append time the lake is behind the end of the log, in the partition where it is furthest behind."""
     with connect(settings) as client:
-        log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+        log = open_log(client, settings)
         ends = log.end()
         positions = EventLake(settings.lake_dir).positions(ends)
         first_missing = [log.read({p: positions[p]}, 1) for p, end in ends.items() if positions[p] < end]

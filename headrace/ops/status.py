@@ -6,11 +6,10 @@ from typing import Any
 import redis
 from rich.table import Table
 
-from headrace import names
 from headrace.ops.api import Api
 from headrace.ops.processes import ProcessRef, read_record, running, with_descendants
 from headrace.settings import Settings
-from headrace.stores.log import RedisEventLog
+from headrace.stores.log import open_log
 from headrace.stores.redis_client import StoreAddressError, connect, redis_url
 
 MIB = 1024**2
@@ -64,7 +63,7 @@ def _store(settings: Settings) -> tuple[str | None, int | None]:
     try:
         url = redis_url(settings)
         with connect(settings, timeout_s=2.0) as client:
-            log = RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
+            log = open_log(client, settings)
             return url, log.size_bytes()
     except StoreAddressError:
         return None, None

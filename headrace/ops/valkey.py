@@ -85,7 +85,9 @@ def embedded_server(settings: Settings) -> ValkeyServer:
 def write_address(settings: Settings, server: ValkeyServer) -> None:
     """Tell other processes where it is (headrace/stores/redis_client.py reads it)."""
     settings.run_dir.mkdir(parents=True, exist_ok=True)
-    (settings.run_dir / ADDRESS_FILE).write_text(json.dumps({"url": server.url, "pid": server.child.pid}))
+    draft = settings.run_dir / f"{ADDRESS_FILE}.new"
+    draft.write_text(json.dumps({"url": server.url, "pid": server.child.pid}))
+    draft.replace(settings.run_dir / ADDRESS_FILE)
     (settings.run_dir / PORT_FILE).write_text(str(server.port))
 
 

@@ -4,8 +4,7 @@ The two engines share no code for values: the online rows are tiles folded by th
 together with the log positions they include, and the recomputation takes exactly the events up to those positions.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ import redis
 
 from headrace import names
 from headrace.aggregates.batch import as_of
+from headrace.aggregates.fold import concerns
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
@@ -23,16 +23,16 @@ from headrace.clock import Clock, from_micros, system_clock
 from headrace.identity import shard_of
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
-from headrace.stores.lake import EventLake
+from headrace.stores.lake import EventLake, covered
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import ShardStatus, read_rows, scan_keys
+from headrace.stores.shards import ShardStatus, read_rows, read_status, scan_keys
 
 _CHUNK = 2_000
 _TOLERANCE = 1e-9
 
 
 class VerifyError(RuntimeError):
-    """The comparison could not be made."""
+    """The comparison would say nothing."""
 
 
 @dataclass
@@ -69,19 +69,23 @@ def verify(
     progress: Callable[[str, int, int], None] | None = None,
     wait_s: float = 60.0,
 ) -> VerifyReport:
-    """Compare both engines at `as_of_us` (now by default). Raises VerifyError when the lake does not catch up within `wait_s`,
-    TooEarlyError for a T that is not after the newest event in the state."""
+    """Compare both engines at `as_of_us` (now by default).
+
+    Raises VerifyError where a shard is empty though the lake is not, LakeBehindError when the lake does not catch up within
+    `wait_s`, TooEarlyError for a T that is not after the newest event in the state.
+    """
     client = connect(settings)
     lake = EventLake(settings.lake_dir)
     report = VerifyReport(as_of_us=as_of_us)
+    _check_filled(lake, read_status(client, range(settings.shards)), settings)
     for spec in load_definitions(settings).streams.values():
         chunks = list(_read_state(client, settings, spec, _lake_keys(lake, spec)))
-        _wait_for_lake(lake, settings, [status for status, _, _ in chunks], wait_s)
+        lake.wait_for(_needed([status for status, _, _ in chunks], settings.log_partitions), wait_s)
         events = _events(lake, spec)
         report.entities[spec.name] = sum(len(keys) for _, keys, _ in chunks)
         for number, (status, keys, rows) in enumerate(chunks):
             t_us = as_of_us if as_of_us is not None else max(clock(), rows.newest_us + 1)
-            expected = as_of(spec, events.filter(_covered(status)), keys, np.full(len(keys), t_us, np.int64))
+            expected = as_of(spec, events.filter(covered(status.positions)), keys, np.full(len(keys), t_us, np.int64))
             _compare(report, spec, keys, rows.values(t_us), expected)
             if progress:
                 progress(spec.name, number + 1, len(chunks))
@@ -107,42 +111,31 @@ def _read_state(
 
 
 def _lake_keys(lake: EventLake, spec: ViewSpec) -> list[str]:
-    column = pl.col(spec.entity_column)
-    frame = (
-        lake.scan()
-        .filter(pl.col(names.TYPE).is_in(list(spec.types)) & column.is_not_null())
-        .select(column.unique())
-        .collect()
-    )
+    frame = lake.scan().filter(concerns(spec)).select(pl.col(spec.entity_column).unique()).collect()
     return frame[spec.entity_column].to_list()
 
 
 def _events(lake: EventLake, spec: ViewSpec) -> pl.DataFrame:
     columns = dict.fromkeys([*spec.columns, names.LOG_PARTITION, names.LOG_POSITION])
-    return lake.scan().filter(pl.col(names.TYPE).is_in(list(spec.types))).select(*columns).collect()
+    return lake.scan().filter(concerns(spec)).select(*columns).collect()
 
 
-def _covered(status: ShardStatus) -> pl.Expr:
-    """True for events that the shard's state includes."""
-    covered = pl.lit(False)
-    for partition, position in status.positions.items():
-        covered = covered | ((pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position))
-    return covered
+def _check_filled(lake: EventLake, statuses: Mapping[int, ShardStatus], settings: Settings) -> None:
+    """An empty state agrees with nothing at all: refuse to call that verified."""
+    in_lake = lake.positions([*range(settings.log_partitions), names.BULK_PARTITION])
+    for shard, status in statuses.items():
+        for partition, position in in_lake.items():
+            reached = status.positions.get(partition, 0)
+            if (position and not reached) or (partition == names.BULK_PARTITION and reached < position):
+                raise VerifyError(
+                    f"shard {shard} has nothing of log partition {partition}, which the lake covers up to {position}: "
+                    "start the feature flow, or run `headrace backfill`"
+                )
 
 
-def _wait_for_lake(lake: EventLake, settings: Settings, statuses: Sequence[ShardStatus], wait_s: float) -> None:
-    partitions = range(settings.log_partitions)
-    needed = {p: max((status.positions.get(p, 0) for status in statuses), default=0) for p in partitions}
-    deadline = time.monotonic() + wait_s
-    while True:
-        reached = lake.positions(partitions)
-        if all(reached[p] >= needed[p] for p in partitions):
-            return
-        if time.monotonic() > deadline:
-            raise VerifyError(
-                f"the lake stands at {reached}, the online state at {needed}: is `python -m flows.lake` running?"
-            )
-        time.sleep(0.1)
+def _needed(statuses: Sequence[ShardStatus], partitions: int) -> dict[int, int]:
+    """The furthest position of each log partition that a chunk of rows includes."""
+    return {p: max((status.positions.get(p, 0) for status in statuses), default=0) for p in range(partitions)}
 
 
 def _compare(

@@ -55,7 +55,10 @@ def _read(registry: Path) -> Definitions | None:
     path = registry.parent / FILE
     if not path.exists() or not registry.exists():
         return None
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return None  # the registry itself is there, and says the same
     if content["registry"] != _digest(registry):
         return None
     streams = {raw["name"]: _view(raw) for raw in content["streams"]}

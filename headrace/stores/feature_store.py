@@ -18,8 +18,9 @@ def open_feature_store(settings: Settings) -> FeatureStore:
     repo = settings.feature_repo.resolve()
     config = load_repo_config(repo, repo / "feature_store.yaml")
     config.registry.path = str(settings.registry_path.resolve())
-    if hasattr(config.online_store, "settings"):
-        config.online_store.settings = settings
+    for store in (config.online_store, config.offline_store):
+        if "settings" in type(store).model_fields:
+            store.settings = settings
     return FeatureStore(config=config)
 
 

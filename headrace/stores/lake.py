@@ -4,6 +4,7 @@ Exactly once: a commit carries an application transaction per log partition at i
 where is one atomic fact, and a replay is cut to what is new.
 """
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,10 @@ class LakeConflictError(RuntimeError):
     """Another writer of the same log partitions was faster; nothing was written."""
 
 
+class LakeBehindError(RuntimeError):
+    """The lake does not cover what the log holds."""
+
+
 class EventLake:
     """The `events` table. Two writers of one log partition cannot both commit: the second is refused, or finds it all covered."""
 
@@ -43,12 +48,15 @@ class EventLake:
 
         What the table covers already is left out; returns the number of rows written. Raises LakeConflictError.
         """
+        beyond = pc.invert(_within(events, positions))
+        if pc.any(beyond).as_py():
+            raise ValueError(f"{pc.sum(beyond).as_py()} events have no log position, or one beyond {dict(positions)}")
         table = self.table() or self.create()
-        covered = _positions(table, positions)
-        moved = {partition: position for partition, position in positions.items() if position > covered[partition]}
+        before = _positions(table, positions)
+        moved = {partition: position for partition, position in positions.items() if position > before[partition]}
         if not moved:
             return 0
-        fresh = events.select(EVENT_SCHEMA.names).filter(_above(events, covered))
+        fresh = events.select(EVENT_SCHEMA.names).filter(pc.invert(_within(events, before)))
         days = pc.strftime(fresh[names.TIMESTAMP], format="%Y-%m-%d")
         transactions = [Transaction(f"{_APP}{partition}", position) for partition, position in moved.items()]
         try:
@@ -81,16 +89,23 @@ class EventLake:
         table = self.table()
         return _positions(table, partitions) if table else dict.fromkeys(partitions, 0)
 
+    def wait_for(self, positions: Mapping[int, int], timeout_s: float) -> None:
+        """Return once the lake covers the positions. Raises LakeBehindError after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while any(reached < positions[p] for p, reached in self.positions(positions).items()):
+            if time.monotonic() > deadline:
+                raise LakeBehindError(
+                    f"after {timeout_s:.0f} s the lake stands at {self.positions(positions)}, the log went on to {dict(positions)}: "
+                    "is the lake flow running (`headrace status`)?"
+                )
+            time.sleep(0.1)
+
     def scan(self, columns: Sequence[str] | None = None, upto: Mapping[int, int] | None = None) -> pl.LazyFrame:
         """The events, lazily; with `upto`, only those at or below a log position in each partition."""
         table = self.table()
         frame = pl.LazyFrame(schema=_polars_schema()) if table is None else pl.scan_delta(table)
         if upto is not None:
-            covered = [
-                (pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position)
-                for partition, position in upto.items()
-            ]
-            frame = frame.filter(pl.any_horizontal(covered))
+            frame = frame.filter(covered(upto))
         return frame.select(list(columns)) if columns is not None else frame
 
 
@@ -98,19 +113,26 @@ def _positions(table: DeltaTable, partitions: Iterable[int]) -> dict[int, int]:
     return {partition: table.transaction_version(f"{_APP}{partition}") or 0 for partition in partitions}
 
 
-def _above(events: pa.Table, covered: Mapping[int, int]) -> pa.ChunkedArray:
-    """True for events that lie above the covered position of their partition."""
-    mask = pa.chunked_array([pa.array([False] * events.num_rows)])
-    for partition, position in covered.items():
-        here = pc.equal(events[names.LOG_PARTITION], partition)
-        mask = pc.or_(mask, pc.and_(here, pc.greater(events[names.LOG_POSITION], position)))
-    return mask
+def _within(events: pa.Table, positions: Mapping[int, int]) -> pa.Array:
+    """True for events at or below the position of their log partition, as an Arrow mask."""
+    frame = pl.from_arrow(events.select([names.LOG_PARTITION, names.LOG_POSITION]))
+    assert isinstance(frame, pl.DataFrame)
+    return frame.select(covered(positions).fill_null(False).alias("within"))["within"].to_arrow()
 
 
 def _polars_schema() -> pl.Schema:
     frame = pl.from_arrow(LAKE_SCHEMA.empty_table())
     assert isinstance(frame, pl.DataFrame)
     return frame.schema
+
+
+def covered(positions: Mapping[int, int]) -> pl.Expr:
+    """True for events at or below the position of their log partition."""
+    below = [
+        (pl.col(names.LOG_PARTITION) == partition) & (pl.col(names.LOG_POSITION) <= position)
+        for partition, position in positions.items()
+    ]
+    return pl.any_horizontal(below) if below else pl.lit(False)
 
 
 def append_rows(lake_dir: Path, table: str, rows: pa.Table) -> None:

@@ -9,6 +9,10 @@ from typing import Protocol
 
 import redis
 
+from headrace import names
+from headrace.settings import Settings
+from headrace.stores.shards import DeploymentError, check_deployment
+
 _SEQUENCE_BITS = 20
 _START = b"0-0"
 
@@ -53,6 +57,10 @@ class EventLog(Protocol):
         """Highest position that has been trimmed away from each partition, 0 if none."""
         ...
 
+    def appended_at(self, position: int) -> int:
+        """When the entry at a position was appended, Unix microseconds."""
+        ...
+
     def position_at(self, ingested_at_us: int) -> int:
         """A position such that every entry appended at or after that time lies above it."""
         ...
@@ -63,6 +71,10 @@ class EventLog(Protocol):
 
     def size_bytes(self) -> int: ...
 
+    def check_room(self) -> None:
+        """Raises LogFullError at the byte bound, LogUnavailableError when the log does not answer."""
+        ...
+
 
 def position_of(stream_id: bytes) -> int:
     """Stream id `milliseconds-sequence` as one integer: order is kept, 2^20 entries a millisecond fit."""
@@ -72,6 +84,11 @@ def position_of(stream_id: bytes) -> int:
 
 def stream_id_of(position: int) -> bytes:
     return b"%d-%d" % (position >> _SEQUENCE_BITS, position & ((1 << _SEQUENCE_BITS) - 1))
+
+
+def open_log(client: "redis.Redis", settings: Settings) -> "RedisEventLog":
+    """The stack's event log."""
+    return RedisEventLog(client, settings.log_partitions, names.PROJECT, settings.log_max_bytes)
 
 
 class RedisEventLog:
@@ -95,6 +112,7 @@ class RedisEventLog:
     def append(self, payloads: Mapping[int, bytes], counts: Mapping[int, int]) -> dict[int, int]:
         try:
             if self._waits_for_fsync is None:
+                check_deployment(self._redis, log_partitions=self._partitions)
                 self._waits_for_fsync = self._needs_waitaof()
             pipeline = self._redis.pipeline(transaction=False)
             for partition, payload in payloads.items():
@@ -102,7 +120,7 @@ class RedisEventLog:
             if self._waits_for_fsync:
                 pipeline.execute_command("WAITAOF", 1, 0, 5_000)
             answers = pipeline.execute()
-        except redis.RedisError as error:
+        except (redis.RedisError, DeploymentError) as error:
             self._waits_for_fsync = None
             raise LogUnavailableError(f"the event log did not confirm the write: {error}") from error
         if self._waits_for_fsync and answers[-1][0] < 1:
@@ -133,7 +151,7 @@ class RedisEventLog:
         partition_of = {name: p for p, name in self._streams.items()}
         answer = self._redis.xread(streams, count=max_entries) or []
         return [
-            LogEntry(partition_of[name], position_of(entry_id), int(entry_id.split(b"-")[0]) * 1_000, fields[b"e"])
+            LogEntry(partition_of[name], position_of(entry_id), self.appended_at(position_of(entry_id)), fields[b"e"])
             for name, entries in answer
             for entry_id, fields in entries
         ]
@@ -158,6 +176,9 @@ class RedisEventLog:
                     raise
                 infos[partition] = {}
         return infos
+
+    def appended_at(self, position: int) -> int:
+        return (position >> _SEQUENCE_BITS) * 1_000
 
     def position_at(self, ingested_at_us: int) -> int:
         return max(0, (ingested_at_us // 1_000 << _SEQUENCE_BITS) - 1)

@@ -40,6 +40,8 @@ class PolarsOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     type: Literal["headrace.stores.offline.PolarsOfflineStore"] = "headrace.stores.offline.PolarsOfflineStore"
     rows_at_a_time: int = 200_000
     """Label rows of a stream view that are computed together: bounds memory, each batch scans the lake once."""
+    settings: Settings | None = None
+    """Those of the process that opened the store; from the environment where Feast opened it."""
 
 
 class PolarsRetrievalJob(RetrievalJob):  # type: ignore[misc]
@@ -115,7 +117,7 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
         labels = Labels.read(entity_df)
         wanted = wanted_features(feature_views, feature_refs, full_feature_names)
         check_columns(labels, wanted)
-        lateness_us = round(Settings().lateness_horizon_s * MICROS)
+        lateness_us = round((config.offline_store.settings or Settings()).lateness_horizon_s * MICROS)
 
         def evaluate() -> pa.Table:
             return join(config, labels, wanted, lateness_us, arrived_only=filter_by_created_timestamp)

@@ -29,7 +29,7 @@ from headrace.stores.feast_registry import data_dir
 from headrace.stores.feature_store import plain_layout
 from headrace.stores.plain_rows import PlainRows
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import row_key
+from headrace.stores.shards import row_key, scan_keys
 
 # Each row is written only where it is as new as what is there: (timestamp, created), the later write winning a tie.
 _PUT_SCRIPT = """
@@ -135,8 +135,8 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         client, settings = self._connect(config)
         for table in tables:
             for shard in range(settings.shards):
-                for key in client.scan_iter(match=row_key(shard, table.name, "*"), count=10_000):
-                    client.unlink(key)
+                for key in scan_keys(client, shard, table.name):
+                    client.unlink(row_key(shard, table.name, key))
 
     def _connect(self, config: RepoConfig) -> tuple["redis.Redis", Settings]:
         if self._client is None or self._settings is None:

@@ -7,12 +7,11 @@ import redis
 
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
-from headrace.aggregates.spec import ViewSpec
 from headrace.identity import shard_of
 from headrace.settings import Settings
-from headrace.stores.definitions import load_definitions
-from headrace.stores.plain_rows import PlainLayout, PlainRows
-from headrace.stores.shards import ShardStatus, row_key, shard_tag
+from headrace.stores.definitions import Definitions
+from headrace.stores.plain_rows import PlainRows
+from headrace.stores.shards import ShardStatus, check_deployment, commit_key, row_key
 
 
 @dataclass(frozen=True)
@@ -32,24 +31,23 @@ class Snapshot:
 class OnlineReader:
     """Reads the online store's rows. One per thread or process; holds a client, opens nothing itself."""
 
-    def __init__(
-        self,
-        client: "redis.Redis",
-        streams: Mapping[str, ViewSpec],
-        plain: Mapping[str, PlainLayout],
-        settings: Settings,
-    ) -> None:
+    def __init__(self, client: "redis.Redis", definitions: Definitions, settings: Settings) -> None:
         self._redis = client
-        self._layouts = {name: Layout(spec) for name, spec in streams.items()}
-        self._plain = dict(plain)
+        self._layouts = {name: Layout(spec) for name, spec in definitions.streams.items()}
+        self._plain = definitions.plain
         self._settings = settings
+        self._checked = False
 
     def fetch(self, wanted: Mapping[str, Sequence[str]]) -> Snapshot:
         """Rows of `{view: entity keys}`, in one round trip.
 
-        Raises redis.RedisError when the store does not answer, StateMismatchError on rows of another definition.
+        Raises DeploymentError where the store was made with another number of shards, redis.RedisError when the store does
+        not answer, StateMismatchError on rows of another definition.
         """
         shards = self._settings.shards
+        if not self._checked:
+            check_deployment(self._redis, shards=shards)
+            self._checked = True
         placed = {view: [shard_of(key, shards) for key in keys] for view, keys in wanted.items()}
         stream_shards = sorted(
             {shard for view, numbers in placed.items() if view in self._layouts for shard in numbers}
@@ -60,7 +58,7 @@ class OnlineReader:
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
         pipeline = self._redis.pipeline(transaction=False)
         for shard in stream_shards:
-            pipeline.hgetall(f"{shard_tag(shard)}@commit")
+            pipeline.hgetall(commit_key(shard))
         if keys:
             pipeline.mget(keys)
         answers = pipeline.execute()
@@ -75,17 +73,3 @@ class OnlineReader:
                 plain[view] = self._plain[view].rows(own)
         complete = min((status.complete_us(self._settings.log_partitions) for status in statuses), default=0)
         return Snapshot(streams, plain, complete)
-
-    def read_stream(self, view: ViewSpec, keys: Sequence[str]) -> StreamRows:
-        """State of some entities of one stream view."""
-        return self.fetch({view.name: keys}).streams[view.name]
-
-    def read_plain(self, view: str, keys: Sequence[str]) -> PlainRows:
-        """Rows of some entities of one plain view."""
-        return self.fetch({view: keys}).plain[view]
-
-
-def open_reader(client: "redis.Redis", settings: Settings) -> OnlineReader:
-    """A reader of every registered view. Raises DefinitionError."""
-    definitions = load_definitions(settings)
-    return OnlineReader(client, definitions.streams, definitions.plain, settings)

@@ -37,6 +37,12 @@ if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
 """
+# KEYS: commit hash, lease   ARGV: epoch, owner, lease ms
+_RENEW_SCRIPT = """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
 _RELEASE_SCRIPT = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
@@ -91,6 +97,11 @@ def shard_tag(shard: int) -> str:
     return f"{PROJECT}:{{s{shard}}}:"
 
 
+def commit_key(shard: int) -> str:
+    """The hash that holds a shard's positions, epoch and completeness."""
+    return shard_tag(shard) + _COMMIT
+
+
 def row_key(shard: int, view: str, entity_key: str) -> str:
     return f"{shard_tag(shard)}{view}:{entity_key}"
 
@@ -100,7 +111,7 @@ def read_status(client: "redis.Redis", shards: Iterable[int]) -> dict[int, Shard
     numbers = list(shards)
     pipeline = client.pipeline(transaction=False)
     for shard in numbers:
-        pipeline.hgetall(shard_tag(shard) + _COMMIT)
+        pipeline.hgetall(commit_key(shard))
     return {shard: ShardStatus.parse(raw) for shard, raw in zip(numbers, pipeline.execute(), strict=True)}
 
 
@@ -109,7 +120,7 @@ def read_rows(
 ) -> tuple[ShardStatus, list[bytes | None]]:
     """Rows of one shard with the status that they belong to, read at one moment."""
     pipeline = client.pipeline(transaction=True)
-    pipeline.hgetall(shard_tag(shard) + _COMMIT)
+    pipeline.hgetall(commit_key(shard))
     if keys:
         pipeline.mget([row_key(shard, view, key) for view, key in keys])
     answers = pipeline.execute()
@@ -123,9 +134,9 @@ def scan_keys(client: "redis.Redis", shard: int, view: str) -> list[str]:
     return sorted({key.decode()[len(prefix) :] for key in client.scan_iter(match=pattern, count=10_000)})
 
 
-def check_deployment(client: "redis.Redis", shards: int, partitions: int) -> None:
-    """Record N of shards and partitions where there is none; refuse other numbers than the recorded. Raises DeploymentError."""
-    for name, value in (("shards", shards), ("log_partitions", partitions)):
+def check_deployment(client: "redis.Redis", **numbers: int) -> None:
+    """Record `shards` and `log_partitions` where there are none; refuse other numbers than the recorded. Raises DeploymentError."""
+    for name, value in numbers.items():
         client.hsetnx(_DEPLOYMENT, name, value)
         stored = int(client.hget(_DEPLOYMENT, name) or value)
         if stored != value:
@@ -142,8 +153,10 @@ class OwnedShard:
         self.shard = shard
         self._owner = owner
         self._lease_ms = lease_ms
-        self._keys = [shard_tag(shard) + _COMMIT, shard_tag(shard) + _LEASE]
+        self._keys = [commit_key(shard), shard_tag(shard) + _LEASE]
         self._epoch = 0
+        self.in_flight = 0
+        """Commits handed on and not confirmed yet."""
         self._commit_script = client.register_script(_COMMIT_SCRIPT)
 
     def acquire(self, wait_s: float = 0.0, force: bool = False) -> ShardStatus:
@@ -161,6 +174,12 @@ class OwnedShard:
                     f"shard {self.shard} is owned by {holder}: stop that flow first, or wait until its lease ends"
                 )
             time.sleep(0.05)
+
+    def renew(self) -> None:
+        """Keep the lease without a commit. Raises OwnershipError if another owner has taken the shard."""
+        self.check_answer(
+            int(self._redis.eval(_RENEW_SCRIPT, 2, *self._keys, self._epoch, self._owner, self._lease_ms))
+        )
 
     def release(self) -> None:
         self._redis.eval(_RELEASE_SCRIPT, 1, self._keys[1], self._owner)
@@ -193,9 +212,10 @@ class OwnedShard:
 
         Rows are staged under other names first, so the transaction only renames. Raises OwnershipError.
         """
-        staged = [
-            (f"{shard_tag(self.shard)}@staged:{view}:{key}", row_key(self.shard, view, key)) for view, key in rows
-        ]
+        prefix = f"{shard_tag(self.shard)}@staged:"
+        for leftover in self._redis.scan_iter(match=f"{prefix}*", count=10_000):
+            self._redis.unlink(leftover)
+        staged = [(f"{prefix}{view}:{key}", row_key(self.shard, view, key)) for view, key in rows]
         values = list(rows.values())
         for start in range(0, len(staged), _STAGE_BATCH):
             batch = zip(staged[start : start + _STAGE_BATCH], values[start : start + _STAGE_BATCH], strict=True)

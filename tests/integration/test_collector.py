@@ -11,12 +11,13 @@ import pytest
 import redis
 from fastapi import FastAPI
 
+from headrace import names
 from headrace.events import decode_payload
 from headrace.identity import shard_of
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
-from headrace.stores.log import RedisEventLog
+from headrace.stores.log import open_log
 from serving.collector import build_collector
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
@@ -52,10 +53,12 @@ def event(event_id: str = "e1", **fields: Any) -> dict[str, Any]:
 
 async def send(app: FastAPI, bodies: list[Any], **options: Any) -> list[httpx.Response]:
     """Each body in a request of its own, all at once; bytes as they are, the rest as JSON."""
-    transport = httpx.ASGITransport(app, root_path="/v1/events")
+    transport = httpx.ASGITransport(app, root_path=names.EVENTS_PATH)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=KEY) as client:
         contents = [body if isinstance(body, bytes) else orjson.dumps(body) for body in bodies]
-        return await asyncio.gather(*[client.post("/v1/events", content=content, **options) for content in contents])
+        return await asyncio.gather(
+            *[client.post(names.EVENTS_PATH, content=content, **options) for content in contents]
+        )
 
 
 def post(app: FastAPI, body: Any, **options: Any) -> httpx.Response:
@@ -65,8 +68,7 @@ def post(app: FastAPI, body: Any, **options: Any) -> httpx.Response:
 def logged(settings: Settings) -> list[tuple[int, list[str]]]:
     """(partition, event ids) of each log entry."""
     with redis.Redis.from_url(str(settings.redis_url)) as client:
-        log = RedisEventLog(client, settings.log_partitions, "headrace", settings.log_max_bytes)
-        entries = log.read(dict.fromkeys(range(settings.log_partitions), 0), 1_000)
+        entries = open_log(client, settings).read(dict.fromkeys(range(settings.log_partitions), 0), 1_000)
     return [(entry.partition, decode_payload(entry.payload)[0]["event_id"].to_pylist()) for entry in entries]
 
 
@@ -202,9 +204,9 @@ def test_a_streamed_body_without_a_length_is_cut_off_at_the_limit(app: FastAPI):
             yield b" " * 1_000
 
     async def stream() -> httpx.Response:
-        transport = httpx.ASGITransport(app, root_path="/v1/events")
+        transport = httpx.ASGITransport(app, root_path=names.EVENTS_PATH)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=KEY) as client:
-            return await client.post("/v1/events", content=endless())
+            return await client.post(names.EVENTS_PATH, content=endless())
 
     assert asyncio.run(stream()).status_code == 413
     assert sent <= 22_000
@@ -230,11 +232,11 @@ def test_each_of_the_configured_keys_is_good_in_either_header(app: FastAPI):
 
 def test_other_methods_and_paths_are_refused_with_a_body(app: FastAPI):
     async def get(path: str) -> httpx.Response:
-        transport = httpx.ASGITransport(app, root_path="/v1/events")
+        transport = httpx.ASGITransport(app, root_path=names.EVENTS_PATH)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=KEY) as client:
             return await client.get(path)
 
-    assert asyncio.run(get("/v1/events")).status_code == 405
+    assert asyncio.run(get(names.EVENTS_PATH)).status_code == 405
     assert asyncio.run(get("/v1/events/nothing")).json()["error"] == "not found"
 
 

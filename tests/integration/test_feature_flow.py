@@ -1,35 +1,40 @@
 """The feature flow and the lake flow on a real Valkey, against the naive oracle: effectively once, through kills and duplicates."""
 
 import random
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 
+import pytest
 from bytewax.testing import run_main
 
 from flows.features import get_flow as feature_flow
 from flows.lake import get_flow as lake_flow
+from flows.lake import trim_log
 from flows.source import Pace, StopFlag
-from headrace import names
 from headrace.aggregates.compile import compile_views
 from headrace.clock import system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of
 from headrace.ops.backfill import backfill
-from headrace.ops.verify import verify
+from headrace.ops.valkey import ValkeyServer
+from headrace.ops.verify import VerifyError, verify
 from headrace.settings import Settings
 from headrace.stores.dead_letters import DeadLetters
+from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
-from headrace.stores.log import RedisEventLog
-from headrace.stores.online_reader import open_reader
+from headrace.stores.lake import EventLake
+from headrace.stores.log import LogUnavailableError, RedisEventLog, open_log
+from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import read_status
+from headrace.stores.shards import OwnedShard, OwnershipError, read_status
 from tests import oracles
 from tests.conftest import ROOT, wait_until
 
 START_US = 1_760_000_000_000_000
 SECOND = 1_000_000
+
+Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 
 def make_event(number: int, user: str, kind: str, item: str, at_us: int) -> dict[str, object]:
@@ -68,10 +73,6 @@ def append(log: RedisEventLog, events: list[dict[str, object]], entry: int = 50)
         )
 
 
-def open_log(stack: Settings) -> RedisEventLog:
-    return RedisEventLog(connect(stack), stack.log_partitions, names.PROJECT, stack.log_max_bytes)
-
-
 def run_to_end(stack: Settings) -> None:
     run_main(feature_flow(stack, system_clock, StopFlag(), Pace(), until_end=True))
 
@@ -82,10 +83,10 @@ def run_lake_to_end(stack: Settings) -> None:
 
 def assert_equals_oracle(stack: Settings, events: list[dict[str, object]], t_us: int) -> None:
     specs = compile_views(open_feature_store(stack))
-    reader = open_reader(connect(stack), stack)
+    reader = OnlineReader(connect(stack), load_definitions(stack), stack)
     for spec in specs.values():
         keys = [*sorted({str(event[spec.entity_column]) for event in events}), "never-seen"]
-        values = reader.read_stream(spec, keys).values(t_us)
+        values = reader.fetch({spec.name: keys}).streams[spec.name].values(t_us)
         for aggregate in spec.aggregates:
             for key, value in zip(keys, values[aggregate.name], strict=True):
                 expected = oracles.value(spec, aggregate, events, key, t_us)
@@ -96,31 +97,31 @@ def assert_equals_oracle(stack: Settings, events: list[dict[str, object]], t_us:
 
 def test_the_stream_equals_the_oracle_at_every_age(stack: Settings) -> None:
     events = random_events(600, seed=1)
-    append(open_log(stack), events)
+    append(open_log(connect(stack), stack), events)
     run_to_end(stack)
-    newest = max(int(event["timestamp"]) for event in events)  # type: ignore[call-overload]
+    newest = newest_of(events)
     for later in (1, 60 * SECOND, 11 * 60 * SECOND, 3_700 * SECOND, 8 * 86_400 * SECOND):
         assert_equals_oracle(stack, events, newest + later)
 
 
 def test_an_event_delivered_again_counts_once(stack: Settings) -> None:
     events = random_events(200, seed=2)
-    log = open_log(stack)
+    log = open_log(connect(stack), stack)
     append(log, events)
     append(log, events[50:120])
     run_to_end(stack)
     append(log, events[:30])  # and once more after a restart
     run_to_end(stack)
     assert_equals_oracle(stack, events, START_US + 10 * 86_400 * SECOND)
-    assert_equals_oracle(stack, events, max(int(event["timestamp"]) for event in events) + 1)  # type: ignore[call-overload]
+    assert_equals_oracle(stack, events, newest_of(events) + 1)
 
 
 def test_verify_finds_no_difference_and_finds_one_that_was_made(stack: Settings) -> None:
     events = random_events(400, seed=3)
-    append(open_log(stack), events)
+    append(open_log(connect(stack), stack), events)
     run_to_end(stack)
     run_lake_to_end(stack)
-    t_us = max(int(event["timestamp"]) for event in events) + 1  # type: ignore[call-overload]
+    t_us = newest_of(events) + 1
     report = verify(stack, as_of_us=t_us)
     assert report.ok, report.examples
     assert report.non_zero["user_activity.views_10m"] > 0
@@ -130,9 +131,74 @@ def test_verify_finds_no_difference_and_finds_one_that_was_made(stack: Settings)
     assert not verify(stack, as_of_us=t_us).ok
 
 
+def test_verify_refuses_to_compare_an_empty_store_with_a_lake_that_is_not(stack: Settings) -> None:
+    append(open_log(connect(stack), stack), random_events(20, seed=3))
+    run_to_end(stack)
+    run_lake_to_end(stack)
+    connect(stack).flushall()
+    with pytest.raises(VerifyError, match="headrace backfill"):
+        verify(stack)
+
+
+def test_the_log_is_kept_for_the_dedup_horizon_of_the_slowest_reader(stack: Settings) -> None:
+    """A retry is known as one however long the feature flow was away."""
+    client = connect(stack)
+    log, lake = open_log(client, stack), EventLake(stack.lake_dir)
+    events = random_events(60, seed=9)
+    append(log, events)
+    run_lake_to_end(stack)
+    much_later = lambda: system_clock() + 10 * 86_400 * SECOND  # noqa: E731
+    assert trim_log(log, client, lake, stack, much_later) == 0  # the feature flow has taken nothing in
+    append(log, events[:20])
+    run_to_end(stack)
+    assert_equals_oracle(stack, events, newest_of(events) + 1)
+    run_lake_to_end(stack)
+    end = log.end()
+    assert trim_log(log, client, lake, stack, much_later) == 0  # the newest entries are not a horizon old
+    no_horizon = stack.model_copy(update={"dedup_horizon_s": 1e-6})
+    assert trim_log(log, client, lake, no_horizon, much_later) > 0
+    assert log.end() == end
+
+
+def test_events_for_another_number_of_partitions_are_never_acknowledged(stack: Settings) -> None:
+    append(open_log(connect(stack), stack), random_events(1, seed=1))
+    other = stack.model_copy(update={"log_partitions": stack.log_partitions + 1})
+    with pytest.raises(LogUnavailableError, match="HEADRACE_LOG_PARTITIONS=4"):
+        append(open_log(connect(stack), other), random_events(1, seed=2))
+
+
+def test_state_that_was_put_out_of_memory_is_read_again(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.features.MAX_CACHED_ENTITIES", 2)
+    events = random_events(400, seed=10)
+    log = open_log(connect(stack), stack)
+    for start in range(0, 400, 50):
+        append(log, events[start : start + 50], entry=10)
+        run_main(feature_flow(stack, system_clock, StopFlag(), Pace(max_entries=1), until_end=True))
+    assert_equals_oracle(stack, events, newest_of(events) + 1)
+
+
+def test_backfill_keeps_its_lease_however_long_it_takes(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = random_events(100, seed=11)
+    append(open_log(connect(stack), stack), events)
+    run_lake_to_end(stack)
+    monkeypatch.setattr("headrace.ops.backfill._LEASE_MS", 60)
+    slow = OwnedShard(connect(stack), 0, "another flow", 1_000)
+    taken: list[str] = []
+
+    def try_to_take_it(what: str, done: int, total: int) -> None:
+        wait_until(lambda: connect(stack).pttl("headrace:{s0}:@lease") > 30)  # renewed again and again
+        with pytest.raises(OwnershipError):
+            slow.acquire(wait_s=0.2)
+        taken.append(what)
+
+    backfill(stack, try_to_take_it)
+    assert len(taken) == stack.shards
+    assert_equals_oracle(stack, events, newest_of(events) + 1)
+
+
 def test_backfill_gives_the_state_that_the_flow_gave_and_the_flow_goes_on_from_it(stack: Settings) -> None:
     events = random_events(400, seed=4)
-    log = open_log(stack)
+    log = open_log(connect(stack), stack)
     append(log, events[:300])
     run_to_end(stack)
     run_lake_to_end(stack)
@@ -144,12 +210,12 @@ def test_backfill_gives_the_state_that_the_flow_gave_and_the_flow_goes_on_from_i
     assert_equals_oracle(stack, events[:300], START_US + 10 * 86_400 * SECOND)
     append(log, events[300:])
     run_to_end(stack)
-    assert_equals_oracle(stack, events, max(int(event["timestamp"]) for event in events) + 1)  # type: ignore[call-overload]
+    assert_equals_oracle(stack, events, newest_of(events) + 1)
 
 
 def test_a_bad_line_in_the_log_goes_to_the_dead_letters_and_the_rest_is_kept(stack: Settings) -> None:
     good = random_events(3, seed=5)
-    log = open_log(stack)
+    log = open_log(connect(stack), stack)
     log.append({0: encode_records(good[:1]) + b"\n{cut off\n" + encode_records(good[1:])}, {0: 4})
     run_to_end(stack)
     letters = list(DeadLetters(connect(stack)))
@@ -159,56 +225,73 @@ def test_a_bad_line_in_the_log_goes_to_the_dead_letters_and_the_rest_is_kept(sta
     assert_equals_oracle(stack, good, START_US + 86_400 * SECOND)
 
 
+def newest_of(events: list[dict[str, object]]) -> int:
+    return max(int(event["timestamp"]) for event in events)  # type: ignore[call-overload]
+
+
+def wait_until_taken_in(stack: Settings) -> None:
+    """Until every shard stands at the end of the log."""
+    client = connect(stack)
+    end = {p: position for p, position in open_log(client, stack).end().items() if position}
+
+    def taken_in() -> bool:
+        statuses = read_status(client, range(stack.shards)).values()
+        return all(status.positions.get(p, 0) == position for status in statuses for p, position in end.items())
+
+    wait_until(taken_in, timeout_s=60)
+
+
 def committed_positions(stack: Settings) -> int:
     statuses = read_status(connect(stack), range(stack.shards)).values()
     return sum(sum(status.positions.values()) for status in statuses)
 
 
-def start_flow() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "flows.features"], cwd=ROOT, stderr=subprocess.DEVNULL)
-
-
-def test_sigkill_in_mid_stream_loses_nothing_and_counts_nothing_twice(stack: Settings) -> None:
+def test_sigkill_in_mid_stream_loses_nothing_and_counts_nothing_twice(stack: Settings, start_flow: Start) -> None:
+    """Law 3: each kill falls between the first and the last commit."""
     events = random_events(1_500, seed=6)
-    log = open_log(stack)
-    flow = start_flow()
-    try:
-        kills = 0
-        for start in range(0, len(events), 25):
-            append(log, events[start : start + 25], entry=5)
-            if start in (500, 1_000):
-                before = committed_positions(stack)
-                wait_until(lambda before=before: committed_positions(stack) > before)  # type: ignore[misc]
-                flow.kill()
-                flow.wait()
-                kills += 1
-                flow = start_flow()
-            time.sleep(0.005)
-        assert kills == 2
-        end = log.end()
-        wait_until(
-            lambda: all(
-                status.positions.get(p) == end[p]
-                for status in read_status(connect(stack), range(stack.shards)).values()
-                for p in end
-            ),
-            timeout_s=60,
-        )
-        assert_equals_oracle(stack, events, max(int(event["timestamp"]) for event in events) + 1)  # type: ignore[call-overload]
-    finally:
-        flow.send_signal(signal.SIGTERM)
-        assert flow.wait(timeout=20) == 0
+    log = open_log(connect(stack), stack)
+    flow = start_flow("features")
+    for start in range(0, len(events), 25):
+        before = committed_positions(stack)
+        append(log, events[start : start + 25], entry=5)
+        if start in (500, 1_000):
+            wait_until(lambda before=before: committed_positions(stack) > before)  # type: ignore[misc]
+            flow.kill()
+            flow.wait()
+            flow = start_flow("features")
+    wait_until_taken_in(stack)
+    assert_equals_oracle(stack, events, newest_of(events) + 1)
 
 
-def test_a_second_flow_started_by_mistake_stops_and_harms_nothing(stack: Settings) -> None:
-    append(open_log(stack), random_events(100, seed=7))
-    first = start_flow()
-    try:
-        wait_until(lambda: committed_positions(stack) > 0, timeout_s=30)
-        second = subprocess.run([sys.executable, "-m", "flows.features"], cwd=ROOT, capture_output=True, timeout=60)
-        assert second.returncode != 0
-        assert b"is owned by" in second.stderr
-        assert first.poll() is None
-    finally:
-        first.send_signal(signal.SIGTERM)
-        assert first.wait(timeout=20) == 0
+def test_a_valkey_that_is_killed_and_comes_back_loses_nothing_that_was_acknowledged(
+    stack: Settings,
+    make_valkey: Callable[[], ValkeyServer],
+    start_flow: Start,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = make_valkey()
+    monkeypatch.setenv("HEADRACE_REDIS_URL", server.url)
+    own = Settings()
+    events = random_events(600, seed=8)
+    flow = start_flow("features")
+    append(open_log(connect(own), own), events[:300])
+    wait_until(lambda: committed_positions(own) > 0)
+    server.kill()
+    assert flow.wait(timeout=20) != 0  # it says why and ends; whoever watches it starts it again
+    server.start()
+    append(open_log(connect(own), own), events[300:])
+    start_flow("features")
+    wait_until_taken_in(own)
+    assert_equals_oracle(own, events, newest_of(events) + 1)
+
+
+def test_a_second_flow_started_by_mistake_stops_and_harms_nothing(stack: Settings, start_flow: Start) -> None:
+    append(open_log(connect(stack), stack), random_events(100, seed=7))
+    first = start_flow("features")
+    wait_until(lambda: committed_positions(stack) > 0, timeout_s=30)
+    second = subprocess.run(
+        [sys.executable, "-m", "flows.features"], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert second.returncode != 0
+    assert b"is owned by" in second.stderr
+    assert first.poll() is None

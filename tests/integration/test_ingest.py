@@ -20,12 +20,13 @@ from headrace.ingest.load import IngestError, ingest
 from headrace.ingest.rees46 import Rees46
 from headrace.ingest.replay import ReplayError, replay
 from headrace.ingest.simulator import ShopConfig, simulate
+from headrace.ingest.source import ItemRow
 from headrace.ops.apply import apply
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetters
 from headrace.stores.feature_store import open_feature_store
-from headrace.stores.lake import EventLake
-from headrace.stores.log import RedisEventLog
+from headrace.stores.lake import EventLake, LakeBehindError
+from headrace.stores.log import RedisEventLog, open_log
 
 NOW_US = 1_800_000_000 * MICROS
 
@@ -42,7 +43,7 @@ def stack(settings: Settings, valkey: str) -> Settings:
 @pytest.fixture
 def log(stack: Settings) -> Iterator[RedisEventLog]:
     with redis.Redis.from_url(stack.redis_url) as client:
-        yield RedisEventLog(client, stack.log_partitions, names.PROJECT, stack.log_max_bytes)
+        yield open_log(client, stack)
 
 
 @pytest.fixture
@@ -132,6 +133,21 @@ def test_refused_rows_are_kept_with_line_field_and_reason_and_only_once(
     assert "ahead of the clock" in found["a.jsonl:4"].reason
 
 
+def test_an_item_that_no_event_could_name_is_refused(stack: Settings, letters: DeadLetters) -> None:
+    class Catalogue:
+        name = "catalogue"
+
+        def read(self) -> Iterator[ItemRow]:
+            yield ItemRow("i" * 129, 10)
+            yield ItemRow("i", 10)
+
+    report = ingest(Catalogue(), stack, clock=clock)
+    assert (report.items, report.refused) == (1, 1)
+    assert [(letter.field, letter.reason) for letter in letters] == [
+        ("item_id", "String should have at most 128 characters")
+    ]
+
+
 def test_an_event_larger_than_the_bound_is_refused(stack: Settings, letters: DeadLetters, tmp_path: Path) -> None:
     small = stack.model_copy(update={"max_event_bytes": 500})
     report = ingest(write(tmp_path / "a.jsonl", view("a", 10, query="x" * 400)), small, clock=clock)
@@ -199,7 +215,7 @@ def test_a_bulk_load_is_refused_while_the_lake_lags_behind_the_log(
     monkeypatch.setattr("headrace.ingest.load._LAKE_WAIT_S", 0.1)
     source = write(tmp_path / "a.jsonl", view("a", 10))
     ingest(source, stack, clock=clock)
-    with pytest.raises(IngestError, match="does not cover the event log"):
+    with pytest.raises(LakeBehindError, match="is the lake flow running"):
         ingest(source, stack, bulk=True, clock=clock)
 
 

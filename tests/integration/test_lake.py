@@ -44,6 +44,11 @@ def test_a_batch_that_overlaps_what_is_covered_adds_only_what_is_new(tmp_path: P
     assert lake.positions([0, 1, 2]) == {0: 3, 1: 7, 2: 0}
 
 
+def test_an_event_beyond_the_positions_given_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"1 events have no log position, or one beyond \{0: 2\}"):
+        EventLake(tmp_path).append(events((0, 2), (0, 3)), {0: 2})
+
+
 def test_a_writer_that_was_overtaken_is_refused_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,13 @@ def view_event(user_key: str, item_id: str, at: int, delay: int = 0) -> oracles.
 
 
 def append_events(settings: Settings, events: list[oracles.Event]) -> None:
-    rows = [{name: e.get(name) for name in EVENT_SCHEMA.names} for e in events]
-    EventLake(settings.lake_dir).append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), {0: len(events)})
+    lake = EventLake(settings.lake_dir)
+    position = lake.positions([0])[0] + 1
+    rows = [
+        {name: e.get(name) for name in EVENT_SCHEMA.names} | {"log_partition": 0, "log_position": position}
+        for e in events
+    ]
+    lake.append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), {0: position})
 
 
 def append_rows(path: Path, *rows: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ from headrace.clock import system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of
 from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
-from headrace.stores.log import RedisEventLog
+from headrace.stores.log import open_log
 from headrace.stores.online import FutureRowError, StreamViewWriteError
-from headrace.stores.online_reader import open_reader
+from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -74,7 +75,7 @@ def test_values_written_into_a_stream_view_are_refused_with_the_remedy(store: Fe
 def test_the_sdk_and_the_fast_reader_agree_on_a_stream_view_and_on_one_never_seen(
     stack: Settings, store: FeatureStore
 ) -> None:
-    log = RedisEventLog(connect(stack), stack.log_partitions, names.PROJECT, stack.log_max_bytes)
+    log = open_log(connect(stack), stack)
     at = system_clock() - 5_000_000
     for number, item in enumerate(["a", "b", "c"]):
         when = at + number
@@ -95,7 +96,11 @@ def test_the_sdk_and_the_fast_reader_agree_on_a_stream_view_and_on_one_never_see
     assert answer["views_10m"] == [3, 0]
     assert answer["recent_items"] == [["a", "b", "c"], []]
     assert answer["session_count"] == [3, 0]
-    rows = open_reader(connect(stack), stack).fetch({"user_activity": ["u1", "never"]}).streams["user_activity"]
+    rows = (
+        OnlineReader(connect(stack), load_definitions(stack), stack)
+        .fetch({"user_activity": ["u1", "never"]})
+        .streams["user_activity"]
+    )
     values = rows.values(system_clock())
     assert {name: list(values[name]) for name in features} == {name: answer[name] for name in features}
 

@@ -1,11 +1,15 @@
 """Both applications on a real Ray Serve with HAProxy, and on a real Valkey: an empty shop, a stopped store, a swapped model."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,12 @@ from headrace.events import decode_payload
 from headrace.ops.ports import free_port, is_free
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
-from headrace.stores.log import RedisEventLog
+from headrace.stores.definitions import FILE
+from headrace.stores.log import open_log
+from headrace.stores.models import ModelRegistry
 from headrace.stores.redis_client import connect
 from serving.app import READY
+from tests.integration.tiny_bundle import save_bundle
 
 REPOSITORY = Path(__file__).parents[2]
 WRITE, READ = {"Authorization": "Bearer writer"}, {"Authorization": "Bearer reader"}
@@ -28,7 +35,8 @@ WRITE, READ = {"Authorization": "Bearer writer"}, {"Authorization": "Bearer read
 class Stack:
     """The serving process on a Valkey of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, applied: Path) -> None:
+        """`applied`: a data directory that holds a registry of features."""
         self.valkey = ValkeyServer(folder / "valkey", free_port(), folder / "valkey.log")
         self.settings = Settings(
             data=folder / "var",
@@ -38,6 +46,9 @@ class Stack:
             read_keys="reader",
             http_port=free_port(),
         )
+        self.settings.data.mkdir()
+        for name in (self.settings.registry_path.name, FILE):
+            shutil.copy(applied / name, self.settings.data / name)
         self.log = folder / "serving.log"
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.settings.http_port}", timeout=10)
 
@@ -64,8 +75,7 @@ class Stack:
 
     def logged(self) -> list[dict[str, Any]]:
         client = connect(self.settings)
-        log = RedisEventLog(client, self.settings.log_partitions, "headrace", self.settings.log_max_bytes)
-        entries = log.read(dict.fromkeys(range(self.settings.log_partitions), 0), 1_000)
+        entries = open_log(client, self.settings).read(dict.fromkeys(range(self.settings.log_partitions), 0), 10_000)
         client.close()
         return [row for entry in entries for row in decode_payload(entry.payload)[0].to_pylist()]
 
@@ -78,8 +88,8 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("s"))
+def stack(tmp_path_factory: pytest.TempPathFactory, applied: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("s"), applied / "var")
     try:
         stack.start()
         yield stack
@@ -139,6 +149,42 @@ def test_the_collector_has_not_imported_torch_and_the_recommender_has(stack: Sta
             application = name.split("ServeReplica:")[1].split(":")[0]
             libraries[application] = any("libtorch" in region.path for region in process.memory_maps())
     assert libraries == {"collector": False, "recommender": True}
+
+
+def test_a_promotion_under_load_drops_no_request_and_mixes_no_versions(stack: Stack):
+    registry = ModelRegistry(stack.settings)
+    items = {"first": ("a0", "a1", "a2"), "second": ("b0", "b1", "b2")}
+    versions = [registry.register(save_bundle(stack.settings, name, ids), {}) for name, ids in items.items()]
+    registry.promote(versions[0])
+    wait_until(lambda: stack.http.get("/readyz").json()["model_version"] == "first", 20)
+    over = threading.Event()
+
+    def ask(user: int) -> list[httpx.Response]:
+        answers: list[httpx.Response] = []
+        with httpx.Client(base_url=stack.http.base_url, timeout=10, headers=READ) as http:
+            while not over.is_set():
+                body = {"user_id": f"u{user}", "n": 3, "deadline_ms": 10_000}
+                answers.append(http.post("/v1/recommend", json=body))
+        return answers
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, user) for user in range(4)]
+        try:
+            over.wait(1)
+            registry.promote(versions[1])
+            wait_until(lambda: stack.http.get("/readyz").json()["model_version"] == "second", 20)
+            over.wait(1)
+        finally:
+            over.set()
+    found: set[tuple[str, str]] = set()
+    for answers in (each.result() for each in asking):
+        assert {answer.status_code for answer in answers} == {200}
+        bodies = [answer.json() for answer in answers]
+        assert [version for version, _ in groupby(body["model_version"] for body in bodies)] == ["first", "second"]
+        for body in bodies:
+            towers = [item["item_id"] for item in body["items"] if item["source"] == "two_tower"]
+            found |= {(body["model_version"], item) for item in towers}
+    assert found == {(version, item) for version, ids in items.items() for item in ids}
 
 
 def test_a_stopped_store_is_503_for_events_and_still_a_slate_for_readers_until_it_is_back(stack: Stack):

@@ -1,8 +1,8 @@
 """A real store's events through the whole of the feature path: counts, as-of verification, and two kills in a paced replay."""
 
+import random
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +17,11 @@ from headrace.ingest.replay import replay
 from headrace.ops.verify import verify
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetters
+from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
-from headrace.stores.log import RedisEventLog
-from headrace.stores.online_reader import open_reader
+from headrace.stores.log import open_log
+from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import read_status
 from tests import oracles
@@ -33,9 +34,14 @@ AGES_US = [1] + [minutes * 60 * MICROS for minutes in (1, 9, 10, 11, 59, 61)]
 BY_TYPE = {"view": 17_051, "add_to_cart": 164, "purchase": 214}
 
 
+def commits(stack: Settings) -> int:
+    """Events that the online state has taken in so far: it grows with every commit that brings some."""
+    return sum(status.counters.get("events", 0) for status in read_status(connect(stack), range(stack.shards)).values())
+
+
 def wait_for_the_flows(stack: Settings) -> None:
     client = connect(stack)
-    end = RedisEventLog(client, stack.log_partitions, names.PROJECT, stack.log_max_bytes).end()
+    end = open_log(client, stack).end()
     lake = EventLake(stack.lake_dir)
 
     def at_the_end() -> bool:
@@ -73,7 +79,12 @@ def assert_equals_oracle(stack: Settings, t_us: int) -> None:
     for spec in compile_views(open_feature_store(stack)).values():
         keys = sorted(frame[spec.entity_column].unique())[::97]
         by_key = {key: [row for row in rows if row[spec.entity_column] == key] for key in keys}
-        values = open_reader(connect(stack), stack).read_stream(spec, keys).values(t_us)
+        values = (
+            OnlineReader(connect(stack), load_definitions(stack), stack)
+            .fetch({spec.name: keys})
+            .streams[spec.name]
+            .values(t_us)
+        )
         for aggregate in spec.aggregates:
             expected = [oracles.value(spec, aggregate, by_key[key], key, t_us) for key in keys]
             assert list(values[aggregate.name]) == expected, f"{spec.name}.{aggregate.name}"
@@ -96,25 +107,23 @@ def test_every_row_is_in_once_the_cut_one_is_named_and_both_engines_agree(
     assert catalogue["category"].null_count() == 0
 
 
-def test_two_kills_in_a_paced_replay_change_none_of_it(
-    stack: Settings, tmp_path: Path, datasets: Path, start_flow: Start
+@pytest.mark.parametrize(
+    ("kills", "speed"), [(2, 700.0), pytest.param(20, 80.0, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
+def test_kills_in_a_paced_replay_change_none_of_it(
+    stack: Settings, tmp_path: Path, datasets: Path, start_flow: Start, kills: int, speed: float
 ) -> None:
     origin = stack.model_copy(update={"data": tmp_path / "origin"})
     ingest(Rees46(datasets / "rees46"), origin, bulk=True)
     flow = start_flow("features")
     start_flow("lake")
-    feeder = threading.Thread(target=replay, args=(origin.lake_dir, stack), kwargs={"speed": 700.0})
+    feeder = threading.Thread(target=replay, args=(origin.lake_dir, stack), kwargs={"speed": speed})
     feeder.start()
-    client = connect(stack)
-
-    def committed() -> int:
-        return sum(sum(status.positions.values()) for status in read_status(client, range(stack.shards)).values())
-
-    wait_until(lambda: committed() > 0)
-    for _ in range(2):
-        before = committed()
-        wait_until(lambda before=before: committed() > before)  # type: ignore[misc]
-        time.sleep(1.0)  # let it get on: a kill at its first commit would be an easy one
+    moment = random.Random(kills)
+    for _ in range(kills):
+        # At a moment of its own, some commits after the start: a kill at the first one would be an easy one.
+        goal = commits(stack) + moment.randrange(5, 200)
+        wait_until(lambda goal=goal: commits(stack) > goal)  # type: ignore[misc]
         assert feeder.is_alive(), "the replay was over before the kill: nothing was proved"
         flow.kill()
         flow.wait()

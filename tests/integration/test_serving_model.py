@@ -18,12 +18,8 @@ from headrace import names
 from headrace.clock import system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of
-from headrace.models.bundle import Bundle, Items, Manifest
-from headrace.models.config import ModelConfig
-from headrace.models.preprocessing import Preprocessing
-from headrace.models.ranker import Ranker
-from headrace.models.snapshot import Snapshot
-from headrace.models.towers import TwoTowers
+from headrace.models.bundle import Bundle
+from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import append_rows
@@ -33,39 +29,18 @@ from headrace.stores.redis_client import connect
 from serving.metrics import RecommenderMetrics
 from serving.recommender import build_recommender
 from serving.refresher import Refresher
+from tests.integration import tiny_bundle
 
 ITEMS = [f"i{number}" for number in range(6)]
 KEY = {"X-API-Key": "reader"}
 
 
-def preprocessing() -> Preprocessing:
-    """Fitted on one user, three items."""
-    users = pa.table({"user_activity__views_1h": [1], "user_profile__country": ["de"]})
-    content = {
-        "item_id": ITEMS[:3],
-        "item_catalogue__category": ["a", "b", "a"],
-        "item_catalogue__price": [1.0, 2.0, 3.0],
-    }
-    activity = pa.table({"item_activity__views_1h": [0, 1, 2]})
-    return Preprocessing.fit(users, pa.table(content), activity, dict.fromkeys(ITEMS[:3], 1), length=4)
-
-
-def save_bundle(settings: Settings, version: str, fingerprint: int | None = None) -> Path:
-    """An untrained bundle of the first three items; its neighbours of i0 are i1 and i2."""
-    torch.manual_seed(1)
-    fitted, model = preprocessing(), ModelConfig(width=8, hidden=8)
-    towers, ranker = TwoTowers(fitted, model).eval(), Ranker(fitted, model).eval()
-    snapshot = Snapshot(1, ITEMS[:3], [None] * 3, ["a", "b", "a"], [None] * 3, [1.0, 2.0, 3.0], [True] * 3)
-    with torch.inference_mode():
-        vectors = towers.items(fitted.items(snapshot.features(), with_activity=False)).numpy()
-    near = np.array([[1, 2], [0, -1], [0, -1]], dtype=np.int32)
-    items = Items(ITEMS[:3], vectors, near, np.ones((3, 2), dtype=np.float32))
+def save_bundle(settings: Settings, version: str, fingerprint: int | None = None, **catalogue: list[Any]) -> Path:
+    """A bundle of i0, i1 and i2, trained on the features that are registered unless a fingerprint says otherwise."""
     actual = load_definitions(settings).streams[names.USER_ACTIVITY].fingerprint
-    manifest = Manifest(
-        version, 1, model, {}, (), {names.USER_ACTIVITY: fingerprint or actual}, (0, 1), 1, {}, "0"
-    )  # fmt: skip
-    Bundle(manifest, fitted, towers, ranker, items, snapshot).save(settings.bundles_dir / version)
-    return settings.bundles_dir / version
+    return tiny_bundle.save_bundle(
+        settings, version, ITEMS[:3], {names.USER_ACTIVITY: fingerprint or actual}, **catalogue
+    )
 
 
 def promote(settings: Settings, folder: Path) -> None:
@@ -73,8 +48,8 @@ def promote(settings: Settings, folder: Path) -> None:
     (settings.bundles_dir / POINTER).write_text(pointer)
 
 
-def add_items(settings: Settings, items: dict[str, bool], seconds_ago: float = 60) -> None:
-    """Catalogue rows in the lake: item to whether it is available."""
+def add_items(settings: Settings, items: dict[str, bool], seconds_ago: float = 60, **columns: list[Any]) -> None:
+    """Catalogue rows in the lake: item to whether it is available, and columns besides the usual ones."""
     moment = datetime.now(UTC) - timedelta(seconds=seconds_ago)
     count = len(items)
     rows = {
@@ -86,6 +61,7 @@ def add_items(settings: Settings, items: dict[str, bool], seconds_ago: float = 6
         "available": list(items.values()),
         "event_timestamp": pa.array([moment] * count, pa.timestamp("us", tz="UTC")),
         "created": pa.array([moment] * count, pa.timestamp("us", tz="UTC")),
+        **columns,
     }
     rows["title"] = pa.array(rows["title"], pa.string())
     append_rows(settings.lake_dir, names.ITEMS_TABLE, pa.table(rows))
@@ -112,6 +88,12 @@ def view(settings: Settings, user: str, *items: str) -> None:
     client.close()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests ask what is read, not how fast: a busy machine must not make an answer degraded."""
+    monkeypatch.setattr("serving.refresher.REQUEST_TIMEOUT_S", 2.0)
+
+
 @pytest.fixture
 def shop(stack: Settings) -> Settings:
     """Six items in the catalogue, i5 not available; u has viewed i3 and i0, i3 is the most popular."""
@@ -133,7 +115,7 @@ def recommend(settings: Settings, **body: Any) -> Any:
     async def one() -> Any:
         transport = httpx.ASGITransport(build_recommender(settings))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=KEY) as client:
-            return (await client.post("/v1/recommend", json=body)).json()
+            return (await client.post("/v1/recommend", json={"deadline_ms": 10_000, **body})).json()
 
     return asyncio.run(one())
 
@@ -161,14 +143,35 @@ def test_a_bundle_retrieves_ranks_and_names_its_version_and_items_newer_than_it_
     assert (answer["model_version"], answer["degraded"]) == ("v1", [])
 
 
-def test_a_new_champion_is_swapped_in_and_the_old_world_is_left_whole(shop: Settings) -> None:
+def test_a_catalogue_field_that_training_used_reaches_the_index_and_the_histories(stack: Settings) -> None:
+    """Law 1 for the catalogue: what the bundle was fitted on is read in serving, a number that was added too."""
+    stack.bundles_dir.mkdir(parents=True)
+    weights = [1.0, 10.0, 100.0, 1_000.0]
+    add_items(stack, dict.fromkeys(ITEMS[:4], True), weight=weights)
+    promote(stack, save_bundle(stack, "v1", weight=weights[:3]))
+    made = refresher(stack)
+    bundle = Bundle.load(stack.bundles_dir / "v1")
+    content = {"item_id": ITEMS[:4]} | {
+        f"item_catalogue__{name}": column
+        for name, column in {"category": ["a"] * 4, "price": [1.0] * 4, "weight": weights}.items()
+    }
+    expected = Catalogue(bundle.preprocessing, content).inputs.content_NF
+    serving: Any = made.live.state.model
+    table = serving._scorer.catalogue
+    assert torch.equal(table.inputs.content_NF[table.rows(ITEMS[:4])], expected[Catalogue.FIRST :])
+    vector = serving._index.reconstruct(3)
+    assert np.allclose(vector, bundle.scorer().item_vectors({n: c[3:] for n, c in content.items()})[0], atol=1e-6)
+    made.close()
+
+
+def test_a_new_champion_is_swapped_in_and_the_old_state_is_left_whole(shop: Settings) -> None:
     promote(shop, save_bundle(shop, "v1"))
     made = refresher(shop)
-    old = made.live.world
+    old = made.live.state
     promote(shop, save_bundle(shop, "v2"))
     made.refresh_model()
-    assert (old.model.version, made.live.world.model.version) == ("v1", "v2")  # type: ignore[union-attr]
-    assert made.live.troubles == {}
+    assert (old.model.version, made.live.state.model.version) == ("v1", "v2")  # type: ignore[union-attr]
+    assert made.live.problems == {}
     made.close()
 
 
@@ -179,21 +182,48 @@ def test_a_damaged_bundle_is_refused_by_name_while_the_old_one_goes_on(shop: Set
     (damaged / "weights.pt").write_bytes(b"nothing")
     promote(shop, damaged)
     made.refresh_model()
-    assert made.live.world.model.version == "v1"  # type: ignore[union-attr]
-    assert "version v2 is refused" in made.live.troubles["champion"]
-    assert "weights.pt" in made.live.troubles["champion"]
+    assert made.live.state.model.version == "v1"  # type: ignore[union-attr]
+    assert "version v2 is refused" in made.live.problems["champion"]
+    assert "weights.pt" in made.live.problems["champion"]
     promote(shop, save_bundle(shop, "v3"))
     made.refresh_model()
-    assert made.live.world.model.version == "v3"  # type: ignore[union-attr]
-    assert made.live.troubles == {}
+    assert made.live.state.model.version == "v3"  # type: ignore[union-attr]
+    assert made.live.problems == {}
     made.close()
 
 
 def test_a_bundle_of_other_features_is_refused(shop: Settings) -> None:
     promote(shop, save_bundle(shop, "v1", fingerprint=12))
     made = refresher(shop)
-    assert made.live.world.model is None
-    assert "another definition of view user_activity" in made.live.troubles["champion"]
+    assert made.live.state.model is None
+    assert "another definition of view user_activity" in made.live.problems["champion"]
+    made.close()
+
+
+def test_a_bundle_that_cannot_rank_is_refused_before_it_meets_a_request(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("serving.model.BundleModel.rank", broken)
+    promote(shop, save_bundle(shop, "v1"))
+    made = refresher(shop)
+    assert made.live.state.model is None
+    assert made.live.problems["champion"].startswith("version v1 is refused: bundle v1 cannot rank: mat1")
+    made.close()
+
+
+def test_a_feature_that_serving_reads_by_name_and_nobody_defines_is_named(
+    shop: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = refresher(shop)
+    assert made.live.problems == {}
+    made.close()
+    monkeypatch.setattr("serving.store.READ_BY_NAME", ("item_activity__views_7d", "item_activity__views_9y"))
+    made = refresher(shop)
+    assert made.live.problems["features"].startswith("item_activity__views_9y: not defined")
+    assert made.live.state.catalogue.popular[0] == "i3"
     made.close()
 
 
@@ -203,18 +233,18 @@ def test_a_damaged_pointer_to_the_champion_changes_nothing(shop: Settings, conte
     made = refresher(shop)
     (shop.bundles_dir / POINTER).write_bytes(content)
     made.refresh_model()
-    assert made.live.world.model.version == "v1"  # type: ignore[union-attr]
-    assert "champion" in made.live.troubles
+    assert made.live.state.model.version == "v1"  # type: ignore[union-attr]
+    assert "champion" in made.live.problems
     made.close()
 
 
 def test_catalogue_availability_and_popularity_follow_the_lake_and_the_store(shop: Settings) -> None:
     made = refresher(shop)
-    assert made.live.world.catalogue.popular[:2] == ("i3", "i0")
+    assert made.live.state.catalogue.popular[:2] == ("i3", "i0")
     add_items(shop, {"i6": True, "i3": False}, seconds_ago=1)
     view(shop, "w", "i6", "i6", "i6")
     made.refresh_catalogue()
-    catalogue = made.live.world.catalogue
+    catalogue = made.live.state.catalogue
     assert catalogue.popular[:3] == ("i6", "i3", "i0")
     assert catalogue.newest[0] == "i6"
     assert catalogue.unavailable == {"i3", "i5"}

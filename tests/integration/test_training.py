@@ -47,6 +47,8 @@ def fill_lake(settings: Settings, config: ShopConfig) -> None:
     assert not bad
     nothing = {name: pa.nulls(table.num_rows, EVENT_SCHEMA.field(name).type) for name in EVENT_SCHEMA.names}
     given = dict(zip(table.column_names, table.columns, strict=True))
+    for column, value in ((names.LOG_PARTITION, 0), (names.LOG_POSITION, 1)):
+        given[column] = pa.array([value] * table.num_rows, EVENT_SCHEMA.field(column).type)
     EventLake(settings.lake_dir).append(pa.table({**nothing, **given}).select(EVENT_SCHEMA.names), {0: 1})
     append_rows(settings.lake_dir, names.ITEMS_TABLE, history.catalogue)
     append_rows(settings.lake_dir, names.PROFILES_TABLE, history.profiles)
@@ -83,15 +85,15 @@ def test_the_bundle_says_what_it_was_trained_on_and_with(settings: Settings, bun
 
 
 def test_the_index_holds_the_vectors_that_serving_computes(bundle: Bundle) -> None:
-    live = bundle.scorer().item_vectors(bundle.snapshot.features())
+    live = bundle.scorer().item_vectors(bundle.snapshot.features)
     assert np.allclose(live, bundle.items.vectors_ND, atol=1e-5)
 
 
 def test_clicks_in_one_category_lift_it_and_leave_a_control_category(settings: Settings, bundle: Bundle) -> None:
     """What the demo shows: three clicks and views a minute ago, and the category's mean rank rises in both stages."""
     scorer, snapshot = bundle.scorer(), bundle.snapshot
-    category = np.array(snapshot.category)
-    clicked, control = sorted(set(snapshot.category))[:2]  # type: ignore[type-var]
+    category = np.array(snapshot.features["item_catalogue__category"])
+    clicked, control = sorted(set(category))[:2]  # type: ignore[type-var]
     before, items = request_at_the_end(settings, bundle)
     after = with_clicks(
         before, [item for item, kind in zip(snapshot.item_id, category, strict=True) if kind == clicked][:3]
@@ -147,9 +149,9 @@ def ranks_by_towers(scorer: Scorer, user: dict[str, Any], bundle: Bundle) -> np.
 
 
 def test_an_item_of_a_known_category_that_training_never_saw_is_placed_near_its_kind(bundle: Bundle) -> None:
-    category = np.array(bundle.snapshot.category)
+    category = np.array(bundle.snapshot.features["item_catalogue__category"])
     kind = category[0]
-    row = {name: [values[0]] for name, values in bundle.snapshot.features().items()} | {"item_id": ["brand new"]}
+    row = {name: [values[0]] for name, values in bundle.snapshot.features.items()} | {"item_id": ["brand new"]}
     new = bundle.scorer().item_vectors(row)[0]
     cosine = bundle.items.vectors_ND @ new / (np.linalg.norm(bundle.items.vectors_ND, axis=1) * np.linalg.norm(new))
     assert cosine[category == kind].mean() > cosine[category != kind].mean() + 0.3
@@ -230,7 +232,8 @@ def test_one_user_trains_while_all_positive_labels_and_a_single_item_are_refused
 def append_views(settings: Settings, visits: list[tuple[str, int]]) -> None:
     rows = [
         {"event_id": f"e{number}", "type": names.VIEW, "user_key": "u", "item_id": item, "timestamp": at_us,
-         "received_at": at_us, "ingested_at": at_us}
+         "received_at": at_us, "ingested_at": at_us,
+         "log_partition": 0, "log_position": 1}
         for number, (item, at_us) in enumerate(visits)
     ]  # fmt: skip
     EventLake(settings.lake_dir).append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), {0: 1})

@@ -74,8 +74,14 @@ def bundle(version: str = "first") -> Bundle:
             np.array([[0.5, 0.25], [0.5, 0], [0, 0], [0, 0]], dtype=np.float32),
         ),
         snapshot=Snapshot(
-            T_US, ["a", "b", "c", "d"], ["A", "B", "C", "D"], ["shoes", "shoes", "books", "books"], ["x", "y", None, "x"],
-            [10.0, 20.0, None, None], [True, True, False, True],
+            T_US,
+            {
+                "item_id": ["a", "b", "c", "d"],
+                "item_catalogue__category": ["shoes", "shoes", "books", "books"],
+                "item_catalogue__brand": ["x", "y", None, "x"],
+                "item_catalogue__price": [10.0, 20.0, None, None],
+                "item_catalogue__available": [True, True, False, None],
+            },
         ),
     )  # fmt: skip
 

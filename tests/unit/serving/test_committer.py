@@ -18,8 +18,12 @@ class MemoryLog:
 
     def __init__(self) -> None:
         self.appends: list[dict[int, list[str]]] = []
-        self.down = False
+        self.down = self.full = False
         self.gate: threading.Event | None = None
+
+    def check_room(self) -> None:
+        if self.full:
+            raise LogFullError("full")
 
     def append(self, payloads: Mapping[int, bytes], counts: Mapping[int, int]) -> dict[int, int]:
         if self.gate is not None:
@@ -108,9 +112,22 @@ def test_a_client_that_went_away_does_not_disturb_the_others_of_its_group():
     assert asyncio.run(story()) == {shard_of("u", 4): 1}
 
 
-def test_a_full_log_is_said_to_be_full():
-    def full(_: object) -> None:
-        raise LogFullError("full")
+def test_a_fault_of_ours_is_heard_by_every_request_of_its_group_and_the_next_group_goes_in():
+    async def story() -> list[object]:
+        committer = committer_of(MemoryLog())
+        unwritable = {**record("1"), "value": object()}
+        outcomes = await asyncio.gather(
+            committer.commit([unwritable]), committer.commit([record("2")]), return_exceptions=True
+        )
+        return [*outcomes, await committer.commit([record("3")])]
 
+    *failed, positions = asyncio.run(asyncio.wait_for(story(), 5))
+    assert [type(each) for each in failed] == [orjson.JSONEncodeError] * 2
+    assert positions == {shard_of("u", 4): 1}
+
+
+def test_a_full_log_is_said_to_be_full():
+    log = MemoryLog()
+    log.full = True
     with pytest.raises(LogFullError):
-        LogWriter(MemoryLog, full).write([record("1")])
+        LogWriter(lambda: log).write([record("1")])

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import redis
 
-from serving.candidates import Ask, Slate, Trace
+from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.catalogue import LIVE, SNAPSHOT, Catalogue
-from serving.pipeline import World, last_resort, recommend
+from serving.pipeline import last_resort, recommend
+from serving.state import ServingState
 
 NOW = 1_000_000_000
 CATALOGUE = Catalogue(
@@ -73,11 +74,11 @@ class Model:
     def knows(self, item_id: str) -> bool:
         return item_id in "abcd"
 
-    def for_user(self, features: dict[str, Any], t_us: int, k: int) -> list[tuple[str, float]]:
-        self._check("for_user")
+    def retrieve(self, user: dict[str, Any], t_us: int, k: int) -> list[tuple[str, float]]:
+        self._check("retrieve")
         return [("d", 0.9), ("a", 0.8)]
 
-    def like_items(self, item_ids: Sequence[str], k: int) -> list[tuple[str, float]]:
+    def similar_items(self, item_ids: Sequence[str], k: int) -> list[tuple[str, float]]:
         return [("c", 0.7), ("a", 0.6)]
 
     def rank(self, user: dict[str, Any], item_ids: Sequence[str], items: dict[str, Any], t_us: int) -> Sequence[float]:
@@ -90,16 +91,19 @@ class Model:
             raise RuntimeError(f"{method} is broken")
 
 
-def ask_for(n: int = 3, exclude: frozenset[str] = frozenset()) -> Ask:
-    return Ask("u", n, exclude)
+def request_for(n: int = 3, exclude: frozenset[str] = frozenset()) -> RecommendationRequest:
+    return RecommendationRequest("u", n, exclude)
 
 
 def slate_of(
-    ask: Ask | None = None, world: World | None = None, reader: Any = "default", deadline_ms: float = 10_000
+    request: RecommendationRequest | None = None,
+    state: ServingState | None = None,
+    reader: Any = "default",
+    deadline_ms: float = 10_000,
 ) -> Slate:
     return recommend(
-        ask or ask_for(),
-        world or World(Model(), CATALOGUE),
+        request or request_for(),
+        state or ServingState(Model(), CATALOGUE),
         Reader() if reader == "default" else reader,
         lambda: NOW,
         30_000_000,
@@ -116,7 +120,7 @@ def stage(slate: Slate, name: str) -> Any:
 
 
 def test_the_ranker_orders_what_the_sources_found_and_each_item_keeps_the_source_that_found_it_first():
-    slate = slate_of(ask_for(4))
+    slate = slate_of(request_for(4))
     assert shown(slate) == [("e", "new"), ("d", "two_tower"), ("c", "neighbours"), ("a", "two_tower")]
     assert [candidate.score for candidate in slate.items] == [101.0, 100.0, 99.0, 97.0]
     assert (slate.trace.degraded, slate.model_version, slate.features_age_us) == ([], "v1", 2_000)
@@ -124,8 +128,8 @@ def test_the_ranker_orders_what_the_sources_found_and_each_item_keeps_the_source
 
 def test_stages_report_counts_and_removals_by_reason():
     slate = slate_of(
-        ask_for(9, frozenset({"d"})),
-        World(Model(), replace(CATALOGUE, popular=("a", "b", "c"), newest=("b",))),
+        request_for(9, frozenset({"d"})),
+        ServingState(Model(), replace(CATALOGUE, popular=("a", "b", "c"), newest=("b",))),
         Reader(history=["c"], types=["dislike"]),
     )
     assert [stage.name for stage in slate.trace.stages] == [
@@ -142,32 +146,34 @@ def test_stages_report_counts_and_removals_by_reason():
 
 
 def test_an_item_that_the_catalogue_does_not_know_is_removed():
-    slate = slate_of(world=World(Model(), replace(CATALOGUE, popular=("a", "c", "e"))))
+    slate = slate_of(state=ServingState(Model(), replace(CATALOGUE, popular=("a", "c", "e"))))
     assert stage(slate, "filter").removed == {"unknown": 1}
 
 
 def test_what_the_store_says_is_sold_out_is_not_shown_although_the_catalogue_still_has_it():
-    slate = slate_of(ask_for(5), reader=Reader(sold_out=frozenset({"d"})))
+    slate = slate_of(request_for(5), reader=Reader(sold_out=frozenset({"d"})))
     assert [item for item, _ in shown(slate)] == ["e", "c", "a"]
     assert stage(slate, "features").removed == {"unavailable": 1}
 
 
 def test_too_few_candidates_are_filled_up_from_popularity_to_the_eligible_items():
-    slate = slate_of(ask_for(10, frozenset({"e"})), World(None, replace(CATALOGUE, newest=(), trending=("c",))))
+    slate = slate_of(
+        request_for(10, frozenset({"e"})), ServingState(None, replace(CATALOGUE, newest=(), trending=("c",)))
+    )
     assert shown(slate) == [("c", "trending"), ("a", "popular"), ("d", "popular")]
     assert [candidate.score for candidate in slate.items] == [7.0, 9.0, 0.0]
 
 
 def test_features_are_read_as_of_one_time_the_clocks_or_just_after_the_newest_event():
     model = Model()
-    assert slate_of(world=World(model, CATALOGUE)).as_of_us == NOW
+    assert slate_of(state=ServingState(model, CATALOGUE)).as_of_us == NOW
     assert set(model.seen_t_us) == {NOW}
     assert slate_of(reader=Reader(newest_user_us=NOW + 10)).as_of_us == NOW + 11
 
 
 def test_an_item_event_ahead_of_the_clock_moves_the_time_of_the_user_too():
     model = Model()
-    slate = slate_of(world=World(model, CATALOGUE), reader=Reader(newest_item_us=NOW + 70))
+    slate = slate_of(state=ServingState(model, CATALOGUE), reader=Reader(newest_item_us=NOW + 70))
     assert set(model.seen_t_us) == {NOW + 71}
     assert slate.as_of_us == NOW + 71
 
@@ -220,7 +226,7 @@ def test_without_item_features_the_order_of_retrieval_holds():
 
 
 def test_a_broken_ranker_leaves_the_order_of_retrieval():
-    slate = slate_of(world=World(Model(broken="rank"), CATALOGUE))
+    slate = slate_of(state=ServingState(Model(broken="rank"), CATALOGUE))
     assert shown(slate) == [("d", "two_tower"), ("a", "two_tower"), ("c", "neighbours")]
     assert slate.trace.degraded == ["ranker_failed"]
 
@@ -231,13 +237,13 @@ def test_a_score_that_is_not_finite_is_a_broken_ranker(monkeypatch: pytest.Monke
 
 
 def test_a_broken_retrieval_leaves_what_trends_and_the_ranker_still_orders_it():
-    slate = slate_of(world=World(Model(broken="for_user"), CATALOGUE))
+    slate = slate_of(state=ServingState(Model(broken="retrieve"), CATALOGUE))
     assert shown(slate) == [("e", "new"), ("c", "trending"), ("a", "trending")]
     assert slate.trace.degraded == ["retrieval_failed"]
 
 
 def test_without_a_model_the_answer_is_what_trends():
-    slate = slate_of(world=World(None, CATALOGUE))
+    slate = slate_of(state=ServingState(None, CATALOGUE))
     assert shown(slate) == [("c", "trending"), ("a", "trending"), ("e", "new")]
     assert (slate.trace.degraded, slate.model_version) == (["no_model"], None)
 
@@ -249,35 +255,35 @@ def test_past_the_deadline_models_and_item_features_are_left_out():
 
 
 def test_the_snapshot_on_disk_answers_and_is_marked():
-    slate = slate_of(world=World(None, replace(CATALOGUE, origin=SNAPSHOT)), reader=None)
+    slate = slate_of(state=ServingState(None, replace(CATALOGUE, origin=SNAPSHOT)), reader=None)
     assert len(slate.items) == 3
     assert slate.trace.degraded == ["user_features_unavailable", "no_model", "catalogue_from_snapshot"]
 
 
 def test_a_catalogue_that_is_not_refreshed_any_more_is_marked():
-    slate = slate_of(world=World(Model(), replace(CATALOGUE, as_of_us=NOW - 30_000_001)))
+    slate = slate_of(state=ServingState(Model(), replace(CATALOGUE, as_of_us=NOW - 30_000_001)))
     assert slate.trace.degraded == ["catalogue_stale"]
 
 
 def test_with_nothing_at_all_the_slate_is_empty_and_says_so():
-    slate = slate_of(world=World(), reader=None)
+    slate = slate_of(state=ServingState(), reader=None)
     assert slate.items == []
     assert slate.trace.degraded == ["user_features_unavailable", "no_model", "catalogue_empty"]
 
 
 def test_the_last_resort_is_the_order_of_popularity_without_what_is_excluded():
-    slate = last_resort(ask_for(2, frozenset({"a"})), World(Model(), CATALOGUE), lambda: NOW, Trace(100))
+    slate = last_resort(request_for(2, frozenset({"a"})), ServingState(Model(), CATALOGUE), lambda: NOW, Trace(100))
     assert shown(slate) == [("c", "popular"), ("d", "popular")]
     assert slate.trace.degraded == ["pipeline_failed"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5, 1_000])
 @pytest.mark.parametrize("reader", [Reader(), None, Reader(errors={"item_activity": redis.TimeoutError()})])
-@pytest.mark.parametrize("model", [None, Model(), Model(broken="rank"), Model(broken="for_user")])
+@pytest.mark.parametrize("model", [None, Model(), Model(broken="rank"), Model(broken="retrieve")])
 def test_the_slate_always_holds_the_smaller_of_n_and_the_eligible_items(
     n: int, reader: Reader | None, model: Model | None
 ):
-    items = [item for item, _ in shown(slate_of(ask_for(n), World(model, CATALOGUE), reader))]
+    items = [item for item, _ in shown(slate_of(request_for(n), ServingState(model, CATALOGUE), reader))]
     assert len(items) == min(n, 4)
     assert len(set(items)) == len(items)
     assert "b" not in items

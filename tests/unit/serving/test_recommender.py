@@ -96,7 +96,7 @@ def test_health_and_readiness_need_none_and_readiness_names_what_is_wrong(app: F
     assert ready.status_code == 200
     assert ready.json()["model_version"] is None
     assert ready.json()["catalogue"] == {"items": 3, "origin": "snapshot"}
-    assert "headrace apply" in ready.json()["troubles"]["store"]
+    assert "headrace apply" in ready.json()["problems"]["store"]
 
 
 def test_the_document_describes_both_applications_with_examples(app: FastAPI):

@@ -106,7 +106,7 @@ def lake_of(tmp_path: Path, rows: list[tuple[str, str, str, float]]) -> EventLak
     table = pa.Table.from_pylist(
         [
             {"event_id": f"e{place}", "user_key": user, "item_id": item, "type": kind, "timestamp": moment(hours),
-             "received_at": moment(hours), "ingested_at": moment(hours)}
+             "received_at": moment(hours), "log_partition": 0, "log_position": 1, "ingested_at": moment(hours)}
             for place, (user, item, kind, hours) in enumerate(rows)
         ],
         schema=EVENT_SCHEMA,

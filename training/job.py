@@ -1,0 +1,17 @@
+"""What every training command shares: an error that is the user's to mend is one line, not a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from headrace.models.bundle import BundleError
+from headrace.stores.models import RegistryError
+
+
+def run(job: Callable[[], None]) -> int:
+    """The exit code of a command: 0, or 1 with the reason on standard error."""
+    try:
+        job()
+    except (ValueError, RegistryError, BundleError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

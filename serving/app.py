@@ -88,6 +88,8 @@ def main() -> int:
     folder = ray_runtime.runtime_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(ray_runtime.environment(folder, haproxy=haproxy))
+    for name in ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"):
+        os.environ.pop(name, None)  # Feast sets them for whatever its process starts; each replica counts in memory
 
     asked_to_end = threading.Event()
     on_signal(break_off)

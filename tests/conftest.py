@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import prometheus_client  # noqa: F401 - before Feast, whose import turns on its multi-process mode for metrics
 import pytest
 import redis
 

@@ -16,12 +16,12 @@ class Keys:
 
     def __init__(self, keys: str, setting: str) -> None:
         """`keys` is comma-separated; `setting` is the environment variable to name in a refusal."""
-        self._digests = [_digest(key.strip()) for key in keys.split(",") if key.strip()]
+        self._digests = [_digest(key.strip().encode()) for key in keys.split(",") if key.strip()]
         self.setting = setting
 
     def accepts(self, key: str) -> bool:
-        """In constant time over all keys: every one is compared, whichever matches."""
-        digest = _digest(key)
+        """In constant time over all keys: every one is compared, whichever matches. `key` is a header's value, as latin-1."""
+        digest = _digest(key.encode("latin-1", errors="xmlcharrefreplace"))
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
@@ -66,6 +66,5 @@ def _basic_password(credentials: str) -> str | None:
     return decoded.partition(":")[2] or None
 
 
-def _digest(key: str) -> bytes:
-    # Header values arrive decoded as latin-1; a key outside of it can never be presented, and must not raise here.
-    return hashlib.sha256(key.encode("latin-1", errors="replace")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

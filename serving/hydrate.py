@@ -17,7 +17,7 @@ ITEM_VIEWS: Final = (names.ITEM_ACTIVITY, names.ITEM_CATALOGUE)
 def hydrate_user(user_key: str, reader: FeatureReader | None, clock: Clock, trace: Trace) -> User:
     """Rows first, then one t: the later of the clock and just after the newest event in those rows."""
     try:
-        rows = reader.fetch({view: [user_key] for view in USER_VIEWS}) if reader else None
+        rows = reader.fetch({view: [user_key] for view in USER_VIEWS}) if reader and trace.has_time() else None
         if rows is not None:
             t_us = max(clock(), rows.newest_us + 1)
             if rows.newest_us == 0:

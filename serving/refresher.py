@@ -45,7 +45,7 @@ CATALOGUE_REFRESH_S: Final = 2.0
 # A refresh may take at most this share of the time, so that a large catalogue does not starve requests.
 REFRESH_SHARE: Final = 0.1
 REFUSED_RETRY_S: Final = 10.0
-REQUEST_TIMEOUT_S: Final = 0.03
+REQUEST_TIMEOUT_S: Final = 0.05
 MAX_SEEN: Final = 100_000
 
 

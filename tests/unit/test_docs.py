@@ -5,6 +5,7 @@ import re
 import pytest
 
 from headrace.settings import Settings
+from serving.metrics import CollectorMetrics, RecommenderMetrics
 from tests.conftest import ROOT
 
 ROW = re.compile(r"^\| `HEADRACE_(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
@@ -26,6 +27,13 @@ def test_a_setting_is_documented_as_it_is(name: str) -> None:
     assert text == field.description
     expected = {None: "none", "": "empty"}.get(field.default, str(field.default))
     assert default.strip("`").replace("_", "") == expected.replace("_", "")
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    families = [f for metrics in (CollectorMetrics(), RecommenderMetrics()) for f in metrics.registry.collect()]
+    expected = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    assert set(re.findall(r"^\| `(headrace_\w+)` \|", page, re.MULTILINE)) == expected
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

@@ -51,3 +51,9 @@ def test_the_accepted_key_passes_and_keys_do_not_show_in_their_representation():
     keys = Keys("right", "HEADRACE_EVENT_KEYS")
     require(keys)(request(x_api_key="right"))
     assert repr(keys) == "Keys(1 from HEADRACE_EVENT_KEYS)"
+
+
+def test_a_key_beyond_ascii_is_matched_by_its_bytes_and_by_nothing_else() -> None:
+    keys = Keys("пароль", "HEADRACE_EVENT_KEYS")
+    assert keys.accepts("пароль".encode().decode("latin-1"))  # as a header arrives
+    assert not keys.accepts("??????")

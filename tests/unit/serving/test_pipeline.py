@@ -251,7 +251,7 @@ def test_without_a_model_the_answer_is_what_trends():
 def test_past_the_deadline_models_and_item_features_are_left_out():
     slate = slate_of(deadline_ms=0)
     assert shown(slate) == [("c", "trending"), ("a", "trending"), ("e", "new")]
-    assert slate.trace.degraded == ["deadline"]
+    assert slate.trace.degraded == ["deadline", "user_features_unavailable"]
 
 
 def test_the_snapshot_on_disk_answers_and_is_marked():

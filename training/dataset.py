@@ -5,7 +5,6 @@ and an item make an *episode*: their events, none more than `outcome_hours` afte
 event is the row's time and everything that was done in it is the row's label, so no feature sees the label.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,11 +210,6 @@ def _features(store: FeatureStore, wanted: Any, rows: pl.DataFrame) -> pa.Table:
             f"the offline store returned {table.num_rows} rows for {rows.height} keys; a join must lose none"
         )
     return table
-
-
-def quieten_feast() -> None:
-    """For a process's main function: Feast warns of every stream view that it reads, many times a run."""
-    warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
 
 
 def items_known_at(lake_dir: Path, split: Split, t_us: int) -> list[str]:

@@ -27,7 +27,7 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
 from headrace.settings import Settings
-from headrace.stores.feature_store import open_feature_store
+from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training import metrics
@@ -40,7 +40,6 @@ from training.dataset import (
     catalogue,
     features,
     items_known_at,
-    quieten_feast,
     read_split,
     sample,
 )

@@ -27,7 +27,7 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.snapshot import AVAILABLE, Snapshot
 from headrace.models.towers import TwoTowers
 from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store
+from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import neighbours, popularity
@@ -41,7 +41,6 @@ from training.dataset import (
     features,
     items_known_at,
     newest,
-    quieten_feast,
     read_split,
     sample,
     with_negatives,

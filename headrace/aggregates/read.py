@@ -119,7 +119,7 @@ class _Unpacked:
         found = [
             [entry[1 + column] for entry in lists[index] if entry[0] >= start][-aggregate.n :]
             for lists, _ in self._unpack()
-        ]  # type: ignore[operator]
+        ]
         return list(found) if aggregate.function == sp.LAST_N else [values[-1] if values else None for values in found]
 
     def session(self, aggregate: AggregateSpec, t_us: int) -> Values:

@@ -15,12 +15,9 @@ from headrace.ingest.source import (
     RawEvent,
     SourceRow,
     content_id,
-    delimited_rows,
-    files_under,
+    csv_events,
     number,
-    open_text,
     parse_micros,
-    read_header,
     without_nulls,
 )
 
@@ -44,11 +41,7 @@ class Rees46:
     name: str = "rees46"
 
     def read(self) -> Iterator[SourceRow]:
-        for path in files_under(self.path, [".csv"]):
-            with open_text(path) as text:
-                read_header(text, path.name, COLUMNS)
-                for row in delimited_rows(text, path.name, COLUMNS, first_line=2):
-                    yield row if isinstance(row, BadRow) else _event(path.name, *row)
+        return csv_events(self.path, [".csv"], COLUMNS, _event)
 
 
 def _event(file: str, line: int, cells: Sequence[str]) -> RawEvent | BadRow:

@@ -12,11 +12,8 @@ from headrace.ingest.source import (
     RawEvent,
     SourceRow,
     content_id,
-    delimited_rows,
-    files_under,
+    csv_events,
     iso,
-    open_text,
-    read_header,
 )
 
 COLUMNS: Final = ("timestamp", "visitorid", "event", "itemid", "transactionid")
@@ -31,11 +28,7 @@ class RetailRocket:
     name: str = "retailrocket"
 
     def read(self) -> Iterator[SourceRow]:
-        for path in files_under(self.path, ["events.csv"]):
-            with open_text(path) as text:
-                read_header(text, path.name, COLUMNS)
-                for row in delimited_rows(text, path.name, COLUMNS, first_line=2):
-                    yield row if isinstance(row, BadRow) else _event(path.name, *row)
+        return csv_events(self.path, ["events.csv"], COLUMNS, _event)
 
 
 def _event(file: str, line: int, cells: Sequence[str]) -> RawEvent | BadRow:

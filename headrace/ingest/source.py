@@ -8,7 +8,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,7 +112,7 @@ def open_text(path: Path, encoding: str = "utf-8") -> Iterator[io.TextIOWrapper]
     """The file as text, unpacked if its name ends with .gz. Bytes that the encoding lacks become U+FFFD."""
     try:
         with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as raw:
-            yield io.TextIOWrapper(raw, encoding=encoding, errors="replace")  # type: ignore[arg-type]
+            yield io.TextIOWrapper(raw, encoding=encoding, errors="replace")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{path} is no complete gzip file ({error}): fetch it again") from error
 
@@ -146,6 +146,22 @@ def read_header(text: Iterator[str], file: str, columns: Sequence[str], delimite
     found = next(text, "").rstrip("\r\n").removeprefix("\ufeff")
     if found.split(delimiter) != list(columns):
         raise SourceError(f"{file} begins with {found[:200]!r}, expected the header {delimiter.join(columns)!r}")
+
+
+def csv_events(
+    path: Path,
+    suffixes: Sequence[str],
+    columns: Sequence[str],
+    to_event: Callable[[str, int, Sequence[str]], RawEvent | BadRow],
+    header: bool = True,
+) -> Iterator[SourceRow]:
+    """The rows of CSV files that hold one event a line; `to_event` is given the file's name, the line and its cells."""
+    for file in files_under(path, suffixes):
+        with open_text(file) as text:
+            if header:
+                read_header(text, file.name, columns)
+            for row in delimited_rows(text, file.name, columns, first_line=2 if header else 1):
+                yield row if isinstance(row, BadRow) else to_event(file.name, *row)
 
 
 def parse_micros(timestamp: str) -> int:

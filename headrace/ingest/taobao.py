@@ -12,10 +12,8 @@ from headrace.ingest.source import (
     RawEvent,
     SourceRow,
     content_id,
-    delimited_rows,
-    files_under,
+    csv_events,
     iso,
-    open_text,
 )
 
 COLUMNS: Final = ("user_id", "item_id", "category_id", "behavior_type", "timestamp")
@@ -30,10 +28,7 @@ class Taobao:
     name: str = "taobao"
 
     def read(self) -> Iterator[SourceRow]:
-        for path in files_under(self.path, [".csv"]):
-            with open_text(path) as text:
-                for row in delimited_rows(text, path.name, COLUMNS):
-                    yield row if isinstance(row, BadRow) else _event(path.name, *row)
+        return csv_events(self.path, [".csv"], COLUMNS, _event, header=False)
 
 
 def _event(file: str, line: int, cells: Sequence[str]) -> RawEvent | BadRow:

@@ -6,7 +6,6 @@ A process of its own: Feast's apply changes the working directory and the import
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from datetime import UTC, datetime
@@ -46,10 +45,10 @@ def main(settings: Settings, clock: Clock) -> dict[str, list[str]]:
     from feast.repo_config import load_repo_config
     from feast.repo_operations import apply_total
 
-    from headrace.stores.feature_store import open_feature_store
+    from headrace.stores.feature_store import open_feature_store, quieten_feast
 
     with redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
+        quieten_feast()
         sys.path.insert(0, str(settings.feature_repo))  # where Feast imports the definitions from
         config = load_repo_config(settings.feature_repo, settings.feature_repo / DEFINITIONS)
         apply_total(config, settings.feature_repo, skip_source_validation=False)

@@ -13,8 +13,7 @@ from headrace.stores.plain_rows import PlainLayout
 
 def open_feature_store(settings: Settings) -> FeatureStore:
     """The feature store of `settings.feature_repo`, its registry, stores and server those of the settings. Opens no connection."""
-    # Feast says of every stream view that it is experimental, and resets the filters when it is imported.
-    warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
+    quieten_feast()
     repo = settings.feature_repo.resolve()
     config = load_repo_config(repo, repo / "feature_store.yaml")
     config.registry.path = str(settings.registry_path.resolve())
@@ -22,6 +21,11 @@ def open_feature_store(settings: Settings) -> FeatureStore:
         if "settings" in type(store).model_fields:
             store.settings = settings
     return FeatureStore(config=config)
+
+
+def quieten_feast() -> None:
+    """Silence what Feast says of every stream view that it reads. Its modules reset the filters as they are imported, so after that."""
+    warnings.filterwarnings("ignore", "Stream feature views are experimental", RuntimeWarning)
 
 
 def plain_layout(view: FeatureView) -> PlainLayout:

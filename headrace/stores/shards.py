@@ -194,7 +194,7 @@ class OwnedShard:
             ("complete", commit.complete),
             ("fingerprint", fingerprints),
         ):
-            for name, value in numbers.items():  # type: ignore[attr-defined]
+            for name, value in numbers.items():
                 fields += [f"{kind}:{name}", value]
         counters = [part for name, value in commit.counters.items() if value for part in (f"count:{name}", value)]
         keys = self._keys + [row_key(self.shard, view, key) for view, key in commit.rows]

@@ -46,7 +46,7 @@ class OnlineReader:
         """
         shards = self._settings.shards
         if not self._checked:
-            check_deployment(self._redis, shards=shards)
+            check_deployment(self._redis, record=False, shards=shards)
             self._checked = True
         placed = {view: [shard_of(key, shards) for key in keys] for view, keys in wanted.items()}
         stream_shards = sorted(

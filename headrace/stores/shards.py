@@ -134,10 +134,14 @@ def scan_keys(client: "redis.Redis", shard: int, view: str) -> list[str]:
     return sorted({key.decode()[len(prefix) :] for key in client.scan_iter(match=pattern, count=10_000)})
 
 
-def check_deployment(client: "redis.Redis", **numbers: int) -> None:
-    """Record `shards` and `log_partitions` where there are none; refuse other numbers than the recorded. Raises DeploymentError."""
+def check_deployment(client: "redis.Redis", *, record: bool = True, **numbers: int) -> None:
+    """Compare `shards` and `log_partitions` with what the store was made with; with `record`, note them where nothing is.
+
+    Raises DeploymentError.
+    """
     for name, value in numbers.items():
-        client.hsetnx(_DEPLOYMENT, name, value)
+        if record:
+            client.hsetnx(_DEPLOYMENT, name, value)
         stored = int(client.hget(_DEPLOYMENT, name) or value)
         if stored != value:
             raise DeploymentError(

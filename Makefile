@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo up down test test-slow lint format
 
-# torch comes first and by plain pip: the build for CPUs; what follows finds it installed.
+# torch comes first and by plain pip; what follows finds it installed. A CPU build is enough: point pip at one where the default is not.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check torch==2.13.0

@@ -32,7 +32,15 @@ from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import covered
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import OwnedShard, ShardCommit, check_deployment, read_status, row_key
+from headrace.stores.shards import (
+    DeploymentError,
+    OwnedShard,
+    OwnershipError,
+    ShardCommit,
+    check_deployment,
+    read_status,
+    row_key,
+)
 
 logger = logging.getLogger("headrace.flows.features")
 
@@ -193,7 +201,11 @@ class CommitPartition(StatelessSinkPartition[Any]):  # type: ignore[misc]
 def main() -> int:
     """Run until SIGTERM. Any failure ends the process with the reason: the next one resumes from the committed positions."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    cli_main(get_flow(Settings(), system_clock, StopFlag().install(), Pace()))
+    try:
+        cli_main(get_flow(Settings(), system_clock, StopFlag().install(), Pace()))
+    except (OwnershipError, StaleStateError, DeploymentError, redis.RedisError) as error:
+        print(f"the feature flow ends: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -148,6 +148,8 @@ def ingest(
             clock=system_clock,
             progress=progress,
         )
+    if report.read and report.refused == report.read:
+        raise ValueError(f"{source}: all {report.read} rows were refused, the first: {report.first_refusal}")
     register(settings)
     show(asdict(report), as_json, "Loaded, catalogue and profiles online.")
 
@@ -184,7 +186,8 @@ def backfill(as_json: AsJson = False) -> None:
 @app.command()
 def verify(
     as_of: Annotated[
-        str | None, typer.Option(help="Compare the values at this time (ISO 8601 with a time zone), not at now.")
+        str | None,
+        typer.Option(help="Compare at this time (ISO 8601 with a time zone), after the newest event; left out: now."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -204,7 +207,9 @@ def _micros(moment: str) -> int:
     try:
         return to_micros(datetime.fromisoformat(moment))
     except ValueError as error:
-        raise ValueError(f"--as-of {moment!r}: {error}; write it like 2019-10-01T00:00:00+00:00") from error
+        raise ValueError(
+            f"--as-of {moment!r} is no time with a time zone: write it like 2019-10-01T00:00:00+00:00"
+        ) from error
 
 
 # Models

@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError
 from polars.exceptions import PolarsError
 
 from headrace.clock import Clock
-from headrace.models.bundle import Bundle, BundleError
+from headrace.models.bundle import Bundle, BundleError, check_fit
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
 from headrace.stores.models import BundleRef, read_champion
@@ -218,13 +218,8 @@ class Refresher:
 
     def _check_fit(self, bundle: Bundle) -> None:
         """Raises BundleError when the bundle was trained on other definitions than the store holds."""
-        stored = self.live.readers.definitions.streams if self.live.readers else {}
-        for view, fingerprint in bundle.manifest.fingerprints.items():
-            if view in stored and str(stored[view].fingerprint) != str(fingerprint):
-                raise BundleError(
-                    f"it was trained on another definition of view {view} (fingerprint {fingerprint}, the store has "
-                    f"{stored[view].fingerprint}): train again, or apply the features it was trained on"
-                )
+        streams = self.live.readers.definitions.streams if self.live.readers else {}
+        check_fit(bundle.manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
 
     def _check_names(self, definitions: Definitions) -> None:
         missing = missing_features(definitions)

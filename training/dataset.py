@@ -19,6 +19,7 @@ from deltalake.exceptions import TableNotFoundError
 from feast import FeatureStore
 
 from headrace import names
+from headrace.clock import from_micros
 from headrace.models.config import CART, CLICK, PURCHASE
 from headrace.stores.lake import EventLake
 from training.config import TrainConfig
@@ -76,12 +77,18 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
     )
     if events.is_empty():
         raise DatasetError(f"the event lake {lake.path} holds no event on an item: run `headrace ingest` first")
-    end_us = int(events[T_US].max()) + 1  # type: ignore[arg-type]
+    interactions = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
+    if interactions.is_empty():
+        raise DatasetError(f"the event lake {lake.path} holds no view, click, cart, purchase or rating: load some")
+    end_us = int(interactions[T_US].max()) + 1  # type: ignore[arg-type]
     start_us = max(end_us - int(config.days * 24 * _HOUR_US), int(events[T_US].min()))  # type: ignore[arg-type]
-    events = events.filter(pl.col(T_US) >= start_us).sort(T_US, names.EVENT_ID)
+    events = events.filter(pl.col(T_US).is_between(start_us, end_us, closed="left")).sort(T_US, names.EVENT_ID)
     everything = episodes(events, config)
     if everything.is_empty():
-        raise DatasetError(f"the last {config.days:g} days hold no view, click, cart, purchase or rating: raise `days`")
+        raise DatasetError(
+            f"the {config.days:g} days up to {from_micros(end_us).isoformat()} hold no interaction to learn from: "
+            "take more days (`headrace train --set days=N`)"
+        )
     if cut_us is None:
         cut_us = int(everything[T_US].quantile(1 - config.test_share, "higher"))  # type: ignore[arg-type]
     before = events.filter(pl.col(T_US) < cut_us)
@@ -98,7 +105,8 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
         if rows.is_empty():
             raise DatasetError(
                 f"no interaction {side} the cut between training and test (test_share {config.test_share}): "
-                "all events have one time, or there are too few; load more"
+                f"in the {config.days:g} days up to {from_micros(end_us).isoformat()}, the newest interaction; "
+                "load more of that time, or take more days (`headrace train --set days=N`)"
             )
     return split
 

@@ -6,21 +6,27 @@ import sys
 from collections.abc import Sequence
 
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import read_manifest
+from headrace.models.bundle import check_fit, read_manifest
 from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
 from headrace.stores.models import BundleRef, ModelRegistry, RegistryError
 from training.job import run
 
 
 def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
-    """Check the bundle's files, then promote it. Raises RegistryError or BundleError; then the champion stays."""
+    """Check the bundle's files and that it fits the registered features, then promote it.
+
+    Raises RegistryError or BundleError; then the champion stays.
+    """
     registry = ModelRegistry(settings, clock)
     known = {registered.version: registered for registered in registry.versions()}
     if not known:
         raise RegistryError("no version is registered: run `headrace train` first")
     chosen = version or list(known)[-1]
     if chosen in known and known[chosen].path.is_dir():
-        read_manifest(known[chosen].path)
+        streams = load_definitions(settings).streams if settings.registry_path.exists() else {}
+        registered = {name: spec.fingerprint for name, spec in streams.items()}
+        check_fit(read_manifest(known[chosen].path).fingerprints, registered)
     return registry.promote(chosen)
 
 

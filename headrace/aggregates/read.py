@@ -8,6 +8,7 @@ import numpy.typing as npt
 from headrace.aggregates import spec as sp
 from headrace.aggregates.layout import NEVER, Counter, Layout, Ring, entry_values
 from headrace.aggregates.spec import AggregateSpec
+from headrace.clock import from_micros
 
 Values = npt.NDArray[np.int64] | npt.NDArray[np.float64] | list[object]
 """One value a row: integers, floats with NaN for null, or Python values (lists, strings) with None for null."""
@@ -42,7 +43,8 @@ class StreamRows:
         """The named features (all by default) as of t. Raises TooEarlyError unless t is after the newest event."""
         if t_us <= self.newest_us:
             raise TooEarlyError(
-                f"view '{self.layout.spec.name}' cannot be read as of {t_us}: its state holds an event at {self.newest_us}"
+                f"view '{self.layout.spec.name}' cannot be read as of {from_micros(t_us).isoformat()}: its state holds an event at "
+                f"{from_micros(self.newest_us).isoformat()}; give a time after that"
             )
         rows, fixed = self._alive(t_us)
         unpacked = _Unpacked(self.layout, rows)

@@ -47,6 +47,8 @@ class IngestReport:
     path: Literal["log", "bulk"]
     read: int
     refused: int
+    first_refusal: str | None
+    """Where, which field and why; all of them are in the dead letters."""
     duplicates: int
     """Rows whose event_id stood earlier in the same source."""
     already_loaded: int
@@ -117,6 +119,7 @@ def ingest(
         path="bulk" if bulk else "log",
         read=events.height + content.refused,
         refused=content.refused,
+        first_refusal=content.first_refusal,
         duplicates=events.height - distinct.height,
         already_loaded=already_loaded,
         appended=new.height,

@@ -32,6 +32,7 @@ class Content:
     items: list[ItemRow] = field(default_factory=list)
     profiles: list[ProfileRow] = field(default_factory=list)
     refused: int = 0
+    first_refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Reader:
         key = content_id("ingest", "\x1f".join((self._source.name, origin, field, text)))
         self._letters.append(DeadLetter(key, origin, field, reason, text[:_RAW_CHARS]))
         self._content.refused += 1
+        self._content.first_refusal = self._content.first_refusal or f"{origin}, {field}: {reason}"
 
     def _flush(self) -> None:
         """Pack the lines gathered so far into columns, and hand the letters on."""

@@ -44,6 +44,16 @@ class BundleError(RuntimeError):
     """A bundle that cannot be used; the message names the file and what is wrong with it."""
 
 
+def check_fit(fingerprints: Mapping[str, int | str], registered: Mapping[str, int]) -> None:
+    """Raises BundleError when a bundle was trained on another definition of a view than the one that is registered."""
+    for view, fingerprint in fingerprints.items():
+        if view in registered and str(registered[view]) != str(fingerprint):
+            raise BundleError(
+                f"it was trained on another definition of view {view} (fingerprint {fingerprint}, registered is "
+                f"{registered[view]}): train again, or apply the features it was trained on"
+            )
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What `bundle.json` says, its hashes apart. Times are Unix microseconds."""

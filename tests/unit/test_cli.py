@@ -45,8 +45,8 @@ def test_a_wrong_setting_names_its_variable(
 
 def test_a_time_without_zone_is_refused_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     message = failure(capsys, "verify", "--as-of", "2019-10-01T00:00:00")
-    assert message.endswith(
-        "has no time zone; times in Headrace are aware UTC; write it like 2019-10-01T00:00:00+00:00"
+    assert message == (
+        "--as-of '2019-10-01T00:00:00' is no time with a time zone: write it like 2019-10-01T00:00:00+00:00"
     )
 
 

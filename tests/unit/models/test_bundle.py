@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headrace.models.bundle import FILES, MANIFEST, Bundle, BundleError
+from headrace.models.bundle import FILES, MANIFEST, Bundle, BundleError, check_fit
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
@@ -100,3 +100,9 @@ def test_a_refreshed_catalogue_gives_new_items_in_a_history_their_content() -> N
     before = scorer.user_vector(user, T_US)
     scorer.refresh_catalogue(ITEMS)
     assert not np.allclose(scorer.user_vector(user, T_US), before)
+
+
+def test_a_bundle_of_another_definition_is_refused_by_view() -> None:
+    check_fit({"user_activity": 1, "gone": 7}, {"user_activity": 1, "item_activity": 2})
+    with pytest.raises(BundleError, match="another definition of view user_activity"):
+        check_fit({"user_activity": 1}, {"user_activity": 3})

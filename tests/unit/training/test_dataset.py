@@ -131,7 +131,16 @@ def test_events_of_one_time_cannot_be_split(tmp_path: Path) -> None:
         read_split(lake, CONFIG)
 
 
-def test_a_window_without_interactions_is_refused(tmp_path: Path) -> None:
-    lake = lake_of(tmp_path, [("u", "a", "view", 1), ("u", "b", "impression", 100)])
-    with pytest.raises(DatasetError, match="raise `days`"):
+def test_impressions_after_the_last_interaction_do_not_move_the_window(tmp_path: Path) -> None:
+    history = [("u", "a", "view", 1), ("u", "b", "view", 2), ("v", "a", "view", 3), ("v", "b", "view", 4)]
+    alone = read_split(lake_of(tmp_path / "alone", history), CONFIG.changed(days=1.0))
+    shown = read_split(
+        lake_of(tmp_path / "shown", [*history, ("u", "b", "impression", 1_000)]), CONFIG.changed(days=1.0)
+    )
+    assert (alone.start_us, alone.cut_us, alone.end_us) == (shown.start_us, shown.cut_us, shown.end_us)
+
+
+def test_a_window_with_too_few_interactions_is_refused_with_its_end_and_the_remedy(tmp_path: Path) -> None:
+    lake = lake_of(tmp_path, [("u", "a", "view", 1), ("u", "b", "view", 100)])
+    with pytest.raises(DatasetError, match=r"1970-01-05T04:00:00.*--set days=N"):
         read_split(lake, CONFIG.changed(days=1.0))

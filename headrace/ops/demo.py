@@ -172,11 +172,18 @@ def busiest_users(settings: Settings) -> tuple[str, str]:
 
 
 def ask(api: Api, user: str) -> Answer:
-    """One recommendation. Raises StoryError if it was degraded: then it says nothing about the model."""
-    answer = api.recommend({"user_id": user, "n": SLATE, "deadline_ms": DEADLINE_MS})
-    if answer["degraded"]:
-        raise StoryError(f"the recommendation for {user} was degraded: {', '.join(map(str, answer['degraded']))}")
-    return Answer(answer["request_id"], [item["item_id"] for item in answer["items"]])
+    """One recommendation that lacks nothing: a degraded one says nothing about the model, so it is asked for again.
+
+    Raises StoryError if it stays degraded.
+    """
+    deadline = time.monotonic() + CHANGE_TIMEOUT_S
+    while True:
+        answer = api.recommend({"user_id": user, "n": SLATE, "deadline_ms": DEADLINE_MS})
+        if not answer["degraded"]:
+            return Answer(answer["request_id"], [item["item_id"] for item in answer["items"]])
+        if time.monotonic() > deadline:
+            raise StoryError(f"the recommendation for {user} was degraded: {', '.join(map(str, answer['degraded']))}")
+        time.sleep(POLL_S)
 
 
 def ask_twice(api: Api, user: str) -> Answer:

@@ -16,6 +16,8 @@ from feast.types import Array, FeastType, Float64, Int64, String
 from headrace import names
 from headrace.aggregates.spec import (
     COUNT,
+    COUNT_DISTINCT,
+    DECAYED_SUM,
     DEFAULT_LATENESS_US,
     FUNCTIONS,
     LAST_N,
@@ -26,8 +28,9 @@ from headrace.aggregates.spec import (
     MIN,
     SESSION_GAP_US,
     SESSIONS,
+    STD,
     SUM,
-    TILED,
+    ZSCORE,
     AggregateSpec,
     DefinitionError,
     ViewSpec,
@@ -41,6 +44,9 @@ _NUMERIC = frozenset(
     field.name for field in RECORD_SCHEMA if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
 ) - {"schema_version"}
 _FUNCTION = re.compile(r"^([a-z_]+)(?:\(([^()]*)\))?$")
+_SPAN = re.compile(r"^([1-9][0-9]*)\s*(s|m|h|d)$")
+_UNITS = {"s": MICROS, "m": 60 * MICROS, "h": 3_600 * MICROS, "d": 86_400 * MICROS}
+_ARGUMENT = {LAST_N: "n", DECAYED_SUM: "half_life", ZSCORE: "short"}
 
 
 def compile_views(store: FeatureStore, lateness_us: int = DEFAULT_LATENESS_US) -> dict[str, ViewSpec]:
@@ -90,44 +96,82 @@ def _join_key(view: StreamFeatureView) -> str:
 
 def _compile_aggregation(view: StreamFeatureView, aggregation: Aggregation, tiling_hop: timedelta) -> AggregateSpec:
     where = f"view '{view.name}', aggregation '{aggregation.resolved_name(aggregation.time_window)}'"
-    function, n = _parse_function(where, aggregation.function)
+    function, argument = _parse_function(where, aggregation.function)
     types, expression = _parse_column(where, aggregation.column, function)
-    window_us = hop_us = None
-    if aggregation.time_window:
-        if function in SESSIONS:
-            raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
-        window = aggregation.time_window
-        slide = aggregation.slide_interval
-        window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
-        if hop_us <= 0 or window_us % hop_us:
-            raise DefinitionError(
-                f"{where}: the hop {hop_us / MICROS:g} s does not divide the window {window_us / MICROS:g} s; choose one that does"
-            )
-    elif function in TILED:
-        raise DefinitionError(f"{where}: {function} needs a time_window")
-    return AggregateSpec(
+    window_us, hop_us = _window(where, aggregation, function, tiling_hop)
+    aggregate = AggregateSpec(
         name=aggregation.resolved_name(aggregation.time_window),
         types=types,
         expression=expression,
         function=function,
-        n=n,
+        n=_parse_n(where, argument) if function == LAST_N else 1,
         window_us=window_us,
         hop_us=hop_us,
+        span_us=_parse_span(where, function, argument) if function in (DECAYED_SUM, ZSCORE) else None,
     )
+    if function == ZSCORE:
+        _check_zscore(where, aggregate)
+    return aggregate
 
 
-def _parse_function(where: str, text: str) -> tuple[str, int]:
+def _window(
+    where: str, aggregation: Aggregation, function: str, tiling_hop: timedelta
+) -> tuple[int, int] | tuple[None, None]:
+    """Window and hop in microseconds; none for all history."""
+    window, slide = aggregation.time_window, aggregation.slide_interval
+    if not window:
+        if function == ZSCORE:
+            raise DefinitionError(f"{where}: {function} needs a time_window to compare with")
+        return None, None
+    if function in SESSIONS:
+        raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
+    window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
+    if hop_us <= 0 or window_us % hop_us:
+        raise DefinitionError(
+            f"{where}: the hop {hop_us / MICROS:g} s does not divide the window {window_us / MICROS:g} s; choose one that does"
+        )
+    return window_us, hop_us
+
+
+def _parse_function(where: str, text: str) -> tuple[str, str | None]:
+    """Name and argument."""
     match = _FUNCTION.match(text.strip())
     function, argument = match.groups() if match else (text, None)
     if function not in FUNCTIONS:
         raise DefinitionError(f"{where}: unknown function '{text}'; use one of {', '.join(sorted(FUNCTIONS))}")
-    if function != LAST_N:
-        if argument is not None:
-            raise DefinitionError(f"{where}: {function} takes no argument, remove '({argument})'")
-        return function, 1
-    if argument is None or not argument.strip().isdigit() or not 1 <= int(argument) <= MAX_LAST_N:
-        raise DefinitionError(f"{where}: write last_n(n) with n from 1 to {MAX_LAST_N}, not '{text}'")
-    return function, int(argument)
+    if function in _ARGUMENT and argument is None:
+        raise DefinitionError(f"{where}: write {function}({_ARGUMENT[function]}), not '{text}'")
+    if function not in _ARGUMENT and argument is not None:
+        raise DefinitionError(f"{where}: {function} takes no argument, remove '({argument})'")
+    return function, argument
+
+
+def _parse_n(where: str, argument: str | None) -> int:
+    text = (argument or "").strip()
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_LAST_N):
+        raise DefinitionError(f"{where}: write last_n(n) with n from 1 to {MAX_LAST_N}, not 'last_n({argument})'")
+    return int(text)
+
+
+def _parse_span(where: str, function: str, argument: str | None) -> int:
+    match = _SPAN.match((argument or "").strip())
+    if not match:
+        raise DefinitionError(
+            f"{where}: write {function}({_ARGUMENT[function]}) with a time like 30s, 10m, 1h or 7d, not '{function}({argument})'"
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _check_zscore(where: str, aggregate: AggregateSpec) -> None:
+    short, window, hop = aggregate.span_us or 1, aggregate.window_us or 0, aggregate.hop_us or 1
+    if window % short or window // short < 2:
+        raise DefinitionError(
+            f"{where}: short ({short / MICROS:g} s) must divide the window ({window / MICROS:g} s) into two parts or more"
+        )
+    if short % hop:
+        raise DefinitionError(
+            f"{where}: the hop {hop / MICROS:g} s does not divide short ({short / MICROS:g} s); choose one that does"
+        )
 
 
 def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ...], str | None]:
@@ -138,9 +182,9 @@ def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ..
         raise DefinitionError(
             f"{where}: '{unknown[0]}' in column '{column}' is no event type; use {', '.join(names.EVENT_TYPES)}"
         )
-    if function in SESSIONS and expression:
+    if function in (*SESSIONS, ZSCORE) and expression:
         raise DefinitionError(f"{where}: {function} reads whole events; write '{head}' without '.{expression}'")
-    if function in (SUM, MEAN, MIN, MAX, *tuple(LISTED)) and not expression:
+    if function in (SUM, MEAN, MIN, MAX, STD, COUNT_DISTINCT, *LISTED) and not expression:
         raise DefinitionError(f"{where}: {function} needs a column; write '{column}.price', say")
     if expression:
         _check_expression(where, expression, function)
@@ -159,7 +203,7 @@ def _check_expression(where: str, expression: str, function: str) -> None:
         ):
             raise DefinitionError(f"{where}: '{expression}' may hold columns, numbers and + - * / alone")
     alone = isinstance(tree.body, ast.Name)
-    known = frozenset(RECORD_SCHEMA.names) if alone and function in LISTED | {COUNT} else _NUMERIC
+    known = frozenset(RECORD_SCHEMA.names) if alone and function in LISTED | {COUNT, COUNT_DISTINCT} else _NUMERIC
     missing = sorted(columns_of(expression) - known)
     if missing:
         raise DefinitionError(

@@ -129,17 +129,31 @@ def evaluate(expression: str, event: Event) -> Any:
 
 def scale(aggregate: AggregateSpec, spec: ViewSpec, events: list[Event], key: str, t_us: int) -> float:
     """What the error of a float feature is measured against: the window's sum of |x|, or for std the root of its mean square."""
-    absolute = [
-        e | {"_x": abs(x)}
-        for e in events
-        if (x := evaluate(aggregate.expression or "1", e)) is not None and not isinstance(x, str)
-    ]
-    if aggregate.function == "std":
-        squares = [e | {"_x": e["_x"] ** 2} for e in absolute]
-        as_mean = AggregateSpec("_x", aggregate.types, "_x", "mean", 1, aggregate.window_us, aggregate.hop_us)
-        return float(value(spec, as_mean, squares, key, t_us) or 0.0) ** 0.5
-    as_sum = AggregateSpec("_x", aggregate.types, "_x", "sum", 1, aggregate.window_us, aggregate.hop_us)
-    return float(value(spec, as_sum, absolute, key, t_us))
+
+    def of(function: str, power: int) -> float:
+        sized = [e | {"_x": _power(evaluate(aggregate.expression or "1", e), power)} for e in events]
+        like = AggregateSpec("_x", aggregate.types, "_x", function, 1, aggregate.window_us, aggregate.hop_us)
+        return float(value(spec, like, sized, key, t_us) or 0.0)
+
+    return float(of("mean", 2) ** 0.5) if aggregate.function == "std" else of("sum", 1)
+
+
+def _power(x: Any, power: int) -> float | None:
+    return None if x is None or isinstance(x, str) else float(abs(x) ** power)
+
+
+FLOATS = ("sum", "mean", "std", "decayed_sum", "zscore")
+"""Functions whose values are compared up to 1e-9 of their `scale`."""
+
+
+def agrees(spec: ViewSpec, aggregate: AggregateSpec, events: list[Event], key: str, t_us: int, got: Any) -> bool:
+    """True where an engine's value is the oracle's; null is None or NaN."""
+    expected = value(spec, aggregate, events, key, t_us)
+    if expected is None or got is None or got != got:
+        return expected is None and (got is None or got != got)
+    if aggregate.function in FLOATS:
+        return bool(abs(got - expected) <= 1e-9 * scale(aggregate, spec, events, key, t_us))
+    return bool(got == expected)
 
 
 def log_dedup(entries: list[Event], horizon_us: int) -> list[Event]:

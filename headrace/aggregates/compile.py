@@ -24,6 +24,7 @@ from headrace.aggregates.spec import (
     LISTED,
     MAX,
     MAX_LAST_N,
+    MAX_TILES,
     MEAN,
     MIN,
     SESSION_GAP_US,
@@ -61,6 +62,7 @@ def compile_view(view: StreamFeatureView, lateness_us: int = DEFAULT_LATENESS_US
             f"stream view '{view.name}' has no aggregations: give it some, or make it a plain FeatureView"
         )
     join_key = _join_key(view)
+    _check_source(view)
     hop = view.tiling_hop_size or timedelta(minutes=5)
     aggregates = tuple(_compile_aggregation(view, aggregation, hop) for aggregation in view.aggregations)
     _check_names(view, aggregates)
@@ -92,6 +94,19 @@ def _join_key(view: StreamFeatureView) -> str:
             f"{sorted(names.ENTITY_COLUMN)}, use one entity with that key"
         )
     return str(keys[0])
+
+
+def _check_source(view: StreamFeatureView) -> None:
+    if view.timestamp_field not in (None, "", names.TIMESTAMP):
+        raise DefinitionError(
+            f"stream view '{view.name}' has timestamp_field '{view.timestamp_field}': "
+            f"events happen at '{names.TIMESTAMP}', name that"
+        )
+    if view.udf is not None or view.feature_transformation is not None:
+        raise DefinitionError(
+            f"stream view '{view.name}' has a transformation, which no engine runs: "
+            "say it in an aggregation's column, as in 'purchase.price*quantity'"
+        )
 
 
 def _compile_aggregation(view: StreamFeatureView, aggregation: Aggregation, tiling_hop: timedelta) -> AggregateSpec:
@@ -126,9 +141,16 @@ def _window(
     if function in SESSIONS:
         raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
     window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
+    if window_us < 0:
+        raise DefinitionError(f"{where}: the window {window_us / MICROS:g} s is negative; say how far back it looks")
     if hop_us <= 0 or window_us % hop_us:
         raise DefinitionError(
             f"{where}: the hop {hop_us / MICROS:g} s does not divide the window {window_us / MICROS:g} s; choose one that does"
+        )
+    if window_us // hop_us > MAX_TILES:
+        raise DefinitionError(
+            f"{where}: a window of {window_us / MICROS:g} s has {window_us // hop_us:,} hops of {hop_us / MICROS:g} s, each of them "
+            f"state of every entity; choose a hop of at least {window_us / MAX_TILES / MICROS:g} s"
         )
     return window_us, hop_us
 

@@ -16,7 +16,7 @@ from headrace import names
 from headrace.events import NEEDS_ITEM, RECORD_SCHEMA
 from headrace.settings import MICROS
 
-STATE_VERSION: Final = 2
+STATE_VERSION: Final = 3
 """Part of every fingerprint: raise it when the layout of stored state changes."""
 SESSION_GAP_US: Final = 30 * 60 * MICROS
 DEFAULT_LATENESS_US: Final = 24 * 3_600 * MICROS
@@ -32,6 +32,8 @@ LISTED: Final = frozenset({LAST, LAST_N})
 SESSIONS: Final = frozenset({SESSION_COUNT, SESSION_SECONDS})
 FUNCTIONS: Final = TILED | LISTED | SESSIONS | {COUNT_DISTINCT}
 MAX_LAST_N: Final = 1_000
+MAX_TILES: Final = 4_096
+"""Most hops in a window."""
 DISTINCT_BOUND: Final = 256
 """`count_distinct` is exact up to this many values in the window, beyond it an estimate (docs/features.md)."""
 
@@ -98,7 +100,11 @@ class ViewSpec:
         return int(xxhash.xxh64_intdigest(repr((STATE_VERSION, self)).encode()))
 
     def aggregate(self, name: str) -> AggregateSpec:
-        return next(aggregate for aggregate in self.aggregates if aggregate.name == name)
+        """The feature of that name. Raises KeyError where there is none."""
+        for aggregate in self.aggregates:
+            if aggregate.name == name:
+                return aggregate
+        raise KeyError(f"view '{self.name}' has no feature '{name}'")
 
 
 def columns_of(expression: str | None) -> set[str]:

@@ -23,7 +23,7 @@ from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import append_rows
-from headrace.stores.log import RedisEventLog
+from headrace.stores.redis_log import RedisEventLog
 from headrace.stores.models import POINTER
 from headrace.stores.redis_client import connect
 from serving.metrics import RecommenderMetrics

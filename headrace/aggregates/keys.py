@@ -1,0 +1,149 @@
+"""Entity keys to slots: open addressing over xxh64, comparing the keys' bytes. No Python object per event."""
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from headrace.aggregates.wire import Bytes, Int, copy_bytes
+from headrace.hashing import Hashes, hash_slices, string_buffers
+from headrace.kernel import kernel
+
+Ints = npt.NDArray[np.int64]
+Table = npt.NDArray[np.int32]
+T = TypeVar("T", bound=np.generic)
+ABSENT = -1
+
+
+class KeyTable:
+    """Keys in the order they were added; a key's slot is its place in that order."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self._table = np.zeros(64, np.int32)  # slot + 1, at the hash or after it; 0 for free
+        self._hashes = np.zeros(32, np.uint64)
+        self._ends = np.zeros(33, np.int64)
+        self._text = np.zeros(512, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, the Python strings (about 50 bytes and their text each) included."""
+        arrays = (self._table, self._hashes, self._ends, self._text)
+        return sum(array.nbytes for array in arrays) + 58 * len(self) + int(self._ends[len(self)])
+
+    def find(self, keys: pl.Series) -> Ints:
+        """The slot of each key, ABSENT where it has none. Shape (len(keys),)."""
+        offsets, text = buffers(keys)
+        hashes = hash_slices(text, offsets, np.uint64(0))
+        return _find(self._table, self._hashes, self._ends, self._text, hashes, offsets, text)
+
+    def add(self, keys: pl.Series) -> Ints:
+        """Give a slot to each key that has none yet; returns all their slots. Shape (len(keys),)."""
+        offsets, text = buffers(keys)
+        known = len(self)
+        self._make_room(known + len(keys), int(self._ends[known] + offsets[-1] - offsets[0]))
+        hashes = hash_slices(text, offsets, np.uint64(0))
+        slots = _add(self._table, self._hashes, self._ends, self._text, hashes, offsets, text, known)
+        fresh = slots >= known
+        if fresh.any():
+            _, first = np.unique(slots[fresh], return_index=True)
+            self.keys.extend(keys.gather(np.flatnonzero(fresh)[first]).to_list())
+        return slots
+
+    def _make_room(self, keys: int, text: int) -> None:
+        if keys > len(self._hashes):
+            self._hashes = longer(self._hashes, 2 * keys)
+            self._ends = longer(self._ends, 2 * keys + 1)
+        if text > len(self._text):
+            self._text = longer(self._text, 2 * text)
+        if 2 * keys > len(self._table):
+            self._table = np.zeros(1 << (4 * keys - 1).bit_length(), np.int32)
+            _place(self._table, self._hashes, len(self))
+
+
+def buffers(strings: pl.Series) -> tuple[Ints, Bytes]:
+    """Offsets and UTF-8 bytes, both read-only: kernels are compiled once for them."""
+    offsets, data = string_buffers(strings)
+    offsets.flags.writeable = data.flags.writeable = False
+    return offsets, data
+
+
+def longer(array: npt.NDArray[T], length: int) -> npt.NDArray[T]:
+    """A copy with rows of zeros after those of the array."""
+    copy = np.zeros((length, *array.shape[1:]), array.dtype)
+    copy[: len(array)] = array
+    return copy
+
+
+@kernel
+def grouped(slots: Ints, count: int) -> Ints:
+    """The places of the slots, those of one slot together and in their order; slots are below `count`. Shape (len(slots),)."""
+    ends = np.zeros(count + 1, np.int64)
+    for slot in slots:
+        ends[slot + 1] += 1
+    for slot in range(count):
+        ends[slot + 1] += ends[slot]
+    order = np.empty(len(slots), np.int64)
+    for i in range(len(slots)):
+        order[ends[slots[i]]] = i
+        ends[slots[i]] += 1
+    return order
+
+
+@kernel
+def _find(table: Table, hashes: Hashes, ends: Ints, known: Bytes, wanted: Hashes, offsets: Ints, text: Bytes) -> Ints:
+    slots = np.empty(len(wanted), np.int64)
+    for i in range(len(wanted)):
+        at = _seat(table, hashes, ends, known, wanted[i], text, offsets[i], offsets[i + 1])
+        slots[i] = np.int64(table[at]) - 1
+    return slots
+
+
+@kernel
+def _add(
+    table: Table, hashes: Hashes, ends: Ints, known: Bytes, wanted: Hashes, offsets: Ints, text: Bytes, count: int
+) -> Ints:
+    slots = np.empty(len(wanted), np.int64)
+    for i in range(len(wanted)):
+        at = _seat(table, hashes, ends, known, wanted[i], text, offsets[i], offsets[i + 1])
+        if table[at] == 0:
+            hashes[count] = wanted[i]
+            ends[count + 1] = copy_bytes(known, ends[count], text, offsets[i], offsets[i + 1])
+            count += 1
+            table[at] = count
+        slots[i] = np.int64(table[at]) - 1
+    return slots
+
+
+@kernel
+def _seat(
+    table: Table, hashes: Hashes, ends: Ints, known: Bytes, wanted: np.uint64, text: Bytes, start: Int, end: Int
+) -> Int:
+    """Where in the table a key stands, or would."""
+    mask = len(table) - 1
+    at = np.int64(wanted & np.uint64(mask))
+    while table[at] != 0:
+        slot = np.int64(table[at]) - 1
+        if hashes[slot] == wanted and ends[slot + 1] - ends[slot] == end - start:
+            same = True
+            for j in range(end - start):
+                same &= known[ends[slot] + j] == text[start + j]
+            if same:
+                return at
+        at = (at + 1) & mask
+    return at
+
+
+@kernel
+def _place(table: Table, hashes: Hashes, count: int) -> None:
+    """Fill an empty table with the known keys, which all differ."""
+    mask = len(table) - 1
+    for slot in range(count):
+        at = np.int64(hashes[slot] & np.uint64(mask))
+        while table[at] != 0:
+            at = (at + 1) & mask
+        table[at] = slot + 1

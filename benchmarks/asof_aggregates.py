@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
-from benchmarks.report import CONSOLE, own_peak_mb, publish
+from benchmarks.children import peak_mb, run_child
+from benchmarks.report import CONSOLE, publish
 from headrace import names
 from headrace.events import EVENT_SCHEMA
 from headrace.settings import Settings
@@ -149,12 +150,7 @@ def _as_events(batch: pl.DataFrame) -> pa.Table:
 
 
 def _run(case: str, directory: Path, options: argparse.Namespace, *flags: str) -> dict[str, Any]:
-    CONSOLE.print(f"{case} {' '.join(flags)}")
-    command = [sys.executable, "-m", "benchmarks.asof_aggregates", "--child", case, "--directory", str(directory)]
-    command += ["--range-labels", str(options.range_labels), *flags]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    return result
+    return run_child("asof_aggregates", case, directory, "--range-labels", str(options.range_labels), *flags)
 
 
 def _windows(directory: Path, _: int) -> None:
@@ -181,11 +177,11 @@ def _ours(directory: Path, case: str, features: tuple[str, ...]) -> None:
 
 
 def _measure(directory: Path, case: str, answer: Callable[[], pa.Table], keep: bool = True) -> None:
-    before = own_peak_mb()
+    before = peak_mb()
     start = time.perf_counter()
     table = answer()
     seconds = time.perf_counter() - start
-    peak = own_peak_mb()
+    peak = peak_mb()
     if keep:
         pq.write_table(table.select(["label", *COUNTS, *SESSIONS]), directory / f"{case}.parquet")
     rows, answer_mb = table.num_rows, table.nbytes / 2**20

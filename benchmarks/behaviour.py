@@ -11,7 +11,15 @@ from headrace import names
 from headrace.identity import shards_of
 
 START_US: Final = 1_790_000_000_000_000
-_TYPES: Final = (names.IMPRESSION, names.VIEW, names.CLICK, names.DWELL, names.ADD_TO_CART, names.PURCHASE, names.SEARCH)
+_TYPES: Final = (
+    names.IMPRESSION,
+    names.VIEW,
+    names.CLICK,
+    names.DWELL,
+    names.ADD_TO_CART,
+    names.PURCHASE,
+    names.SEARCH,
+)
 _SHARES: Final = (0.30, 0.40, 0.12, 0.08, 0.05, 0.02, 0.03)
 _CONTEXT: Final = {
     "context_device": "mobile",
@@ -62,7 +70,9 @@ def entries(behaviour: Behaviour, events: int, first: int = 0) -> Iterator[tuple
             yield partition, b"\n".join(map(orjson.dumps, group)), group
 
 
-def _records(behaviour: Behaviour, first: int, count: int, rng: np.random.Generator) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(
+    behaviour: Behaviour, first: int, count: int, rng: np.random.Generator
+) -> Iterator[tuple[int, dict[str, Any]]]:
     users = [f"user-{n:06d}" for n in _pareto(rng, count, behaviour.users)]
     items = [f"item-{n:05d}" for n in _pareto(rng, count, behaviour.items)]
     kinds = rng.choice(len(_TYPES), count, p=_SHARES)

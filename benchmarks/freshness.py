@@ -6,7 +6,7 @@ The stack is that of `make up` (Valkey that flushes every write, both flows, Ray
 directory of its own. Beside it a load of 100 posts/s with 10 events each, from another process. Every 50 to 100 ms a probe posts one
 event of a user of its own, and each millisecond `OnlineReader` reads the users that are still waited for. Acknowledged means on disk.
 
-The baseline is what Bytewax and Feast offer (benchmarks/stock_flow.py): in the same stack, under the same load and the same probes, with
+The baseline is what Bytewax and Feast offer (benchmarks/stock_push.py): in the same stack, under the same load and the same probes, with
 our feature flow paused, a Bytewax flow counts event by event and pushes the counts into Feast's own Redis store, and
 `get_online_features` reads them. It keeps four running counts of users and of items, where the stack keeps all default features: sixteen
 windows that decay, lists and sessions.
@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.figures import draw, stages
-from benchmarks.measured import FEATURE_FLOW, Measured, feature_flows, measure
+from benchmarks.freshness_figures import draw, stages
+from benchmarks.freshness_side import FEATURE_FLOW, Measured, feature_flows, measure
 from benchmarks.report import CONSOLE, RESULTS, percentiles, publish
 from headrace import names
 from headrace.clock import system_clock
@@ -66,14 +66,14 @@ class FeastCounts:
 
 def measure_stock(stack: Stack, seconds: float) -> Measured:
     """The same with our feature flow paused and the stock flow in its place."""
-    from benchmarks.stock_flow import FEATURE, READING, define, open_stock_store
+    from benchmarks.stock_push import FEATURE, READING, define, open_stock_store
 
     repo = stack.settings.data / "stock"
     repo.mkdir()
     store = open_stock_store(repo, stack.settings)
     define(store, repo)
     ours = feature_flows(stack.settings)
-    command = [sys.executable, "-m", "benchmarks.stock_flow", str(repo)]
+    command = [sys.executable, "-m", "benchmarks.stock_push", str(repo)]
     flow = Child("stock-flow", command, environment_of(stack.settings), repo / "log")
     for process in ours:
         process.suspend()

@@ -8,7 +8,6 @@ pandas entity frame; the clock runs over that call alone, the peak is the proces
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.report import CONSOLE, own_peak_mb, publish
+from benchmarks.children import peak_mb, run_child
+from benchmarks.report import CONSOLE, publish
 
 STORES: Final = {
     "ours": "headrace.stores.offline.PolarsOfflineStore",
@@ -44,13 +44,16 @@ def main() -> None:
         whole, tenth = Path(folder) / "whole", Path(folder) / "tenth"
         for directory, share in ((whole, 1), (tenth, 10)):
             _generate(directory, options.rows // share, options.labels // share)
-        compiled = _run("ours", tenth)["seconds"]
-        ours, arrow = _run("ours", whole), _run("ours", whole, "--arrow")
-        duckdb = _run("duckdb", whole)
+        compiled = run_child("pit_join", "ours", tenth)["seconds"]
+        ours, arrow = run_child("pit_join", "ours", whole), run_child("pit_join", "ours", whole, "--arrow")
+        duckdb = run_child("pit_join", "duckdb", whole)
         _compare(whole, "duckdb")
         stores = {"ours": ours, "ours, Arrow in": arrow, "duckdb": duckdb}
         if not options.no_file_store:
-            stores |= {"file (a tenth)": _run("file", tenth), "ours (a tenth)": _run("ours", tenth)}
+            stores |= {
+                "file (a tenth)": run_child("pit_join", "file", tenth),
+                "ours (a tenth)": run_child("pit_join", "ours", tenth),
+            }
             _compare(tenth, "file")
     _publish(options, stores, compiled)
 
@@ -88,24 +91,16 @@ def _generate(directory: Path, rows: int, labels: int) -> None:
     pq.write_table(pa.table(asked), directory / "labels.parquet")
 
 
-def _run(store: str, directory: Path, *flags: str) -> dict[str, Any]:
-    CONSOLE.print(f"{store} on {directory.name} {' '.join(flags)}")
-    command = [sys.executable, "-m", "benchmarks.pit_join", "--child", store, "--directory", str(directory), *flags]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    return result
-
-
 def _child(store: str, directory: Path) -> None:
     warnings.simplefilter("ignore")
     feature_store = _open(store, directory)
     labels = pq.read_table(directory / "labels.parquet")
     entity_df: Any = labels if "--arrow" in sys.argv else labels.to_pandas()
-    before = own_peak_mb()
+    before = peak_mb()
     start = time.perf_counter()
     answer = feature_store.get_historical_features(entity_df, [f"drivers:{name}" for name in FEATURES]).to_arrow()
     seconds = time.perf_counter() - start
-    peak = own_peak_mb()
+    peak = peak_mb()
     pq.write_table(answer, directory / f"{store}.parquet")
     print(
         json.dumps(

@@ -5,6 +5,7 @@ goes on from those positions. Bytewax carries the work; its recovery (at least o
 share the shards by themselves (flows/worker.py).
 """
 
+import logging
 import os
 import socket
 import sys
@@ -32,6 +33,8 @@ from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import check_deployment
 from headrace.stores.state_definitions import StaleStateError, definitions_to_fold
+
+logger = logging.getLogger("headrace.flows.features")
 
 _STORE_TIMEOUT_S: Final = 30.0
 """A commit may have to wait for a slow disk."""
@@ -61,6 +64,10 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
     deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS), meanwhile=worker.tend)
     split = ShardSplitter(specs, settings.shards, int(settings.lateness_horizon_s * MICROS))
 
+    def close() -> None:
+        worker.close()
+        logger.info("held %d event ids in %d bytes", len(deduplicate), deduplicate.size_bytes)
+
     flow = Dataflow("features")
     slices = op.input("read_log", flow, LogSource(log, worker.stand, recovery, clock, pace, until_end))  # LogSlice
     batches = op.map("decode_and_validate", slices, lambda piece: to_batch(piece, columns))  # Batch
@@ -68,7 +75,7 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
     fresh = op.filter_map("drop_duplicates", sound, recovery.guard(deduplicate))  # Batch
     parts = op.map("split_by_shard", fresh, lambda batch: split(batch, worker.held))  # SplitBatch
     commits = op.filter_map("fold_into_state", parts, recovery.guard(worker.fold))  # [(ShardState, ShardCommit)]
-    op.output("commit", commits, EachSink(recovery.guard_last(worker.commit), worker.close))
+    op.output("commit", commits, EachSink(recovery.guard_last(worker.commit), close))
     return flow
 
 

@@ -74,7 +74,7 @@ def decode(payloads: Sequence[bytes], columns: Sequence[str] = COLUMNS) -> Decod
     kept = slice(None) if good.all() else good
     places = {name: COLUMNS.index(name) for name in columns}
     return Decoded(
-        {name: _column(name, joined, found.values[kept, c], found.lengths[kept, c]) for name, c in places.items()},
+        {name: _column(name, joined, found.values[c, kept], found.lengths[c, kept]) for name, c in places.items()},
         payload_of[kept],
         index[kept],
         [(int(payload_of[line]), BadRecord(int(index[line]), reason, raw)) for line, (reason, raw) in bad.items()],
@@ -146,7 +146,6 @@ def _is_number(value: Any, *also: type) -> bool:
 
 def _column(name: str, payload: bytes, values: Ints, lengths: npt.NDArray[np.int32]) -> pa.Array:
     """One column of RECORD_SCHEMA (its strings large), from what `scan` kept of it."""
-    values, lengths = np.ascontiguousarray(values), np.ascontiguousarray(lengths)
     kind = RECORD_SCHEMA.field(name).type
     null = lengths == NO_VALUE
     if name == "schema_version":

@@ -38,8 +38,8 @@ COLUMNS: Final = tuple(RECORD_SCHEMA.names)
 class Scan(NamedTuple):
     """What `scan` found. Shapes: N lines, C columns.
 
-    `cut` (N + 1,): where lines begin. `good` (N,): which are records. `lengths` (N, C): NO_VALUE for null, for texts and reals the
-    bytes in the payload. `values` (N, C): where those bytes begin; for whole numbers the value itself.
+    `cut` (N + 1,): where lines begin. `good` (N,): which are records. `lengths` (C, N): NO_VALUE for null, for texts and reals the
+    bytes in the payload. `values` (C, N): where those bytes begin; for whole numbers the value itself.
     """
 
     cut: Ints
@@ -139,10 +139,11 @@ def _scan(payload: Bytes, lines: int):  # type: ignore[no-untyped-def]  # a tupl
     at = start
     for line in range(lines):
         cut[line] = at - start
-        base, before, sound = line * width, width, byte_at(at) == _OPEN
+        before, sound = width, byte_at(at) == _OPEN
         while sound:
             column = _column_at(at + 1, likely[before], second[before])
-            if column < 0 or lengths[base + column] != NO_VALUE:
+            place = column * lines + line
+            if column < 0 or lengths[place] != NO_VALUE:
                 break
             if column != likely[before]:
                 second[before], likely[before] = likely[before], column
@@ -152,21 +153,21 @@ def _scan(payload: Bytes, lines: int):  # type: ignore[no-untyped-def]  # a tupl
             end, value, length = _scan_value(at, kind)
             sound = end > 0
             if sound:
-                values[base + column] = value - start if kind in (_TEXT, _REAL) else value
-                lengths[base + column] = length
+                values[place] = value - start if kind in (_TEXT, _REAL) else value
+                lengths[place] = length
                 at = end
                 if byte_at(at) != _COMMA:
                     good[line] = (
                         byte_at(at) == _CLOSE
                         and byte_at(at + 1) == _NEWLINE
-                        and _is_record(start, values, lengths, base)
+                        and _is_record(start, values, lengths, line, lines)
                     )
                     break
         while byte_at(at) != _NEWLINE:
             at += 1
         at += 1
     cut[lines] = at - start
-    return cut, good, values.reshape(lines, width), lengths.reshape(lines, width)
+    return cut, good, values.reshape(width, lines), lengths.reshape(width, lines)
 
 
 @kernel
@@ -332,19 +333,21 @@ def _scan_exponent(at: int) -> tuple[int, int]:
 
 
 @kernel
-def _is_record(start: int, values: Ints, lengths: Lengths, base: int) -> bool:
+def _is_record(start: int, values: Ints, lengths: Lengths, line: int, lines: int) -> bool:
     """Whether a line's values are what every engine relies on."""
     for column in _REQUIRED:
-        if lengths[base + column] == NO_VALUE:
+        if lengths[column * lines + line] == NO_VALUE:
             return False
     for column in _BOUNDED:
-        if lengths[base + column] != NO_VALUE and lengths[base + column] & ~ESCAPED > MAX_TEXT_BYTES:
+        length = lengths[column * lines + line]
+        if length != NO_VALUE and length & ~ESCAPED > MAX_TEXT_BYTES:
             return False
-    if lengths[base + _VERSION] != NO_VALUE and not 1 <= values[base + _VERSION] <= SCHEMA_VERSION:
+    version = _VERSION * lines + line
+    if lengths[version] != NO_VALUE and not 1 <= values[version] <= SCHEMA_VERSION:
         return False
     for code in range(len(_NEEDS_ITEM)):
-        if _is_word(start + values[base + _TYPE], _TYPE_WORDS, _TYPE_MASKS, _TYPE_SIZES, code):
-            return lengths[base + _ITEM] != NO_VALUE or not _NEEDS_ITEM[code]
+        if _is_word(start + values[_TYPE * lines + line], _TYPE_WORDS, _TYPE_MASKS, _TYPE_SIZES, code):
+            return lengths[_ITEM * lines + line] != NO_VALUE or not _NEEDS_ITEM[code]
     return False
 
 

@@ -7,14 +7,14 @@ lies and what it holds; a part that was never used has a line of zeros. Chunks t
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from headrace.aggregates.wire import Bytes, Int, copy_bytes, put_word, word_at
+from headrace.aggregates.arrays import Bytes, Int, Ints
+from headrace.aggregates.wire import copy_bytes, put_word, word_at
 from headrace.kernel import kernel
 
-Line = npt.NDArray[np.int64]
+Line = Ints
 """Shape (LINE,): the numbers below."""
-Arena = npt.NDArray[np.int64]
+Arena = Ints
 """Shape (ARENA,): the end of what is given out; then, by size class, the first free chunk + 1, which holds the next + 1."""
 
 START: Final = 0

@@ -14,25 +14,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from headrace.aggregates.arrays import Bytes, Int, Ints, Mask
 from headrace.aggregates.chunks import COUNT, ROOM, SIZE, START, Arena, Line, reserve, shift
 from headrace.aggregates.rows import part_start
 from headrace.aggregates.spec import DISTINCT_BOUND
-from headrace.aggregates.wire import (
-    BROKEN,
-    MAX_VARINT,
-    Bytes,
-    Int,
-    copy_bytes,
-    get_varint,
-    get_word,
-    put_varint,
-    put_word,
-    word_at,
-)
+from headrace.aggregates.wire import BROKEN, MAX_VARINT, copy_bytes, get_varint, get_word, put_varint, put_word, word_at
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 VALUE: Final = 16
 """Bytes of a value in a chunk."""
@@ -49,7 +36,7 @@ def fold_distinct(
     hashes: npt.NDArray[np.uint64],
     data: Bytes,
     arena: Arena,
-    lines: npt.NDArray[np.int64],
+    lines: Ints,
     part: int,
 ) -> Bytes:
     """Add the values of the chosen events. Returns the data."""

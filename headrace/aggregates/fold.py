@@ -10,11 +10,11 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from headrace import names
 from headrace.aggregates import spec as sp
+from headrace.aggregates.arrays import Ints
 from headrace.aggregates.chunks import ARENA, LINE
 from headrace.aggregates.columns import (
     concerns,
@@ -38,12 +38,8 @@ from headrace.aggregates.tiles import HOP, Tiles, fold_tiles
 
 __all__ = ["PackedRows", "ViewState", "concerns", "events_of", "micros"]
 
-_CLOCK_SKEW_US: Final = 3_600 * 1_000_000
 _PACKED_AT_ONCE: Final = 1_024
 """Rows packed into one buffer, small enough for the processor's cache."""
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -97,8 +93,8 @@ class ViewState:
     def missing(self, keys: Iterable[str] | pl.Series) -> list[str]:
         """Keys that must be loaded before events of theirs are folded, each once, in the order given."""
         wanted = _strings(keys)
-        absent = np.flatnonzero(self._keys.find(wanted) == ABSENT)
-        return wanted.gather(absent).unique(maintain_order=True).to_list() if len(absent) else []
+        absent = self._keys.find(wanted) == ABSENT
+        return list(dict.fromkeys(wanted.filter(pl.Series(absent)).to_list())) if absent.any() else []
 
     def load(self, key: str, raw: bytes | None) -> None:
         """Take in a stored row; None for an entity that has none. Raises StateMismatchError."""
@@ -187,20 +183,10 @@ class ViewState:
     def _fold_sessions(self, batch: "_Batch") -> None:
         spec = self.layout.spec
         in_time = micros(batch.events[names.RECEIVED_AT])[batch.order] - batch.times <= spec.lateness_us
-        # What can still be joined to the current session: an event in time is at most this much older than the newest.
-        keep_us = spec.lateness_us + spec.session_gap_us + _CLOCK_SKEW_US
         for part, group in enumerate(self.layout.sessions, len(self.layout.lists)):
             chosen = of_types(batch.codes, group.types)[batch.order] & in_time
             self._data = fold_sessions(
-                batch.slots,
-                batch.times,
-                chosen,
-                spec.session_gap_us,
-                keep_us,
-                self._data,
-                self._arena,
-                self._lines,
-                part,
+                batch.slots, batch.times, chosen, spec.session_gap_us, self._data, self._arena, self._lines, part
             )
 
     def _fold_distinct(self, batch: "_Batch") -> None:

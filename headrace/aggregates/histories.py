@@ -5,17 +5,15 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.aggregates import payloads as pay
+from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.aggregates.recent import get_entry, list_bounds
 from headrace.aggregates.rows import StateMismatchError, damaged, part_start
 from headrace.aggregates.spec import ViewSpec
 from headrace.aggregates.wire import (
     BROKEN,
-    Bytes,
-    Int,
     copy_bytes,
     get_signed,
     get_varint,
@@ -25,9 +23,6 @@ from headrace.aggregates.wire import (
 )
 from headrace.kernel import kernel
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
 _UUID_TEXT: Final = 36
 
 
@@ -36,7 +31,7 @@ class Column:
     """A column of some rows' lists: row i has the values offsets[i] to offsets[i + 1]."""
 
     offsets: Ints
-    values: npt.NDArray[np.int64] | npt.NDArray[np.float64] | pa.Array | list[str]
+    values: Ints | Floats | pa.Array | list[str]
 
     def lists(self) -> list[list[object]]:
         """A Python list for each row."""

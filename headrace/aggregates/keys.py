@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from headrace.aggregates.wire import Bytes, Int, copy_bytes
+from headrace.aggregates.arrays import Bytes, Int, Ints
+from headrace.aggregates.wire import copy_bytes
 from headrace.hashing import Hashes, hash_slices, string_buffers
 from headrace.kernel import kernel
 
-Ints = npt.NDArray[np.int64]
 Table = npt.NDArray[np.int32]
 T = TypeVar("T", bound=np.generic)
 ABSENT = -1
@@ -50,8 +50,7 @@ class KeyTable:
         slots = _add(self._table, self._hashes, self._ends, self._text, hashes, offsets, text, known)
         fresh = slots >= known
         if fresh.any():
-            _, first = np.unique(slots[fresh], return_index=True)
-            self.keys.extend(keys.gather(np.flatnonzero(fresh)[first]).to_list())
+            self.keys.extend(dict.fromkeys(keys.filter(pl.Series(fresh)).to_list()))
         return slots
 
     def _make_room(self, keys: int, text: int) -> None:
@@ -79,9 +78,13 @@ def longer(array: npt.NDArray[T], length: int) -> npt.NDArray[T]:
     return copy
 
 
-@kernel
 def grouped(slots: Ints, count: int) -> Ints:
     """The places of the slots, those of one slot together and in their order; slots are below `count`. Shape (len(slots),)."""
+    return _grouped(slots, count) if 8 * len(slots) > count else np.argsort(slots, kind="stable")
+
+
+@kernel
+def _grouped(slots: Ints, count: int) -> Ints:
     ends = np.zeros(count + 1, np.int64)
     for slot in slots:
         ends[slot + 1] += 1

@@ -10,24 +10,24 @@ from functools import cached_property
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from headrace import names
 from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
 from headrace.aggregates import windows as win
+from headrace.aggregates.arrays import Floats, Ints
 from headrace.aggregates.columns import type_mask
 from headrace.aggregates.packing import DISTINCT, LIST, SESSIONS
 from headrace.aggregates.payloads import in_order, kinds_of
 from headrace.aggregates.rows import NEVER, StateMismatchError
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
+from headrace.settings import MICROS
 
 __all__ = ["NEVER", "Counter", "DistinctSet", "Layout", "RecentList", "Ring", "SessionGroup", "StateMismatchError"]
 
 ENDLESS: Final = 2**62
 """The hop of the one tile that holds all history."""
-
-Ints = npt.NDArray[np.int64]
+_CLOCK_SKEW_US: Final = 3_600 * MICROS
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ class Layout:
     @cached_property
     def parts(self) -> Ints:
         """Kind and time to keep of each part. Shape (parts, 2)."""
-        kinds = [(LIST, 0)] * len(self.lists) + [(SESSIONS, 0)] * len(self.sessions)
+        # What can still be joined to the current session: an event in time is at most this much older than the newest.
+        keep_us = self.spec.lateness_us + self.spec.session_gap_us + _CLOCK_SKEW_US
+        kinds = [(LIST, 0)] * len(self.lists) + [(SESSIONS, keep_us)] * len(self.sessions)
         kinds += [(DISTINCT, one.keep_us) for one in self.distinct]
         return np.array(kinds, np.int64).reshape(-1, 2)
 
@@ -204,7 +206,7 @@ def _cells(rings: Ints, counters: Ints, is_count: bool) -> Ints:
     return table[np.argsort(table[:, tl.AT])]
 
 
-def _blank(word_cells: Ints, counters: Ints, words: int) -> npt.NDArray[np.float64]:
+def _blank(word_cells: Ints, counters: Ints, words: int) -> Floats:
     """The words of an entity that was never seen. Shape (words,)."""
     blank = np.zeros(words)
     kinds = counters[word_cells[:, tl.COUNTER], tl.KIND]

@@ -1,25 +1,23 @@
 """State in memory to rows and back (headrace.aggregates.rows says what a row is)."""
 
 import numpy as np
-import numpy.typing as npt
 
+from headrace.aggregates.arrays import Bytes, Int, Ints
 from headrace.aggregates.chunks import COUNT, SIZE, Arena, Line
 from headrace.aggregates.distinct import MAX_PACKED as MAX_PACKED_VALUE
 from headrace.aggregates.distinct import pack_distinct, prune, unpack_distinct
 from headrace.aggregates.recent import HEAD, MAX_HEADER, pack_list, unpack_list
 from headrace.aggregates.rows import CHECK, NEVER, NEWEST, STARTS, check_of, part_start, put_half
 from headrace.aggregates.sessions import MAX_PACKED as MAX_PACKED_INTERVAL
-from headrace.aggregates.sessions import pack_sessions, unpack_sessions
+from headrace.aggregates.sessions import drop_old, pack_sessions, unpack_sessions
 from headrace.aggregates.tiles import Plan, Tiles, clear_tiles, pack_tiles, unpack_tiles
-from headrace.aggregates.wire import BROKEN, MAX_VARINT, Bytes, Int, put_word, word_at
+from headrace.aggregates.wire import BROKEN, MAX_VARINT, put_word, word_at
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
 
 LIST, SESSIONS, DISTINCT = range(3)
 """Kinds of parts."""
 PART_KIND, KEEP = range(2)
-"""Columns of `parts`: the kind, and for distinct values how long before the newest event they are needed."""
+"""Columns of `parts`: the kind, and how long before the newest event sessions and distinct values are needed."""
 
 
 @kernel
@@ -40,6 +38,7 @@ def pack_rows(
             if parts[p, PART_KIND] == LIST:
                 at = pack_list(out, at, data, line)
             elif parts[p, PART_KIND] == SESSIONS:
+                drop_old(data, line, parts[p, KEEP])
                 at = pack_sessions(out, at, data, line, newest)
             else:
                 prune(data, line, newest - parts[p, KEEP])

@@ -5,37 +5,29 @@ microseconds is a zigzag varint; a number that may have a fraction is 64 bits; a
 without its length.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
 from headrace import names
 from headrace.aggregates import columns as cols
+from headrace.aggregates.arrays import Bytes, Ints
 from headrace.aggregates.keys import buffers
-from headrace.aggregates.wire import (
-    MAX_VARINT,
-    Bytes,
-    copy_bytes,
-    put_identifier,
-    put_signed,
-    put_varint,
-    put_word,
-)
+from headrace.aggregates.wire import MAX_VARINT, copy_bytes, put_identifier, put_signed, put_varint, put_word
 from headrace.events import RECORD_SCHEMA
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
 
 TIME, ID, TYPE, INTEGER, FLOAT, STRING, REST = range(7)
 """Kinds of columns. REST is a string that ends with its payload."""
 _FREE: Final = (TIME, ID)
 
 
-def kinds_of(columns: Sequence[str]) -> tuple[int, ...]:
+@lru_cache
+def kinds_of(columns: tuple[str, ...]) -> tuple[int, ...]:
     """The kind of each of a list's columns, strings standing last (`in_order`)."""
     kinds = [_kind(column) for column in columns]
     if kinds and kinds[-1] == STRING:
@@ -60,7 +52,7 @@ def _kind(column: str) -> int:
     return INTEGER if pa.types.is_integer(declared) or pa.types.is_timestamp(declared) else FLOAT
 
 
-def payloads(columns: Sequence[str], events: pl.DataFrame, codes: Ints) -> tuple[Bytes, Ints, Ints]:
+def payloads(columns: tuple[str, ...], events: pl.DataFrame, codes: Ints) -> tuple[Bytes, Ints, Ints]:
     """The payload of every event: bytes, and where each begins and ends. `codes` are the events' places among the view's types."""
     offsets, text = buffers(events[names.EVENT_ID])
     room = np.diff(offsets) + 2 + MAX_VARINT * (1 + len(columns))

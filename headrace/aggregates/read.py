@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.aggregates import spec as sp
+from headrace.aggregates.arrays import Floats, Int, Ints, Mask
 from headrace.aggregates.distinct import distinct_since
 from headrace.aggregates.histories import Column, Histories, read_histories
 from headrace.aggregates.layout import Layout
@@ -14,13 +14,10 @@ from headrace.aggregates.rows import NEVER, StateMismatchError, check, damaged, 
 from headrace.aggregates.sessions import current_sessions
 from headrace.aggregates.spec import AggregateSpec
 from headrace.aggregates.windows import window_values
-from headrace.aggregates.wire import Int
 from headrace.clock import from_micros
 from headrace.settings import MICROS
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-Values = Ints | npt.NDArray[np.float64] | Sequence[object]
+Values = Ints | Floats | Sequence[object]
 """One value a row: integers, floats with NaN for null, or Python values (lists, strings) with None for null."""
 
 
@@ -103,7 +100,7 @@ class StreamRows:
         self._refuse(bad_row)
         return {one.name: ints[row] if one.function == sp.COUNT else floats[row] for row, one in enumerate(aggregates)}
 
-    def _number(self, aggregate: AggregateSpec, t_us: int, alive: Mask) -> Ints | npt.NDArray[np.float64]:
+    def _number(self, aggregate: AggregateSpec, t_us: int, alive: Mask) -> Ints | Floats:
         layout = self.layout
         rows = (self._rows, self._begins, self._newest, alive, len(layout.parts))
         if aggregate.function == sp.COUNT_DISTINCT:

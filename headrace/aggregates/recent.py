@@ -11,15 +11,11 @@ An event in order is appended and the oldest entry leaves by moving the head; th
 
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-
+from headrace.aggregates.arrays import Bytes, Int, Ints, Mask
 from headrace.aggregates.chunks import COUNT, ROOM, SIZE, START, Arena, Line, reserve, shift
 from headrace.aggregates.wire import (
     BROKEN,
     MAX_VARINT,
-    Bytes,
-    Int,
     copy_bytes,
     get_varint,
     identifier_end,
@@ -28,8 +24,6 @@ from headrace.aggregates.wire import (
     varint_size,
 )
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
 
 HEAD: Final = 4
 """Where the first entry begins, from the chunk's start."""
@@ -48,14 +42,14 @@ _MAX_GROWTH: Final = 3 * MAX_VARINT
 def fold_list(
     slots: Ints,
     times: Ints,
-    chosen: npt.NDArray[np.bool_],
+    chosen: Mask,
     payload: Bytes,
     begins: Ints,
     ends: Ints,
     limit: int,
     data: Bytes,
     arena: Arena,
-    lines: npt.NDArray[np.int64],
+    lines: Ints,
     part: int,
 ) -> Bytes:
     """Add the chosen events, whose payloads are payload[begins[i]:ends[i]]. Returns the data."""

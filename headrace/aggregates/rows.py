@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from headrace.aggregates.arrays import Bytes, Int, Ints
 from headrace.aggregates.spec import ViewSpec
-from headrace.aggregates.wire import Bytes, Int, word_at
+from headrace.aggregates.wire import word_at
 from headrace.hashing import hash_slice
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
 
 NEVER: Final = -(2**62)
 """Stands for 'no event yet' in times and tile numbers; far enough from the limit of int64 to subtract from."""

@@ -7,15 +7,12 @@ next interval's first (before the entity's newest event) it ended, how long it l
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from headrace.aggregates.arrays import Bytes, Int, Ints, Mask
 from headrace.aggregates.chunks import COUNT, SIZE, START, Arena, Line, reserve, shift
 from headrace.aggregates.rows import part_start
-from headrace.aggregates.wire import BROKEN, MAX_VARINT, Bytes, Int, get_varint, put_varint, put_word, word_at
+from headrace.aggregates.wire import BROKEN, MAX_VARINT, get_varint, put_varint, put_word, word_at
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 INTERVAL: Final = 24
 """Bytes of an interval in a chunk."""
@@ -29,19 +26,17 @@ def fold_sessions(
     times: Ints,
     chosen: Mask,
     gap: int,
-    keep: int,
     data: Bytes,
     arena: Arena,
-    lines: npt.NDArray[np.int64],
+    lines: Ints,
     part: int,
 ) -> Bytes:
-    """Add the chosen events. Sessions that ended more than `keep` before the newest are dropped. Returns the data."""
+    """Add the chosen events; sessions that are no more than `gap` apart become one. Returns the data."""
     for i in range(len(slots)):
         if chosen[i]:
             line = lines[slots[i], part]
             data = reserve(data, arena, line, line[SIZE] + INTERVAL)
             _add(data, line, times[i], gap)
-            _drop_old(data, line, keep)
     return data
 
 
@@ -68,7 +63,10 @@ def _add(data: Bytes, line: Line, time: Int, gap: Int) -> None:
 
 
 @kernel
-def _drop_old(data: Bytes, line: Line, keep: Int) -> None:
+def drop_old(data: Bytes, line: Line, keep: Int) -> None:
+    """Drop sessions that ended more than `keep` before the newest did."""
+    if line[COUNT] == 0:
+        return
     start, end = line[START], line[START] + line[SIZE]
     oldest, at = word_at(data, end - INTERVAL + _LAST) - keep, start
     while word_at(data, at + _LAST) < oldest:

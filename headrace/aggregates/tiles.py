@@ -15,11 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.aggregates import spec as sp
-from headrace.aggregates.wire import BROKEN, Bytes, Int, get_varint, get_word, put_varint, put_word
+from headrace.aggregates.arrays import Bytes, Floats, Int, Ints
+from headrace.aggregates.wire import BROKEN, get_varint, get_word, put_varint, put_word
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 COUNT, SUM, MIN, MAX, STD, DECAYED = range(6)
 """Kinds of counters."""

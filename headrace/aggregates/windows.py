@@ -3,17 +3,14 @@
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
+from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.aggregates.rows import part_start, tiles_start
 from headrace.aggregates.tiles import COUNTER, KIND, PLACE, RING_OF, SPAN, WIDTH, Plan, decay
-from headrace.aggregates.wire import BROKEN, Bytes, Int, get_varint, get_word
+from headrace.aggregates.wire import BROKEN, get_varint, get_word
 from headrace.kernel import kernel
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 MEAN, ZSCORE = 6, 7
 FUNCTION_OF: Final = {
@@ -36,7 +33,7 @@ def window_values(
     rows: Bytes,
     begins: Ints,
     newest: Ints,
-    alive: npt.NDArray[np.bool_],
+    alive: Mask,
     t_us: int,
 ) -> tuple[Ints, Floats, Int]:
     """Values of the features asked for as of t: integers (features, rows), floats (features, rows) with NaN for null.

@@ -7,13 +7,9 @@ that a row is checked once, after its last value.
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from headrace.aggregates.arrays import Bytes, Int
 from headrace.kernel import kernel
-
-Bytes = npt.NDArray[np.uint8]
-Int = int | np.int64
-"""A number of 64 bits in a kernel, where the two are one."""
 
 BROKEN: Final = -1
 MAX_VARINT: Final = 10

@@ -26,19 +26,18 @@ def entities_between(
     """
     frames: dict[tuple[str, ...], list[pl.DataFrame]] = {}
     for view in views:
-        source = sources[view.name]
-        keys = {key: key_column(view, key) for key in join_keys(view)}
-        if source is not None and keys:
-            frames.setdefault(tuple(sorted(keys.values())), []).append(
-                _seen(view, specs.get(view.name), source, keys, start, end)
-            )
+        source, keys = sources[view.name], {key: key_column(view, key) for key in join_keys(view)}
+        if source is None:
+            seen = pl.DataFrame(schema=dict.fromkeys(keys.values(), pl.Null))
+        else:
+            seen = _seen(view, specs.get(view.name), source, keys, start, end)
+        if keys:
+            frames.setdefault(tuple(sorted(keys.values())), []).append(seen)
     columns = sorted({column for keys in frames for column in keys})
     found = [pl.concat(same, how="vertical_relaxed").unique().sort(keys) for keys, same in frames.items()]
     rows = pl.concat(found, how="diagonal_relaxed").select(columns) if found else pl.DataFrame([None])
-    table = rows.with_columns(pl.lit(end).dt.cast_time_unit("us").alias(EVENT_TIMESTAMP)).select(
-        *columns, EVENT_TIMESTAMP
-    )
-    return table.to_arrow()
+    moment = pl.lit(end).dt.cast_time_unit("us").alias(EVENT_TIMESTAMP)
+    return rows.with_columns(moment).select(*columns, EVENT_TIMESTAMP).to_arrow()
 
 
 def _seen(

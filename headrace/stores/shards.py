@@ -14,6 +14,12 @@ from headrace.names import PROJECT
 _COMMIT, _LEASE = "@commit", "@lease"
 _DEPLOYMENT = f"{PROJECT}:@deployment"
 
+# KEYS: commit hash, rows...
+_READ_SCRIPT = """
+local found = {redis.call('HGETALL', KEYS[1])}
+for i = 2, #KEYS do found[i] = redis.call('GET', KEYS[i]) end
+return found
+"""
 # KEYS: commit hash, lease   ARGV: owner, lease ms
 _ACQUIRE_SCRIPT = """
 local holder = redis.call('GET', KEYS[2])
@@ -100,12 +106,9 @@ def read_rows(
     client: "redis.Redis", shard: int, keys: Sequence[tuple[str, str]]
 ) -> tuple[ShardStatus, list[bytes | None]]:
     """Rows of one shard with the status that they belong to, read at one moment."""
-    pipeline = client.pipeline(transaction=True)
-    pipeline.hgetall(commit_key(shard))
-    if keys:
-        pipeline.mget([row_key(shard, view, key) for view, key in keys])
-    answers = pipeline.execute()
-    return ShardStatus.parse(answers[0]), answers[1] if keys else []
+    names = [commit_key(shard), *(row_key(shard, view, key) for view, key in keys)]
+    fields, *rows = client.eval(_READ_SCRIPT, len(names), *names)
+    return ShardStatus.parse(dict(zip(fields[::2], fields[1::2], strict=True))), rows
 
 
 def scan_keys(client: "redis.Redis", shard: int, view: str) -> list[str]:

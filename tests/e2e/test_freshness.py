@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.figures import draw, stages
 from benchmarks.freshness import run
+from benchmarks.freshness_figures import draw, stages
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two warm-ups a side, and kernels to compile
 def test_the_benchmark_measures_both_sides_and_loses_nothing(tmp_path: Path):
     ours, stock = run(5.0, baseline=True, data=tmp_path / "var")
     assert stock is not None

@@ -285,6 +285,7 @@ def small_disk(limit_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_stack_whose_disk_was_full_recovers_by_itself_and_has_lost_nothing(settings: Settings):
     said: list[str] = []
     own = settings.model_copy(update={"http_port": free_port(), "event_keys": "writer", "read_keys": "reader"})

@@ -22,6 +22,7 @@ from headrace.stores.redis_client import connect
 from headrace.stores.shards import DeploymentError, OwnershipError, read_status
 from headrace.stores.state_definitions import state_definitions
 from tests.conftest import ROOT, wait_until
+from tests.integration.online_cluster import valkey_cluster
 from tests.integration.small_repo import (
     Event,
     append_events,
@@ -209,6 +210,26 @@ def test_verify_in_small_parts_compares_the_same(settings: Settings) -> None:
     whole, parts = verify(settings, newest_of(events) + 1), verify(settings, newest_of(events) + 1, part_events=7)
     assert whole.ok
     assert parts == whole
+
+
+def test_a_backfill_on_a_cluster(tmp_path: Path) -> None:
+    with valkey_cluster(tmp_path / "cluster") as cluster:
+        settings = make_settings(tmp_path, cluster.url).model_copy(update={"redis_cluster": True, "shards": 8})
+        events, later = make_events(60), make_events(20, seed=2, first=1_000)
+        apply_window(settings, 10)
+        append_events(settings, events)
+        run_flow(settings)
+        run_lake(settings)
+        apply_window(settings, 60)
+        assert backfill(settings).rows == {"user_activity": 8, "item_clicks": 6}
+        assert window_of(settings) == 60
+        append_events(settings, later)
+        run_flow(settings)
+        assert_state_equals_oracle(settings, events + later)
+        run_lake(settings)
+        assert verify(settings, as_of_us=newest_of(events + later) + 1).ok
+        apply_views(settings, stream_view("item_clicks", feature("clicks", "click", minutes=60), of="item"))
+        assert set(state_definitions(connect(settings), settings).streams) == {"item_clicks"}
 
 
 RUNNER = """

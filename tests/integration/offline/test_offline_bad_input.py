@@ -71,7 +71,7 @@ def test_a_log_of_the_lake_that_cannot_be_read_is_named(store: FeatureStore, set
     log = settings.lake_dir / names.ITEMS_TABLE / "_delta_log" / "00000000000000000000.json"
     log.write_text('{"add"')
     with pytest.raises(
-        OfflineStoreError, match="view 'item_catalogue': .* Delta log cannot be read .*put _delta_log back"
+        OfflineStoreError, match=r"view 'item_catalogue': .* Delta log cannot be read .*put _delta_log back"
     ):
         fetch(store, ROW, ["item_catalogue:price"])
 
@@ -95,7 +95,7 @@ def test_a_lake_with_a_column_of_another_type_is_refused(store: FeatureStore, se
     texts = events.set_column(place, "timestamp", events["timestamp"].cast(pa.string()))
     write_deltalake(path, texts, mode="overwrite", schema_mode="overwrite")
     with pytest.raises(
-        OfflineStoreError, match="view 'user_activity': .* column 'timestamp' is String, events have Datetime"
+        OfflineStoreError, match=r"view 'user_activity': .* column 'timestamp' is String, events have Datetime"
     ):
         fetch(store, ROW, ["user_activity:views_1h"])
 

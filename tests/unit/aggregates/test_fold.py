@@ -283,6 +283,13 @@ def test_sessions_that_ended_long_ago_are_not_kept() -> None:
     assert read(spec, rows, NOON + 199 * DAY + 1)["count"] == [1, 0, 0]
 
 
+def test_events_of_one_take_may_come_in_any_order_of_days() -> None:
+    spec = view(aggregate("count", "view", "session_count"))
+    bridge = [event(f"b{i}", NOON - i * 25 * MINUTE) for i in range(60)]
+    rows = fold(spec, [event("e", NOON), event("long ago", NOON - 59 * 25 * MINUTE), *bridge])
+    assert read(spec, rows, NOON + 1)["count"] == [62, 0, 0]
+
+
 def test_missing_names_each_key_once_in_the_order_given() -> None:
     state = ViewState(Layout(view(AGGREGATES[0])))
     state.load("b", None)

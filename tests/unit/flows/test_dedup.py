@@ -12,7 +12,9 @@ from headrace.stores.log import LogEntry
 from tests.unit.flows.memory_log import MemoryLog, entry
 
 
-def take(deduplicator: Deduplicator, log: MemoryLog, after: dict[int, int], count: int) -> tuple[list[Any], dict[int, int]]:
+def take(
+    deduplicator: Deduplicator, log: MemoryLog, after: dict[int, int], count: int
+) -> tuple[list[Any], dict[int, int]]:
     """Places (partition, position, line) that are kept of the next `count` entries a partition, and the positions reached."""
     entries = log.read(after, count)
     reached = dict(after)

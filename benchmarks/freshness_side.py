@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import psutil
 
-from benchmarks.figures import Usage, usage_of
+from benchmarks.freshness_figures import Usage, usage_of
 from benchmarks.probes import Counts, Probe, run_probes
 from benchmarks.report import watched_memory
 from headrace.clock import system_clock

@@ -1,6 +1,6 @@
 """The stock way from the log to a feature: Bytewax event by event, Feast's `push` into Feast's own Redis store.
 
-`python -m benchmarks.stock_flow REPO` reads the stack's event log from its end, counts what each user and each item was part of, by type,
+`python -m benchmarks.stock_push REPO` reads the stack's event log from its end, counts what each user and each item was part of, by type,
 with `stateful_map`, and pushes each batch that Bytewax hands its sink as one data frame a view. It is given what helps it: many events in
 an entry of the log, one push for many rows, and running counts in place of windows (Bytewax tells a window's value when the window closes,
 so the value of a ten-minute window that moves by the minute is up to a minute old). It leaves out deduplication, dead letters, lists,

@@ -114,7 +114,8 @@ class FlowSite:
 
     def watch(self, workers: Sequence[Child], until: int) -> list[Look]:
         """Look at the state until it has taken in so many events."""
-        client, looks = connect(self.settings), []
+        client = connect(self.settings)
+        looks: list[Look] = []
         processes = [psutil.Process(worker.pid) for worker in workers]
         valkey = psutil.Process(self.server.child.pid)
         began = time.monotonic()

@@ -1,8 +1,8 @@
-"""The stock way to a sliding count in Bytewax, by its documented operators: `python -m benchmarks.stock_windows LOG OUT [--minutes 10]`
+"""The stock way to a sliding count in Bytewax, by its documented operators: `python -m benchmarks.stock_windows LOG OUT END`
 
-LOG holds entries of JSON lines, each preceded by its length (four bytes). Every event goes through `key_on` and `fold_window` with an
-`EventClock` and a `SlidingWindower` (10 minutes, every minute), which counts by type for each user. OUT gets the counts, what they took, and
-the memory. What the flow of the product does besides is left out: deduplication, dead letters, items, lists, sessions, state on disk.
+LOG holds entries of JSON lines, each preceded by its length. Every event goes through `key_on` and `fold_window` with an `EventClock` and
+a `SlidingWindower` (10 minutes, every minute), which counts by type for each user. OUT gets the counts, what they took, and the memory.
+What the flow of the product does besides is left out: deduplication, dead letters, items, lists, sessions, state on disk.
 """
 
 import argparse

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
 from benchmarks.behaviour import Behaviour, entries
@@ -42,8 +43,8 @@ def run_ours(site: FlowSite, behaviour: Behaviour, events: int, workers: int) ->
         site.fill(behaviour, events)
     with CONSOLE.status(f"{workers} worker(s), {events:,} events"), site.workers(workers) as children:
         run = Run.of(site.watch(children, events))
-    held = [_HELD.findall(child.log.read_text())[-1] for child in children]
-    ids, size = (sum(int(each[place]) for each in held) for place in (0, 1))
+    held = [tuple(map(int, _HELD.findall(child.log.read_text())[-1])) for child in children]
+    ids, size = (sum(each) for each in zip(*held, strict=True))
     return run, {"event_ids": ids, "index_mb": size / 2**20, "index_bytes_per_event": size / ids}
 
 
@@ -67,7 +68,7 @@ def check_counts(site: FlowSite, stock: dict[str, dict[str, int]], end_us: int) 
     reader = OnlineReader(connect(site.settings), load_definitions(site.settings), site.settings)
     values = reader.fetch({names.USER_ACTIVITY: list(stock)}).streams[names.USER_ACTIVITY].values(end_us)
     for event_type, feature in COUNTS.items():
-        ours = [int(count) for count in values[feature]]
+        ours = np.asarray(values[feature]).astype(np.int64).tolist()
         theirs = [counts.get(event_type, 0) for counts in stock.values()]
         if ours != theirs:
             raise AssertionError(f"{feature} differs from what stock Bytewax counted")
@@ -101,7 +102,7 @@ def main() -> None:
 
 def _end_of(behaviour: Behaviour, events: int) -> int:
     """The first whole minute after the last event."""
-    newest = max(record["timestamp"] for _, _, records in entries(behaviour, events) for record in records)
+    newest = max(int(record["timestamp"]) for _, _, records in entries(behaviour, events) for record in records)
     return (newest // MINUTE_US + 1) * MINUTE_US
 
 

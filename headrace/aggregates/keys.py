@@ -7,10 +7,12 @@ import numpy.typing as npt
 import polars as pl
 
 from headrace.aggregates.arrays import Bytes, Int, Ints
-from headrace.aggregates.wire import copy_bytes
-from headrace.hashing import Hashes, hash_slices, string_buffers
+from headrace.aggregates.wire import copy_bytes, same_bytes
+from headrace.hashing import hash_slices, string_buffers
 from headrace.kernel import kernel
 
+HASH, START = range(2)
+"""Columns of a key's entry: its xxh64, and where its text begins; it ends where the next one's begins."""
 Table = npt.NDArray[np.int32]
 T = TypeVar("T", bound=np.generic)
 ABSENT = -1
@@ -22,8 +24,7 @@ class KeyTable:
     def __init__(self) -> None:
         self.keys: list[str] = []
         self._table = np.zeros(64, np.int32)  # slot + 1, at the hash or after it; 0 for free
-        self._hashes = np.zeros(32, np.uint64)
-        self._ends = np.zeros(33, np.int64)
+        self._entries = np.zeros((33, 2), np.int64)
         self._text = np.zeros(512, np.uint8)
 
     def __len__(self) -> int:
@@ -32,36 +33,35 @@ class KeyTable:
     @property
     def nbytes(self) -> int:
         """Memory held, the Python strings (about 50 bytes and their text each) included."""
-        arrays = (self._table, self._hashes, self._ends, self._text)
-        return sum(array.nbytes for array in arrays) + 58 * len(self) + int(self._ends[len(self)])
+        strings = 58 * len(self) + int(self._entries[len(self), START])
+        return self._table.nbytes + self._entries.nbytes + self._text.nbytes + strings
 
     def find(self, keys: pl.Series) -> Ints:
         """The slot of each key, ABSENT where it has none. Shape (len(keys),)."""
         offsets, text = buffers(keys)
         hashes = hash_slices(text, offsets, np.uint64(0))
-        return _find(self._table, self._hashes, self._ends, self._text, hashes, offsets, text)
+        return _find(self._table, self._entries, self._text, hashes.view(np.int64), offsets, text)
 
     def add(self, keys: pl.Series) -> Ints:
         """Give a slot to each key that has none yet; returns all their slots. Shape (len(keys),)."""
         offsets, text = buffers(keys)
         known = len(self)
-        self._make_room(known + len(keys), int(self._ends[known] + offsets[-1] - offsets[0]))
+        self._make_room(known + len(keys), int(self._entries[known, START] + offsets[-1] - offsets[0]))
         hashes = hash_slices(text, offsets, np.uint64(0))
-        slots = _add(self._table, self._hashes, self._ends, self._text, hashes, offsets, text, known)
+        slots = _add(self._table, self._entries, self._text, hashes.view(np.int64), offsets, text, known)
         fresh = slots >= known
         if fresh.any():
             self.keys.extend(dict.fromkeys(keys.filter(pl.Series(fresh)).to_list()))
         return slots
 
     def _make_room(self, keys: int, text: int) -> None:
-        if keys > len(self._hashes):
-            self._hashes = longer(self._hashes, 2 * keys)
-            self._ends = longer(self._ends, 2 * keys + 1)
+        if keys >= len(self._entries):
+            self._entries = longer(self._entries, 2 * keys + 1)
         if text > len(self._text):
             self._text = longer(self._text, 2 * text)
         if 2 * keys > len(self._table):
-            self._table = np.zeros(1 << (4 * keys - 1).bit_length(), np.int32)
-            _place(self._table, self._hashes, len(self))
+            self._table = np.zeros(1 << (2 * keys).bit_length(), np.int32)
+            _place(self._table, self._entries, len(self))
 
 
 def buffers(strings: pl.Series) -> tuple[Ints, Bytes]:
@@ -98,24 +98,22 @@ def _grouped(slots: Ints, count: int) -> Ints:
 
 
 @kernel
-def _find(table: Table, hashes: Hashes, ends: Ints, known: Bytes, wanted: Hashes, offsets: Ints, text: Bytes) -> Ints:
-    slots = np.empty(len(wanted), np.int64)
-    for i in range(len(wanted)):
-        at = _seat(table, hashes, ends, known, wanted[i], text, offsets[i], offsets[i + 1])
+def _find(table: Table, entries: Ints, known: Bytes, hashes: Ints, offsets: Ints, text: Bytes) -> Ints:
+    slots = np.empty(len(hashes), np.int64)
+    for i in range(len(hashes)):
+        at = _seat(table, entries, known, hashes[i], text, offsets[i], offsets[i + 1])
         slots[i] = np.int64(table[at]) - 1
     return slots
 
 
 @kernel
-def _add(
-    table: Table, hashes: Hashes, ends: Ints, known: Bytes, wanted: Hashes, offsets: Ints, text: Bytes, count: int
-) -> Ints:
-    slots = np.empty(len(wanted), np.int64)
-    for i in range(len(wanted)):
-        at = _seat(table, hashes, ends, known, wanted[i], text, offsets[i], offsets[i + 1])
+def _add(table: Table, entries: Ints, known: Bytes, hashes: Ints, offsets: Ints, text: Bytes, count: int) -> Ints:
+    slots = np.empty(len(hashes), np.int64)
+    for i in range(len(hashes)):
+        at = _seat(table, entries, known, hashes[i], text, offsets[i], offsets[i + 1])
         if table[at] == 0:
-            hashes[count] = wanted[i]
-            ends[count + 1] = copy_bytes(known, ends[count], text, offsets[i], offsets[i + 1])
+            entries[count, HASH] = hashes[i]
+            entries[count + 1, START] = copy_bytes(known, entries[count, START], text, offsets[i], offsets[i + 1])
             count += 1
             table[at] = count
         slots[i] = np.int64(table[at]) - 1
@@ -123,30 +121,26 @@ def _add(
 
 
 @kernel
-def _seat(
-    table: Table, hashes: Hashes, ends: Ints, known: Bytes, wanted: np.uint64, text: Bytes, start: Int, end: Int
-) -> Int:
+def _seat(table: Table, entries: Ints, known: Bytes, wanted: Int, text: Bytes, start: Int, end: Int) -> Int:
     """Where in the table a key stands, or would."""
     mask = len(table) - 1
-    at = np.int64(wanted & np.uint64(mask))
+    at = wanted & mask
     while table[at] != 0:
         slot = np.int64(table[at]) - 1
-        if hashes[slot] == wanted and ends[slot + 1] - ends[slot] == end - start:
-            same = True
-            for j in range(end - start):
-                same &= known[ends[slot] + j] == text[start + j]
-            if same:
-                return at
+        first, after = entries[slot, START], entries[slot + 1, START]
+        alike = entries[slot, HASH] == wanted and after - first == end - start
+        if alike and same_bytes(known, first, text, start, end - start):
+            return at
         at = (at + 1) & mask
     return at
 
 
 @kernel
-def _place(table: Table, hashes: Hashes, count: int) -> None:
+def _place(table: Table, entries: Ints, count: int) -> None:
     """Fill an empty table with the known keys, which all differ."""
     mask = len(table) - 1
     for slot in range(count):
-        at = np.int64(hashes[slot] & np.uint64(mask))
+        at = entries[slot, HASH] & mask
         while table[at] != 0:
             at = (at + 1) & mask
         table[at] = slot + 1

@@ -112,6 +112,19 @@ def copy_bytes(out: Bytes, at: Int, data: Bytes, start: Int, end: Int) -> Int:
 
 
 @kernel
+def same_bytes(data: Bytes, start: Int, others: Bytes, place: Int, size: Int) -> bool:
+    """True where data[start:start + size] and others[place:place + size] are the same."""
+    while size >= 8:
+        if word_at(data, start) != word_at(others, place):
+            return False
+        start, place, size = start + 8, place + 8, size - 8
+    differ = 0
+    for i in range(size):
+        differ |= data[start + i] ^ others[place + i]
+    return differ == 0
+
+
+@kernel
 def put_identifier(out: Bytes, at: Int, text: Bytes, start: Int, end: Int) -> Int:
     """Write text[start:end]: a canonical lowercase UUID as 0 and 16 bytes, any other text as length + 1 and its bytes."""
     if end - start == _UUID_TEXT and _put_uuid(out, at + 1, text, start):

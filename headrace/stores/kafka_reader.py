@@ -61,15 +61,25 @@ class KafkaReader:
         Raises DeploymentError for a position that the topic has not reached.
         """
         self._topic.ensure()
-        with answering():
-            self._stand_at(after)
-            most = max_entries * len(after)
-            self._fetch(most, wait_s)
-            if not self._found() and (wait_s <= 0 or self._trouble) and self._is_behind():
-                self._fetch(most, self._config.answer_s)
-                if not self._found():
-                    raise LogUnavailableError("the event log does not hand out what it holds")
+        try:
+            with answering():
+                self._reach(after, max_entries, wait_s)
+        except (
+            Exception
+        ):  # messages may have been taken from the client and lie nowhere: begin anew where the caller stands
+            self._ahead.clear()
+            self._consumer.unassign()
+            raise
         return [entry for partition in after for entry in islice(self._ahead[partition].entries, max_entries)]
+
+    def _reach(self, after: Mapping[int, int], max_entries: int, wait_s: float) -> None:
+        self._stand_at(after)
+        most = max_entries * len(after)
+        self._fetch(most, wait_s)
+        if not self._found() and (wait_s <= 0 or self._trouble) and self._is_behind():
+            self._fetch(most, self._config.answer_s)
+            if not self._found():
+                raise LogUnavailableError("the event log does not hand out what it holds")
 
     @cached_property
     def _consumer(self) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -12,11 +13,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.aggregates.compile import feast_type
 from headrace.aggregates.read import StreamRows
 from headrace.aggregates.rows import NEVER
-from headrace.aggregates.spec import AggregateSpec
+from headrace.aggregates.spec import AggregateSpec, value_type
 from headrace.clock import from_micros
 from headrace.settings import MICROS
-from headrace.stores.online_values import ValueColumn, message_values, number_values, text_values
-from headrace.stores.plain_rows import NUMBERS, STRING, Mask, PlainRows
+from headrace.stores.online_values import NULL, ValueTable
+from headrace.stores.plain_rows import PlainRows
 from headrace.stores.state_rows import MixedRows
 
 _PRESENT, _NOT_FOUND, _TOO_OLD = FieldStatus.PRESENT, FieldStatus.NOT_FOUND, FieldStatus.OUTSIDE_MAX_AGE
@@ -25,20 +26,29 @@ _LISTS: Final = {
     "Array(Int64)": "int64_list_val",
     "Array(Float64)": "double_list_val",
 }
+_SCALARS: Final = {"Int64": "int64_val", "Float64": "double_val", "String": "string_val"}
+_DTYPES: Final = {"INT64": np.int64, "DOUBLE": np.float64}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Features of n entities of one view: Feast's values by feature, and of each entity a status and a time (or none)."""
+    """Features of n entities of one view: their values, a row for each of `features`; of each entity a status and a time (or none)."""
 
-    values: Mapping[str, ValueColumn]
+    features: Sequence[str]
+    values: ValueTable | None
     statuses: Sequence["FieldStatus.ValueType"]
     times_us: Sequence[int | None]
 
     def rows(self) -> list[tuple[Any, dict[str, Value] | None]]:
         """As `OnlineStore.online_read` gives them: (time, values by feature), (None, None) where there is nothing."""
+        entities = np.arange(len(self.statuses))
+        vectors = self.values.vectors(entities) if self.values is not None else []
+        columns = {
+            name: GetOnlineFeaturesResponse.FeatureVector.FromString(vector).values
+            for name, vector in zip(self.features, vectors, strict=True)
+        }
         return [
-            (None if at is None else from_micros(at), {name: column.value(row) for name, column in self.values.items()})
+            (None if at is None else from_micros(at), {name: column[row] for name, column in columns.items()})
             if status == _PRESENT
             else (None, None)
             for row, (at, status) in enumerate(zip(self.times_us, self.statuses, strict=True))
@@ -53,7 +63,7 @@ class Columns:
     ) -> None:
         """Append a vector of `length` for each of `names` (feature: as it is called in the response).
 
-        Entity i goes to `places[i]`. A feature that the columns lack is null.
+        Entity i goes to `places[i]`. A feature that is not among these is null.
         """
         entities = np.zeros(length, np.int64)
         for entity, destinations in enumerate(places):
@@ -63,17 +73,18 @@ class Columns:
             statuses=[self.statuses[entity] for entity in order],
             event_timestamps=[_timestamp(self.times_us[entity]) for entity in order],
         ).SerializeToString()
-        nothing = message_values([None] * len(self.statuses))
-        for feature, called in names.items():
-            column = self.values.get(feature, nothing)
-            response.results.add().MergeFromString(column.vector(entities) + shared)
-            response.metadata.feature_names.val.append(called)
+        nulls = GetOnlineFeaturesResponse.FeatureVector(values=[Value()] * length).SerializeToString()
+        vectors = self.values.vectors(entities) if self.values is not None else []
+        vector_of = dict(zip(self.features, vectors, strict=True))
+        for feature in names:
+            response.results.add().MergeFromString(vector_of.get(feature, nulls) + shared)
+        response.metadata.feature_names.val.extend(names.values())
 
 
 def columns_of(rows: PlainRows | StreamRows | MixedRows | int, features: Sequence[str], t_us: int) -> Columns:
     """Some features of a view's rows at t; of so many entities nothing, where there are no rows to read."""
     if isinstance(rows, int):
-        return Columns({}, [_NOT_FOUND] * rows, [None] * rows)
+        return Columns([], None, [_NOT_FOUND] * rows, [None] * rows)
     if isinstance(rows, PlainRows):
         return plain_columns(rows, features, t_us)
     return stream_columns(rows, features, t_us)
@@ -88,11 +99,13 @@ def plain_columns(rows: PlainRows, features: Sequence[str], t_us: int) -> Column
         for at, past in zip(times, gone.tolist(), strict=True)
     ]
     kinds = dict(rows.layout.fields)
-    place = {name: index for index, name in enumerate(kinds)}
-    values = {
-        name: _plain_values(rows, name, kinds[name], present[:, place[name]]) for name in features if name in kinds
-    }
-    return Columns(values, statuses, times)
+    wanted = [name for name in features if name in kinds]
+    starts, ends = rows.bodies(wanted)
+    here = present[:, [rows.layout.place(name) for name in wanted]]
+    table = ValueTable(
+        [kinds[name] for name in wanted], rows.bits(wanted), starts, np.where(here.T, ends - starts, NULL), rows.buffer
+    )
+    return Columns(wanted, table, statuses, times)
 
 
 def stream_columns(rows: StreamRows | MixedRows, features: Sequence[str], t_us: int) -> Columns:
@@ -100,46 +113,46 @@ def stream_columns(rows: StreamRows | MixedRows, features: Sequence[str], t_us: 
     spec = rows.layout.spec
     wanted = [each for each in spec.aggregates if each.name in set(features)]
     values = rows.values(t_us, [each.name for each in wanted])
-    columns = {each.name: _stream_values(values[each.name], each) for each in wanted}
     oldest = t_us - spec.ttl_us if spec.ttl_us is not None else NEVER + 1
     times = [at if at >= oldest else None for at in rows.newest_each_us.tolist()]
-    return Columns(columns, [_PRESENT] * len(times), times)
+    table = _stream_table([(each, values[each.name]) for each in wanted], len(times))
+    return Columns([each.name for each in wanted], table, [_PRESENT] * len(times), times)
 
 
-def _plain_values(rows: PlainRows, name: str, kind: str, present: Mask) -> ValueColumn:
-    if kind in NUMBERS:
-        return number_values(rows.numbers(name), present, kind)
-    bodies = rows.bodies(name, present)
-    return text_values(bodies) if kind == STRING else ValueColumn(bodies)
+def _stream_table(columns: Sequence[tuple[AggregateSpec, Any]], count: int) -> ValueTable:
+    """Feast's values of some features of `count` entities; None and NaN are null."""
+    kinds = ["INT64" if value_type(each) == pa.int64() else "DOUBLE" for each, _ in columns]
+    bits, starts = np.zeros((len(columns), count), np.uint64), np.zeros((len(columns), count), np.int64)
+    lengths = np.zeros((len(columns), count), np.int64)
+    numbers = [row for row, (_, values) in enumerate(columns) if isinstance(values, np.ndarray)]
+    for kind, dtype in _DTYPES.items():
+        rows = [row for row in numbers if kinds[row] == kind]
+        if rows:
+            found = np.array([columns[row][1] for row in rows])
+            null = np.isnan(found)
+            bits[rows] = np.where(null, 0, found).astype(dtype, copy=False).view(np.uint64)
+            lengths[rows] = np.where(null, NULL, 0)
+    messages: list[bytes] = []
+    end = 0
+    for row in set(range(len(columns))).difference(numbers):
+        aggregate, values = columns[row]
+        kind, kinds[row] = str(feast_type(aggregate)), "message"
+        for entity, value in enumerate(values):
+            message = b"" if value is None or value != value else _message(kind, value).SerializeToString()
+            starts[row, entity], lengths[row, entity] = end, len(message) or NULL
+            messages.append(message)
+            end += len(message)
+    return ValueTable(kinds, bits, starts, lengths, np.frombuffer(b"".join(messages), np.uint8))
 
 
-def _stream_values(values: Any, aggregate: AggregateSpec) -> ValueColumn:
-    """Feast's values of one feature; None and NaN are null."""
-    kind = str(feast_type(aggregate))
-    if kind in _LISTS:
-        return message_values([None if each is None else _list(_LISTS[kind], each) for each in values])
-    if kind == "String":
-        return message_values([None if each is None else Value(string_val=each) for each in values])
-    if isinstance(values, np.ndarray):
-        return number_values(values, ~np.isnan(values), "INT64" if kind == "Int64" else "DOUBLE")
-    make = _integer if kind == "Int64" else _float
-    return message_values([None if each is None or each != each else make(each) for each in values])
-
-
-def _integer(value: Any) -> Value:
-    return Value(int64_val=int(value))
-
-
-def _float(value: Any) -> Value:
-    return Value(double_val=float(value))
-
-
-def _list(field: str, values: Any) -> Value:
-    proto = Value()
-    filled = getattr(proto, field)
-    filled.val.extend(values)
+def _message(kind: str, value: Any) -> Value:
+    if kind not in _LISTS:
+        return Value(**{_SCALARS[kind]: value})
+    message = Value()
+    filled = getattr(message, _LISTS[kind])
+    filled.val.extend(value)
     filled.SetInParent()  # an empty list is a value too
-    return proto
+    return message
 
 
 def _timestamp(at_us: int | None) -> Timestamp:

@@ -78,6 +78,10 @@ class PlainLayout:
             ("@ends", "<u4", (len(self.others),)),
         ])  # fmt: skip
 
+    def place(self, name: str) -> int:
+        """The place of a field among all."""
+        return self._places[name]
+
     def pack(self, values: Mapping[str, FeastValue], timestamp_us: int, created_us: int) -> bytes:
         """One row. Fields that are missing, or hold no value, are null. Raises RowValueError."""
         present, numbers, ends, bodies = bytearray(len(self.fields)), [], [], []
@@ -103,6 +107,10 @@ class PlainLayout:
     def rows(self, raws: RawRows | Sequence[bytes | None]) -> "PlainRows":
         """Rows as fetched, ready to read. Raises StateMismatchError on a row of another definition."""
         return PlainRows(self, raws if isinstance(raws, RawRows) else RawRows.join(raws))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: index for index, (name, _) in enumerate(self.fields)}
 
     @cached_property
     def _head(self) -> bytes:
@@ -159,23 +167,51 @@ class PlainRows:
         """A column of numbers, 0 where there is none. int64 or float64."""
         return np.asarray(self._records[name])
 
+    @property
+    def buffer(self) -> Bytes:
+        """What the places of `bodies` are in."""
+        return self._raws.buffer
+
+    def bits(self, names: Sequence[str]) -> npt.NDArray[np.uint64]:
+        """Numbers as they are stored, of fields that are none zeros. Shape (len(names), n)."""
+        found = np.zeros((len(names), len(self)), np.uint64)
+        for row, name in enumerate(names):
+            if name in self.layout.numbers:
+                found[row] = self._records[name].view(np.uint64)
+        return found
+
+    def bodies(self, names: Sequence[str]) -> tuple[Ints, Ints]:
+        """Where the bodies of fields begin and end in `buffer`: UTF-8 of strings, of all else but numbers Feast's own message.
+
+        Shape (len(names), n) each; of numbers both are 0.
+        """
+        starts, ends = np.zeros((len(names), len(self)), np.int64), np.zeros((len(names), len(self)), np.int64)
+        rows = [row for row, name in enumerate(names) if name in self.layout.others]
+        if rows:
+            places = [self.layout.others.index(names[row]) for row in rows]
+            first = (self._raws.starts + self.layout.dtype.itemsize)[:, None]
+            all_ends = self._records["@ends"] + first
+            starts[rows] = np.concatenate([first, all_ends[:, :-1]], axis=1)[:, places].T
+            ends[rows] = all_ends[:, places].T
+        return starts, ends
+
     def texts(self, names: Sequence[str], present: Mask) -> list[list[str | None]]:
-        """Columns of strings; `present` has their shape (n, len(names))."""
-        starts, ends = self._bodies(names)
+        """Columns of strings; `present` has the shape (len(names), n)."""
+        starts, ends = self.bodies(names)
         offsets = np.zeros(starts.size + 1, np.int32)
-        np.cumsum(np.where(present, ends - starts, 0).T, out=offsets[1:])
+        np.cumsum(np.where(present, ends - starts, 0), out=offsets[1:])
         data = np.empty(offsets[-1], np.uint8)
-        _copy_texts(self._raws.buffer, np.ascontiguousarray(starts.T).ravel(), offsets, data)
-        bits = np.packbits(np.ascontiguousarray(present.T).ravel(), bitorder="little")
+        _copy_texts(self.buffer, starts.ravel(), offsets, data)
+        bits = np.packbits(present.ravel(), bitorder="little")
         texts = pa.StringArray.from_buffers(starts.size, pa.py_buffer(offsets), pa.py_buffer(data), pa.py_buffer(bits))
         flat: list[str | None] = texts.to_pylist()
         count = len(self)
         return [flat[column * count : (column + 1) * count] for column in range(len(names))]
 
-    def bodies(self, name: str, present: Mask) -> RawRows:
-        """A column that is no number, as it lies in the rows: UTF-8 of strings, of all else Feast's own message."""
-        starts, ends = self._bodies([name])
-        return RawRows(self._raws.buffer, starts[:, 0], np.where(present, ends[:, 0] - starts[:, 0], NO_SUCH_KEY))
+    def messages(self, name: str, present: Mask) -> list[bytes | None]:
+        """A column that is neither numbers nor strings: Feast's own messages, serialized."""
+        starts, ends = self.bodies([name])
+        return RawRows(self.buffer, starts[0], np.where(present, ends[0] - starts[0], NO_SUCH_KEY)).to_list()
 
     def values(self, t_us: int | None = None) -> dict[str, npt.NDArray[np.float64] | list[Any]]:
         """Each field's column: floats as an array with NaN for null, all else as a list with None for null.
@@ -185,7 +221,7 @@ class PlainRows:
         present = self.present(t_us)
         complete: list[bool] = np.asarray(present.all(axis=0)).tolist()
         strings = [index for index, (_, kind) in enumerate(self.layout.fields) if kind == STRING]
-        texts = iter(self.texts([self.layout.fields[index][0] for index in strings], present[:, strings]))
+        texts = iter(self.texts([self.layout.fields[index][0] for index in strings], present.T[strings]))
         columns: dict[str, npt.NDArray[np.float64] | list[Any]] = {}
         for index, (name, kind) in enumerate(self.layout.fields):
             if kind == STRING:
@@ -196,15 +232,8 @@ class PlainRows:
                 found = _integers(self.numbers(name), kind)
                 columns[name] = found if complete[index] else _nulled(found, present[:, index])
             else:
-                columns[name] = _feast_values(self.bodies(name, present[:, index]).to_list(), kind)
+                columns[name] = _feast_values(self.messages(name, present[:, index]), kind)
         return columns
-
-    def _bodies(self, names: Sequence[str]) -> tuple[Ints, Ints]:
-        """Where the bodies of some fields begin and end in the buffer. Shape (n, len(names)) each."""
-        chosen = [self.layout.others.index(name) for name in names]
-        ends = self._records["@ends"].astype(np.int64) + self._raws.starts[:, None] + self.layout.dtype.itemsize
-        starts = np.concatenate([self._raws.starts[:, None] + self.layout.dtype.itemsize, ends[:, :-1]], axis=1)
-        return np.ascontiguousarray(starts[:, chosen]), np.ascontiguousarray(ends[:, chosen])
 
     def _check(self) -> None:
         found = self._raws.found

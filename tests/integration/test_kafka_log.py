@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 from headrace.settings import Settings
 from headrace.stores.kafka_config import KafkaConfig
 from headrace.stores.kafka_log import KafkaEventLog, open_kafka_log
+from headrace.stores.kafka_topic import KafkaTopic
 from headrace.stores.log import LogEntry, LogUnavailableError
 from headrace.stores.shards import DeploymentError
 from tests.integration.kafka import PRODUCE
@@ -167,6 +168,20 @@ def test_entries_that_retention_took_before_they_were_read_are_named_in_a_warnin
     assert [entry.position for entry in read_all(late, 2)] == [8, 9, 10]
     assert "partition 0 of the event log: positions 3 to 7 were deleted before they were read here" in caplog.text
     assert (log.trimmed_below()[0], log.appended_at(0, 3)) == (7, 0)
+
+
+def test_a_read_that_fails_half_way_leaves_nothing_out(log: KafkaEventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails when messages have been taken from the client already, while the times before them are asked for."""
+    append(log, *[b"%d" % number for number in range(10)])
+
+    def fail(*_: object) -> int:
+        raise LogUnavailableError("the event log does not answer")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(KafkaTopic, "newest_before", fail)
+        with pytest.raises(LogUnavailableError):
+            read_all(log, 3)
+    assert [entry.position for entry in read_all(log, 3)] == [4, 5, 6, 7, 8, 9, 10]
 
 
 def test_a_position_beyond_the_end_is_refused_since_it_is_another_logs(

@@ -3,6 +3,7 @@
 import warnings
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RequestSource, ValueType
+from feast.data_format import DeltaFormat
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
@@ -202,3 +204,56 @@ def test_an_offline_write_appends_and_the_later_one_wins(
     assert len(list((tmp_path / "weather").glob("*.parquet"))) == 2
     entity_df = pd.DataFrame({"city": [1], "zone": [2], "event_timestamp": [from_micros(NOON)]})
     assert fetch(store, entity_df, ["weather:degrees"])["degrees"].to_pylist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pa.array([NOON, NOON + DAY]).cast(pa.timestamp("us")),
+        pa.array([NOON // 1000, (NOON + DAY) // 1000]).cast(pa.timestamp("ms", "UTC")),
+        pa.array([NOON * 1000, (NOON + DAY) * 1000]).cast(pa.timestamp("ns", "Europe/Stockholm")),
+        ["2023-11-15T12:00:00", "2023-11-16T12:00:00"],
+        ["2023-11-15T12:00:00Z", "2023-11-16 14:00:00.000000+02:00"],
+    ],
+    ids=["naive us", "ms", "ns elsewhere", "naive text", "text with zones"],
+)
+def test_label_times_may_be_of_any_unit_or_zone_or_text(store: FeatureStore, settings: Settings, times: Any) -> None:
+    append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0), item("i1", NOON + 1, 2.0))
+    table = pa.table({"item_id": ["i1", "i1"], "event_timestamp": times})
+    for form in (table, table.to_pandas(), pl.DataFrame(table)):
+        answer = fetch(store, form, ["item_catalogue:price"])
+        assert answer["price"].to_pylist() == [1.0, 2.0]
+        assert answer["event_timestamp"].to_pylist() == [from_micros(NOON), from_micros(NOON + DAY)]
+
+
+def test_label_times_of_a_day_are_its_midnight_and_the_time_column_may_have_its_own_name(
+    store: FeatureStore, settings: Settings
+) -> None:
+    append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0))
+    days = pa.array([from_micros(NOON).date(), from_micros(NOON + DAY).date()])
+    answer = fetch(store, pa.table({"item_id": ["i1", "i1"], "event_timestamp": days}), ["item_catalogue:price"])
+    assert answer["price"].to_pylist() == [None, 1.0]
+    named = pa.table({"item_id": ["i1"], "seen_at": pa.array([NOON]).cast(TIME)})
+    assert fetch(store, named, ["item_catalogue:price"])["price"].to_pylist() == [1.0]
+
+
+def test_rows_are_kept_in_order_with_duplicates_and_null_keys(store: FeatureStore, settings: Settings) -> None:
+    append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0), item(None, NOON, 9.0))
+    append_events(settings, [view_event("u1", "i1", NOON)])
+    rows = [("u1", "i1", NOON + 1), (None, None, NOON + 1), ("u1", "i1", NOON + 1), ("u9", "i1", NOON - 1)]
+    answer = fetch(store, asked(rows), ["item_catalogue:price", "user_activity:views_1h", "user_activity:recent_items"])
+    assert answer["label"].to_pylist() == [0, 1, 2, 3]
+    assert answer["price"].to_pylist() == [1.0, None, 1.0, None]
+    assert answer["views_1h"].to_pylist() == [1, 0, 1, 0]
+    assert answer["recent_items"].to_pylist() == [["i1"], [], ["i1"], []]
+
+
+def test_a_lake_in_a_folder_with_a_space_is_read(store: FeatureStore, tmp_path: Path) -> None:
+    folder = tmp_path / "my lake" / "rates"
+    append_rows(folder, {"pair": "a", "rate": 1.5, "at": NOON, "created": NOON})
+    source = FileSource(name="r", path=str(folder), timestamp_field="event_timestamp", file_format=DeltaFormat())
+    pair = Entity(name="pair", join_keys=["pair"], value_type=ValueType.STRING)
+    view = FeatureView(name="rates", entities=[pair], source=source, schema=[Field(name="rate", dtype=Float64)])
+    store.apply([pair, view])
+    rows = pd.DataFrame({"pair": ["a"], "event_timestamp": [from_micros(NOON)]})
+    assert fetch(store, rows, ["rates:rate"])["rate"].to_pylist() == [1.5]

@@ -67,15 +67,15 @@ def test_it_ends_at_the_end_of_the_log_if_it_is_told_to() -> None:
 
 
 def test_between_two_slices_it_lingers_unless_the_last_one_was_full() -> None:
-    log, stand = MemoryLog([entry(0, 1, "a"), entry(0, 2, "b"), entry(0, 3, "c")], partitions=1), {0: 0}
+    log, stand = MemoryLog([entry(0, 1, "a", "b")], partitions=1), {0: 0}
     pace = Pace(linger=timedelta(hours=1), max_events=2, poll=timedelta(0), heartbeat=timedelta(hours=2))
     source, _ = reader(log, lambda: stand, pace)
-    log.read, whole = (lambda after, count, wait_s=0.0: whole(after, 1)), log.read  # type: ignore[method-assign]
-    assert positions(source.next_batch()) == [1, 2]
+    assert positions(source.next_batch()) == [1]
+    log.entries.append(entry(0, 2, "c"))
+    stand[0] = 1
+    assert positions(source.next_batch()) == [2]  # at once: the one before was full
+    log.entries.append(entry(0, 3, "d"))
     stand[0] = 2
-    assert positions(source.next_batch()) == [3]  # the one before was full
-    stand[0] = 3
-    log.entries.append(entry(0, 4, "d"))
     assert source.next_batch() == []
     assert source.next_awake() is not None
 

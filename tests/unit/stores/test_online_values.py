@@ -1,4 +1,4 @@
-"""Columns of Feast's values in the wire format: the same messages as protobuf makes one by one."""
+"""Feast's values in the wire format: the same messages as protobuf makes one by one."""
 
 from typing import Any
 
@@ -9,37 +9,50 @@ from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.stores.online_raw import RawRows
-from headrace.stores.online_values import ValueColumn, message_values, number_values, text_values
+from headrace.stores.online_values import NULL, ValueTable
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
-def read_back(column: ValueColumn, entities: list[int]) -> list[Value]:
-    vector = GetOnlineFeaturesResponse.FeatureVector.FromString(column.vector(np.array(entities, np.int64)))
-    return list(vector.values)
+def table_of(kind: str, values: list[Any]) -> ValueTable:
+    """One feature with these values, None for null. What stands where there is none must not matter."""
+    present = np.array([value is not None for value in values], np.bool_)
+    starts, lengths = np.zeros((1, len(values)), np.int64), np.where(present, 0, NULL)[None, :]
+    if kind in ("STRING", "MAP"):
+        bodies = [b"" if value is None else value for value in values]
+        lengths = np.array([NULL if value is None else len(value) for value in values], np.int64)[None, :]
+        starts[0] = np.cumsum([0, *map(len, bodies)])[:-1]
+        return ValueTable(
+            [kind], np.zeros_like(starts, np.uint64), starts, lengths, np.frombuffer(b"".join(bodies), "u1")
+        )
+    dtype = np.float64 if kind in ("FLOAT", "DOUBLE") else np.int64
+    numbers = np.array([7 if value is None else value for value in values], dtype)
+    return ValueTable([kind], numbers.view(np.uint64)[None, :], starts, lengths, np.zeros(0, np.uint8))
 
 
-def check(column: ValueColumn, expected: list[Value]) -> None:
-    count = len(expected)
-    assert [column.value(row) for row in range(count)] == expected
-    order = [*range(count), *reversed(range(count))]
-    assert read_back(column, order) == [expected[row] for row in order]
+def check(table: ValueTable, expected: list[Value]) -> None:
+    order = [*range(len(expected)), *reversed(range(len(expected)))]
+    (vector,) = table.vectors(np.array(order, np.int64))
+    assert list(GetOnlineFeaturesResponse.FeatureVector.FromString(vector).values) == [expected[row] for row in order]
 
 
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.none() | INT64, max_size=20))
 def test_integers_of_any_size_and_nulls(values: list[int | None]) -> None:
-    numbers = np.array([value or 0 for value in values], np.int64)
-    column = number_values(numbers, np.array([value is not None for value in values], np.bool_), "INT64")
-    check(column, [Value() if value is None else Value(int64_val=value) for value in values])
+    check(table_of("INT64", values), [Value() if value is None else Value(int64_val=value) for value in values])
 
 
-@settings(deadline=None)  # the first call compiles
-@given(st.lists(st.floats(allow_nan=False), max_size=20))
-def test_floats_to_the_last_bit(values: list[float]) -> None:
-    column = number_values(np.array(values, np.float64), np.ones(len(values), np.bool_), "DOUBLE")
-    check(column, [Value(double_val=value) for value in values])
+@settings(deadline=None)
+@given(st.lists(st.none() | st.floats(allow_nan=False), max_size=20))
+def test_floats_to_the_last_bit(values: list[float | None]) -> None:
+    check(table_of("DOUBLE", values), [Value() if value is None else Value(double_val=value) for value in values])
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | st.text(max_size=200), max_size=20))
+def test_strings_of_any_length_and_nulls(texts: list[str | None]) -> None:
+    raws = [None if text is None else text.encode() for text in texts]
+    check(table_of("STRING", raws), [Value() if text is None else Value(string_val=text) for text in texts])
 
 
 @pytest.mark.parametrize(
@@ -52,23 +65,24 @@ def test_floats_to_the_last_bit(values: list[float]) -> None:
     ],
 )
 def test_every_kind_of_number_has_its_field(kind: str, field: str, values: list[Any]) -> None:
-    column = number_values(np.array(values), np.ones(len(values), np.bool_), kind)
-    check(column, [Value(**{field: value}) for value in values])
-
-
-def test_what_stands_where_nothing_is_present_means_nothing() -> None:
-    column = number_values(np.array([1.0, np.nan]), np.array([True, False]), "INT64")
-    check(column, [Value(int64_val=1), Value()])
-
-
-@settings(deadline=None)  # the first call compiles
-@given(st.lists(st.none() | st.text(max_size=200), max_size=20))
-def test_strings_of_any_length_and_nulls(texts: list[str | None]) -> None:
-    column = text_values(RawRows.join([None if text is None else text.encode() for text in texts]))
-    check(column, [Value() if text is None else Value(string_val=text) for text in texts])
+    check(table_of(kind, values), [Value(**{field: value}) for value in values])
 
 
 def test_messages_go_through_as_they_are() -> None:
     empty = Value()
     empty.string_list_val.SetInParent()
-    check(message_values([empty, None, Value(bytes_val=b"x" * 300)]), [empty, Value(), Value(bytes_val=b"x" * 300)])
+    values = [empty, Value(bytes_val=b"x" * 300), Value()]
+    raws = [empty.SerializeToString(), Value(bytes_val=b"x" * 300).SerializeToString(), None]
+    check(table_of("MAP", raws), values)
+
+
+def test_each_feature_has_its_own_vector() -> None:
+    bits = np.array([[1, 2], [3, 4]], np.uint64)
+    table = ValueTable(
+        ["INT64", "BOOL"], bits, np.zeros((2, 2), np.int64), np.array([[0, NULL], [0, 0]]), np.zeros(0, np.uint8)
+    )
+    vectors = [GetOnlineFeaturesResponse.FeatureVector.FromString(each) for each in table.vectors(np.array([1, 0]))]
+    assert [list(vector.values) for vector in vectors] == [
+        [Value(), Value(int64_val=1)],
+        [Value(bool_val=True), Value(bool_val=True)],
+    ]

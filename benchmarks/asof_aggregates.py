@@ -178,9 +178,9 @@ def _ours(directory: Path, case: str, features: tuple[str, ...]) -> None:
 
 def _measure(directory: Path, case: str, answer: Callable[[], pa.Table], keep: bool = True) -> None:
     before = peak_mb()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     table = answer()
-    seconds = time.perf_counter() - start
+    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
     peak = peak_mb()
     if keep:
         pq.write_table(table.select(["label", *COUNTS, *SESSIONS]), directory / f"{case}.parquet")
@@ -190,6 +190,7 @@ def _measure(directory: Path, case: str, answer: Callable[[], pa.Table], keep: b
             {
                 "rows": rows,
                 "seconds": seconds,
+                "cpu_s": cpu_s,
                 "rows_per_s": rows / seconds,
                 "peak_mb": peak,
                 "before_mb": before,
@@ -310,7 +311,16 @@ def _compare(directory: Path, case: str) -> None:
 def _publish(options: argparse.Namespace, cases: dict[str, dict[str, Any]]) -> None:
     ours, baseline = cases["windows"], cases["asof_sql"]
     table = [
-        (name, one["rows"], one["rows_per_s"], one["seconds"], one["peak_mb"], one["before_mb"], one["answer_mb"])
+        (
+            name,
+            one["rows"],
+            one["rows_per_s"],
+            one["seconds"],
+            one["cpu_s"],
+            one["peak_mb"],
+            one["before_mb"],
+            one["answer_mb"],
+        )
         for name, one in cases.items()
     ]
     result = {
@@ -322,13 +332,14 @@ def _publish(options: argparse.Namespace, cases: dict[str, dict[str, Any]]) -> N
         "events": options.events,
         "label_rows": options.labels,
         "features": len(COUNTS) + len(SESSIONS),
+        "cpu_ratio": baseline["cpu_s"] / ours["cpu_s"],
         "range_join_ratio": ours["rows_per_s"] / cases["range_sql"]["rows_per_s"],
         "last_n_rows_per_s": cases["lists"]["rows_per_s"],
         "cases": cases,
     }
     publish(
         "asof_aggregates",
-        ["case", "label rows", "rows/s", "s", "peak MB", "MB before", "answer MB"],
+        ["case", "label rows", "rows/s", "s", "CPU s", "peak MB", "MB before", "answer MB"],
         table,
         result,
     )

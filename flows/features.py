@@ -23,7 +23,7 @@ from flows.run import EachSink, run
 from flows.source import LogSource, Pace
 from flows.split import ShardSplitter
 from flows.warm_up import warm_up
-from flows.worker import Worker
+from flows.worker import Commits, Worker
 from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.record_lines import COLUMNS
@@ -31,7 +31,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetter, DeadLetters
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import check_deployment
+from headrace.stores.shards import DeploymentError, check_deployment
 from headrace.stores.state_definitions import StaleStateError, definitions_to_fold
 
 logger = logging.getLogger("headrace.flows.features")
@@ -57,25 +57,33 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
         lease_s=settings.flow_lease_s,
         until_all=until_end,
     )
-    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError,))
+    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError, DeploymentError))
     log = open_log(client, settings)
     columns = [each for each in COLUMNS if any(each in spec.columns for spec in specs.values()) or each in _ALWAYS]
     warm_up(client, specs, columns)
     deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS), meanwhile=worker.tend)
     split = ShardSplitter(specs, settings.shards, int(settings.lateness_horizon_s * MICROS))
 
+    source = LogSource(log, worker.stand, recovery, clock, pace, until_end)
+
+    def commit(commits: Commits) -> None:
+        """The server works on a commit while the next slice is folded; that slice is read before, as the server then has no time."""
+        worker.settle()
+        source.reader.read_ahead()
+        worker.send(commits)
+
     def close() -> None:
         worker.close()
         logger.info("held %d event ids in %d bytes", len(deduplicate), deduplicate.size_bytes)
 
     flow = Dataflow("features")
-    slices = op.input("read_log", flow, LogSource(log, worker.stand, recovery, clock, pace, until_end))  # LogSlice
+    slices = op.input("read_log", flow, source)  # LogSlice
     batches = op.map("decode_and_validate", slices, lambda piece: to_batch(piece, columns))  # Batch
     sound = op.filter_map("set_dead_letters_aside", batches, recovery.guard(bury_in(DeadLetters(client))))  # Batch
     fresh = op.filter_map("drop_duplicates", sound, recovery.guard(deduplicate))  # Batch
     parts = op.map("split_by_shard", fresh, lambda batch: split(batch, worker.held))  # SplitBatch
     commits = op.filter_map("fold_into_state", parts, recovery.guard(worker.fold))  # [(ShardState, ShardCommit)]
-    op.output("commit", commits, EachSink(recovery.guard_last(worker.commit), close))
+    op.output("commit", commits, EachSink(recovery.guard_last(commit), close))
     return flow
 
 

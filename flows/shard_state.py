@@ -39,10 +39,10 @@ class ShardState:
         self._shards = shards
         self._states = {name: ViewState(layout) for name, layout in layouts.items()}
 
-    def parts(self, split: SplitBatch) -> Iterator[ViewPart]:
-        """The views that a batch changes. All that was folded must have been committed: memory may be emptied here."""
+    def parts(self, split: SplitBatch, may_empty: bool) -> Iterator[ViewPart]:
+        """The views that a batch changes. `may_empty`: all that was folded is committed, so memory that is full may be emptied."""
         for name, rows in split.rows[self.owned.shard].items():
-            if len(self._states[name]) > MAX_CACHED_ENTITIES:
+            if may_empty and len(self._states[name]) > MAX_CACHED_ENTITIES:
                 self._states[name] = ViewState(self._states[name].layout)
             spec = self._states[name].layout.spec
             new = self._not_included(split, rows)

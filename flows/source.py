@@ -69,14 +69,14 @@ class LogSource(DynamicSource[LogSlice]):  # type: ignore[misc]
         pace: Pace,
         until_end: bool = False,
     ) -> None:
-        self._reader = LogReader(log, stand, recovery, clock, pace, until_end)
+        self.reader = LogReader(log, stand, recovery, clock, pace, until_end)
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "LogReader":
         if worker_count > 1:
             raise ValueError(
                 "one worker a process: for more, start `python -m flows.features` again; they share the work by themselves"
             )
-        return self._reader
+        return self.reader
 
 
 class LogReader(StatelessSourcePartition[LogSlice]):  # type: ignore[misc]
@@ -103,9 +103,18 @@ class LogReader(StatelessSourcePartition[LogSlice]):  # type: ignore[misc]
         self._ends: Mapping[int, int] = {}
         self._ends_asked_us = 0
         self._awake: datetime | None = None
+        self._ahead: LogSlice | None = None
+
+    def read_ahead(self) -> None:
+        """Read the next slice already, if the last one was full: there is more, and the server has time for it now."""
+        if self._dial.was_full and not self._recovery.stop.stopped:
+            self._ahead = self._next_slice()
 
     def next_batch(self) -> list[LogSlice]:
         self._awake = None
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            return self._give(ahead)
         if self._recovery.stop.stopped:
             raise StopIteration
         if self._recovery.rest_s() > 0:
@@ -116,6 +125,9 @@ class LogReader(StatelessSourcePartition[LogSlice]):  # type: ignore[misc]
             piece = self._next_slice()
         if piece is None:
             return []
+        return self._give(piece)
+
+    def _give(self, piece: LogSlice) -> list[LogSlice]:
         self._given_at, self._under_way = time.monotonic(), True
         return [piece]
 

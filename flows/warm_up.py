@@ -32,13 +32,15 @@ def warm_up(client: "redis.Redis", specs: Mapping[str, ViewSpec], columns: Seque
     rows: dict[str, Sequence[bytes | None]] = {}
     for _ in range(2):  # entities that are new, and entities whose rows are read
         state = ShardState(owned, ShardStatus(), layouts, 1)
-        parts = list(state.parts(split))
+        parts = list(state.parts(split, may_empty=False))
         for part in parts:
             keys = part.state.missing(part.entities)
             part.state.load_rows(keys, rows.get(part.view, [None] * len(keys)))
         commit = state.advance(split, parts)
         pack(owned, commit, {})
-        rows = {view: [row for some in packed for row in some.as_dict().values()] for view, packed in commit.rows.items()}
+        rows = {
+            view: [row for some in packed for row in some.as_dict().values()] for view, packed in commit.rows.items()
+        }
 
 
 def _event(event_type: str) -> dict[str, object]:

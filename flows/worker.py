@@ -15,7 +15,7 @@ from flows.shard_state import ShardState, ViewPart
 from flows.split import SplitBatch
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.spec import ViewSpec
-from headrace.stores.commits import ShardCommit, commit
+from headrace.stores.commits import SentCommits, ShardCommit
 from headrace.stores.crew import Crew, share_of
 from headrace.stores.exchange import settle
 from headrace.stores.shards import OwnedShard, OwnershipError, lease_key, row_key
@@ -55,10 +55,12 @@ class Worker:
         self._crew = Crew(client, name, self._lease_ms)
         self._share = 0
         self._tended_at = -lease_s
+        self._sent: SentCommits | None = None
         self.held: dict[int, ShardState] = {}
 
     def stand(self) -> dict[int, int]:
         """The lowest position by partition of the shards held: what to read on from. Empty while there is none."""
+        self.settle()
         self.tend()
         if not self.held or (self._until_all and len(self.held) < self._share):
             return {}
@@ -104,7 +106,8 @@ class Worker:
 
     def fold(self, split: SplitBatch) -> Commits:
         """Fold a batch into every shard held."""
-        parts = {state: list(state.parts(split)) for state in self.held.values()}
+        may_empty = self._sent is None
+        parts = {state: list(state.parts(split, may_empty)) for state in self.held.values()}
         self._load([(state, part) for state, found in parts.items() for part in found])
         return [(state, state.advance(split, found)) for state, found in parts.items()]
 
@@ -118,11 +121,18 @@ class Worker:
         for (_, part, keys), rows in zip(wanted, pipeline.execute() if wanted else [], strict=True):
             part.state.load_rows(keys, rows)
 
-    def commit(self, commits: Commits) -> None:
-        """Commit what was folded, all shards in one write. A shard that somebody else has taken over is dropped."""
-        changes = [(state.owned, change) for state, change in commits]
-        for owned in commit(self._redis, changes, self._fingerprints):
-            self._drop(self.held[owned.shard], f"taken over by another worker; epoch {owned.epoch} is past")
+    def send(self, commits: Commits) -> None:
+        """Begin to commit what was folded, all shards in one write. `settle` must have been called."""
+        assert self._sent is None, "one at a time"
+        held = [(state.owned, change) for state, change in commits if self.held.get(state.owned.shard) is state]
+        self._sent = SentCommits(self._redis, held, self._fingerprints)
+
+    def settle(self) -> None:
+        """Wait until what was sent is committed. A shard that somebody else has taken over is dropped."""
+        sent, self._sent = self._sent, None
+        for owned in sent.finish() if sent else ():
+            if owned.shard in self.held and self.held[owned.shard].owned is owned:
+                self._drop(self.held[owned.shard], f"taken over by another worker; epoch {owned.epoch} is past")
 
     def _drop(self, state: ShardState, why: str) -> None:
         del self.held[state.owned.shard]
@@ -130,12 +140,16 @@ class Worker:
 
     def forget(self) -> None:
         """Drop all shards: what they hold may not be what is committed. They are taken again at the next turn."""
+        if self._sent is not None:
+            self._sent.drop()
+            self._sent = None
         self.held.clear()
         self._tended_at = -self._lease_ms / 1_000
 
     def close(self) -> None:
-        """Let the others have the shards at once."""
+        """Commit what was sent, and let the others have the shards at once."""
         try:
+            self.settle()
             for state in self.held.values():
                 state.owned.release()
             self._crew.leave()

@@ -11,42 +11,20 @@ from typing import Final
 
 import numpy as np
 
-from headrace import names
 from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
-from headrace.aggregates import windows as win
-from headrace.aggregates.arrays import Floats, Ints
-from headrace.aggregates.columns import type_mask
+from headrace.aggregates.arrays import Ints
 from headrace.aggregates.packing import DISTINCT, LIST, SESSIONS
 from headrace.aggregates.payloads import in_order, kinds_of
+from headrace.aggregates.plan import Counter, Ring, make_plan
 from headrace.aggregates.rows import NEVER, StateMismatchError
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
+from headrace.aggregates.windows import ENDLESS, Question, ask
 from headrace.settings import MICROS
 
 __all__ = ["NEVER", "Counter", "DistinctSet", "Layout", "RecentList", "Ring", "SessionGroup", "StateMismatchError"]
 
-ENDLESS: Final = 2**62
-"""The hop of the one tile that holds all history."""
 _CLOCK_SKEW_US: Final = 3_600 * MICROS
-
-
-@dataclass(frozen=True)
-class Counter:
-    """One cell per tile: what the events of some types say. `span_us` is a half-life."""
-
-    types: tuple[str, ...]
-    expression: str | None
-    kind: int
-    span_us: int | None = None
-
-
-@dataclass(frozen=True)
-class Ring:
-    """Tiles of one hop, shared by every aggregation with that hop."""
-
-    hop_us: int
-    length: int
-    counters: tuple[Counter, ...]
 
 
 @dataclass(frozen=True)
@@ -79,26 +57,6 @@ class DistinctSet:
     keep_us: int
 
 
-@dataclass(frozen=True)
-class Question:
-    """Some tiled features, as `windows.window_values` reads them. `asked` is complete but for the times."""
-
-    aggregates: tuple[AggregateSpec, ...]
-    asked: Ints
-    first_use: Ints
-    uses: Ints
-    buckets: int
-
-    def asked_at(self, t_us: int) -> Ints:
-        """`asked` with the windows of t."""
-        asked = self.asked.copy()
-        for row, one in enumerate(self.aggregates):
-            hop_us = one.hop_us or ENDLESS
-            asked[row, win.WINDOW_START] = one.window_start(t_us) // hop_us
-            asked[row, win.WINDOW_END] = t_us // hop_us
-        return asked
-
-
 class Layout:
     """The state of one view. Its parts are its lists, then its session groups, then its sets of distinct values."""
 
@@ -127,50 +85,19 @@ class Layout:
     @cached_property
     def plan(self) -> tl.Plan:
         """Where the tiles' numbers are."""
-        rings, counters = np.zeros((len(self.rings), 6), np.int64), np.zeros((len(self.counters), 6), np.int64)
-        k = count_at = word_at = 0
-        for r, ring in enumerate(self.rings):
-            counts = words = 0
-            for counter in ring.counters:
-                value = -1 if counter.expression is None else self.expressions.index(counter.expression)
-                is_count = counter.kind == tl.COUNT
-                offset = counts if is_count else words
-                counters[k] = r, counter.kind, type_mask(counter.types), value, counter.span_us or 0, offset
-                k, counts, words = k + 1, counts + is_count, words + tl.WORDS[counter.kind]
-            rings[r] = ring.hop_us, ring.length, counts, count_at, words, word_at
-            count_at, word_at = count_at + counts * ring.length, word_at + words * ring.length
-        of_type = [
-            [k for k in range(len(counters)) if counters[k, tl.RING] == r and counters[k, tl.TYPES] >> code & 1]
-            for code in range(len(names.EVENT_TYPES))
-            for r in range(len(rings))
-        ]
-        by_type = np.cumsum([0, *map(len, of_type)])
-        counted = np.array([k for some in of_type for k in some], np.int64)
-        count_cells, word_cells = _cells(rings, counters, is_count=True), _cells(rings, counters, is_count=False)
-        blank = _blank(word_cells, counters, word_at)
-        return tl.Plan(rings, counters, by_type, counted, count_cells, word_cells, blank, blank.view(np.int64))
+        return make_plan(self.rings, self.expressions)
 
     def question(self, aggregates: tuple[AggregateSpec, ...]) -> Question:
         """How to read some tiled features; made once for each choice of them."""
         chosen = tuple(one.name for one in aggregates)
         if chosen not in self._questions:
-            self._questions[chosen] = self._ask(aggregates)
+            at = {(ring.hop_us, counter): k for k, (ring, counter) in enumerate(self._counters_by_ring())}
+            counters_of = [[at[one.hop_us or ENDLESS, counter] for counter in _counters(one)] for one in aggregates]
+            self._questions[chosen] = ask(aggregates, counters_of, len(self.counters))
         return self._questions[chosen]
 
-    def _ask(self, aggregates: tuple[AggregateSpec, ...]) -> Question:
-        asked, uses, buckets = np.zeros((len(aggregates), 5), np.int64), [], 0
-        for row, one in enumerate(aggregates):
-            hop_us = one.hop_us or ENDLESS
-            asked[row, win.FUNCTION] = win.FUNCTION_OF[one.function]
-            if one.function == sp.ZSCORE:
-                asked[row, win.SHORT], asked[row, win.BUCKET_AT] = (one.span_us or 1) // hop_us, buckets
-                buckets += (one.window_us or 0) // (one.span_us or 1)
-            ring = next(r for r, ring in enumerate(self.rings) if ring.hop_us == hop_us)
-            first = sum(len(before.counters) for before in self.rings[:ring])
-            uses += [(first + self.rings[ring].counters.index(counter), row) for counter in _counters(one)]
-        by_counter = np.array(sorted(uses), np.int64).reshape(-1, 2)
-        first_use = np.searchsorted(by_counter[:, 0], np.arange(len(self.counters) + 1))
-        return Question(aggregates, asked, first_use, by_counter[:, 1].copy(), buckets)
+    def _counters_by_ring(self) -> Iterator[tuple[Ring, Counter]]:
+        return ((ring, counter) for ring in self.rings for counter in ring.counters)
 
     def list_of(self, aggregate: AggregateSpec) -> tuple[int, int]:
         """Which list an aggregation reads, and which of its columns."""
@@ -187,34 +114,6 @@ class Layout:
         """Which part holds the values that an aggregation counts."""
         sets = [(one.types, one.expression) for one in self.distinct]
         return len(self.lists) + len(self.sessions) + sets.index((aggregate.types, str(aggregate.expression)))
-
-
-def _cells(rings: Ints, counters: Ints, is_count: bool) -> Ints:
-    """The cells of counts or of words, with the columns of `Plan.count_cells`, in the order of where they stand. Shape (cells, 5)."""
-    tables = [np.zeros((0, 5), np.int64)]
-    for k, counter in enumerate(counters):
-        if (counter[tl.KIND] == tl.COUNT) == is_count:
-            ring = rings[counter[tl.RING]]
-            start, each = (ring[tl.COUNT_AT], ring[tl.COUNTS]) if is_count else (ring[tl.WORD_AT], ring[tl.WORDS_EACH])
-            places = np.arange(ring[tl.LENGTH])
-            cells = np.zeros((len(places), 5), np.int64)
-            cells[:, tl.COUNTER], cells[:, tl.RING_OF], cells[:, tl.PLACE] = k, counter[tl.RING], places
-            cells[:, tl.WIDTH] = tl.WORDS[int(counter[tl.KIND])]
-            cells[:, tl.AT] = start + places * each + counter[tl.OFFSET]
-            tables.append(cells)
-    table = np.concatenate(tables)
-    return table[np.argsort(table[:, tl.AT])]
-
-
-def _blank(word_cells: Ints, counters: Ints, words: int) -> Floats:
-    """The words of an entity that was never seen. Shape (words,)."""
-    blank = np.zeros(words)
-    kinds = counters[word_cells[:, tl.COUNTER], tl.KIND]
-    for kind, empty in tl.BLANK.items():
-        places = word_cells[kinds == kind, tl.AT]
-        for i, word in enumerate(empty):
-            blank[places + i] = word
-    return blank
 
 
 def _rings(spec: ViewSpec) -> Iterator[Ring]:

@@ -13,7 +13,6 @@ from headrace.aggregates.layout import Layout
 from headrace.aggregates.rows import NEVER, StateMismatchError, check, damaged, joined
 from headrace.aggregates.sessions import current_sessions
 from headrace.aggregates.spec import AggregateSpec
-from headrace.aggregates.windows import window_values
 from headrace.clock import from_micros
 from headrace.settings import MICROS
 
@@ -88,17 +87,16 @@ class StreamRows:
         alive = self._newest != NEVER
         return alive if spec.ttl_us is None else np.asarray(alive & (t_us - self._newest <= spec.ttl_us))
 
-    def _tiled(self, aggregates: tuple[AggregateSpec, ...], t_us: int, alive: Mask) -> dict[str, Values]:
+    def _tiled(self, aggregates: tuple[AggregateSpec, ...], t_us: int, alive: Mask) -> dict[str, Ints | Floats]:
         if not aggregates:
             return {}
         layout = self.layout
-        question = layout.question(aggregates)
-        ints, floats, bad_row = window_values(
-            layout.plan, question.first_use, question.uses, question.asked_at(t_us), question.buckets, len(layout.parts),
-            self._rows, self._begins, self._newest, alive, t_us,
-        )  # fmt: skip
-        self._refuse(bad_row)
-        return {one.name: ints[row] if one.function == sp.COUNT else floats[row] for row, one in enumerate(aggregates)}
+        answer = layout.question(aggregates).answer(
+            layout.plan, len(layout.parts), self._rows, self._begins, self._newest, alive, t_us
+        )
+        if answer is None:
+            raise StateMismatchError(damaged(layout.spec))
+        return answer
 
     def _number(self, aggregate: AggregateSpec, t_us: int, alive: Mask) -> Ints | Floats:
         layout = self.layout

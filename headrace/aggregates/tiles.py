@@ -19,6 +19,8 @@ from headrace.aggregates.arrays import Bytes, Floats, Int, Ints
 from headrace.aggregates.wire import BROKEN, get_varint, get_word, put_varint, put_word
 from headrace.kernel import kernel
 
+Counts = npt.NDArray[np.uint32]
+
 COUNT, SUM, MIN, MAX, STD, DECAYED = range(6)
 """Kinds of counters."""
 KIND_OF: Final = {
@@ -56,7 +58,7 @@ class Tiles(NamedTuple):
 
     times: Ints
     """(slots, 1 + rings): time of the newest event, number of each ring's newest tile."""
-    counts: npt.NDArray[np.uint32]
+    counts: Counts
     """(slots, cells, and zeros up to a whole group)"""
     words: Floats
     bits: Ints
@@ -66,33 +68,33 @@ class Tiles(NamedTuple):
 @kernel
 def fold_tiles(plan: Plan, tiles: Tiles, slots: Ints, times: Ints, codes: Ints, values: Floats) -> None:
     """Count the events. `values` (expressions, events) holds what the counters' expressions are worth, NaN for null."""
-    rings, counters = plan.rings, plan.counters
+    rings, counters, by_type, counted = plan.rings, plan.counters, plan.by_type, plan.counted
+    newest, counts = tiles.times, tiles.counts
     for i in range(len(slots)):
         slot, time = slots[i], times[i]
-        newest = tiles.times[slot]
-        newest[0] = max(newest[0], time)
+        newest[slot, 0] = max(newest[slot, 0], time)
         for r in range(len(rings)):
             tile, length = time // rings[r, HOP], rings[r, LENGTH]
-            if tile > newest[1 + r]:
-                _advance(plan, tiles, slot, r, tile)
-            elif tile <= newest[1 + r] - length:
+            if tile > newest[slot, 1 + r]:
+                _advance(rings, plan.blank, newest, counts, tiles.words, slot, r, tile)
+            elif tile <= newest[slot, 1 + r] - length:
                 continue
             place = tile % length
-            row = codes[i] * len(rings) + r
-            for k in plan.counted[plan.by_type[row] : plan.by_type[row + 1]]:
+            of_type = codes[i] * len(rings) + r
+            for c in range(by_type[of_type], by_type[of_type + 1]):
+                k = counted[c]
                 value = 1.0 if counters[k, VALUE] < 0 else values[counters[k, VALUE], i]
                 if np.isnan(value):
                     continue
                 if counters[k, KIND] == COUNT:
-                    tiles.counts[slot, rings[r, COUNT_AT] + place * rings[r, COUNTS] + counters[k, OFFSET]] += 1
+                    counts[slot, rings[r, COUNT_AT] + place * rings[r, COUNTS] + counters[k, OFFSET]] += 1
                 else:
                     at = rings[r, WORD_AT] + place * rings[r, WORDS_EACH] + counters[k, OFFSET]
-                    _count(tiles.words[slot], tiles.bits[slot], at, counters[k], value, time)
+                    _count(tiles.words[slot], tiles.bits[slot], at, counters[k, KIND], counters[k, SPAN], value, time)
 
 
 @kernel
-def _count(words: Floats, bits: Ints, at: Int, counter: Ints, value: float, time: Int) -> None:
-    kind = counter[KIND]
+def _count(words: Floats, bits: Ints, at: Int, kind: Int, half_life: Int, value: float, time: Int) -> None:
     if kind == SUM:
         words[at] += value
     elif kind == MIN:
@@ -107,10 +109,10 @@ def _count(words: Floats, bits: Ints, at: Int, counter: Ints, value: float, time
         words[at + 1] = mean
         words[at + 2] += from_mean * (value - mean)
     elif time >= bits[at + 1]:
-        words[at] = words[at] * decay(time - bits[at + 1], counter[SPAN]) + value
+        words[at] = words[at] * decay(time - bits[at + 1], half_life) + value
         bits[at + 1] = time
     else:
-        words[at] += value * decay(bits[at + 1] - time, counter[SPAN])
+        words[at] += value * decay(bits[at + 1] - time, half_life)
 
 
 @kernel
@@ -120,26 +122,19 @@ def decay(age: Int, half_life: Int) -> float:
 
 
 @kernel
-def _advance(plan: Plan, tiles: Tiles, slot: Int, r: Int, tile: Int) -> None:
-    """Make a tile the newest of a ring, emptying those passed over."""
-    length = plan.rings[r, LENGTH]
-    passed = min(tile - tiles.times[slot, 1 + r], length)
+def _advance(
+    rings: Ints, blank: Floats, newest: Ints, counts: Counts, words: Floats, slot: Int, r: Int, tile: Int
+) -> None:
+    """Make a tile the newest of a ring, emptying those passed over: a run of places, or two where it goes round."""
+    length, each, words_each = rings[r, LENGTH], rings[r, COUNTS], rings[r, WORDS_EACH]
+    passed = min(tile - newest[slot, 1 + r], length)
     first = (tile - passed + 1) % length
-    _clear(plan, tiles, slot, r, first, min(first + passed, length))
-    _clear(plan, tiles, slot, r, 0, first + passed - length)
-    tiles.times[slot, 1 + r] = tile
-
-
-@kernel
-def _clear(plan: Plan, tiles: Tiles, slot: Int, r: Int, first: Int, end: Int) -> None:
-    """Empty a run of places of a ring."""
-    ring, counts, words = plan.rings[r], tiles.counts[slot], tiles.words[slot]
-    for j in range(
-        np.uintp(ring[COUNT_AT] + first * ring[COUNTS]), np.uintp(ring[COUNT_AT] + max(end, first) * ring[COUNTS])
-    ):
-        counts[j] = 0
-    for j in range(ring[WORD_AT] + first * ring[WORDS_EACH], ring[WORD_AT] + end * ring[WORDS_EACH]):
-        words[j] = plan.blank[j]
+    newest[slot, 1 + r] = tile
+    for begin, end in ((first, min(first + passed, length)), (0, max(first + passed - length, 0))):
+        for j in range(np.uintp(rings[r, COUNT_AT] + begin * each), np.uintp(rings[r, COUNT_AT] + end * each)):
+            counts[slot, j] = 0
+        for j in range(rings[r, WORD_AT] + begin * words_each, rings[r, WORD_AT] + end * words_each):
+            words[slot, j] = blank[j]
 
 
 @kernel
@@ -203,10 +198,14 @@ def _holds(bits: Ints, blank_bits: Ints, cell: Ints) -> bool:
 
 
 @kernel
-def held_cells(row: Bytes, index: Int, group: Int, cells: Int, at: Int, end: Int) -> tuple[Int, Int]:
-    """The byte that says which cells of a group are held, 0 where none is, and the place after it."""
-    if not (row[index + (group >> 3)] >> (group & 7)) & 1:
-        return 0, at
+def is_marked(row: Bytes, index: Int, group: Int) -> bool:
+    """True where a group holds anything."""
+    return bool((row[index + (group >> 3)] >> (group & 7)) & 1)
+
+
+@kernel
+def held_cells(row: Bytes, group: Int, cells: Int, at: Int, end: Int) -> tuple[Int, Int]:
+    """The byte that says which cells of a marked group are held, and the place after it."""
     if not 0 <= at < end:
         return 0, BROKEN
     held = np.int64(row[at])
@@ -222,7 +221,9 @@ def unpack_tiles(plan: Plan, tiles: Tiles, slot: Int, newest: Int, row: Bytes, a
     if at > end:
         return BROKEN
     for group in range((cells + 7) // 8):
-        held, at = held_cells(row, index, group, cells, at, end)
+        if not is_marked(row, index, group):
+            continue
+        held, at = held_cells(row, group, cells, at, end)
         for bit in range(8):
             if (held >> bit) & 1:
                 count, at = get_varint(row, at, end)
@@ -232,7 +233,9 @@ def unpack_tiles(plan: Plan, tiles: Tiles, slot: Int, newest: Int, row: Bytes, a
     if not index <= at <= end or index < 0:
         return BROKEN
     for group in range((cells + 7) // 8):
-        held, at = held_cells(row, index, group, cells, at, end)
+        if not is_marked(row, index, group):
+            continue
+        held, at = held_cells(row, group, cells, at, end)
         for bit in range(8):
             if (held >> bit) & 1:
                 place = plan.word_cells[8 * group + bit, AT]

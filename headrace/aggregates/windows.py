@@ -1,5 +1,7 @@
 """The as-of read of tiles: packed rows and a time turned into the values of windows, all features in one pass over the bytes."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -8,68 +10,88 @@ from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
 from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.aggregates.rows import part_start, tiles_start
-from headrace.aggregates.tiles import COUNTER, KIND, PLACE, RING_OF, SPAN, WIDTH, Plan, decay
+from headrace.aggregates.spec import AggregateSpec
+from headrace.aggregates.tiles import COUNTER, HOP, KIND, LENGTH, PLACE, RING_OF, SPAN, WIDTH, Plan, decay
 from headrace.aggregates.wire import BROKEN, get_varint, get_word
 from headrace.kernel import kernel
 
-MEAN, ZSCORE = 6, 7
-FUNCTION_OF: Final = {
-    sp.COUNT: tl.COUNT, sp.SUM: tl.SUM, sp.MIN: tl.MIN, sp.MAX: tl.MAX, sp.STD: tl.STD, sp.DECAYED_SUM: tl.DECAYED,
-    sp.MEAN: MEAN, sp.ZSCORE: ZSCORE,
-}  # fmt: skip
+ENDLESS: Final = 2**62
+"""The hop of the one tile that holds all history."""
 
-FUNCTION, WINDOW_START, WINDOW_END, SHORT, BUCKET_AT = range(5)
-"""Columns of `asked`, a row for each feature. For ZSCORE: the tile where the window ends, the tiles of a bucket, its first bucket."""
+WINDOW_START, WINDOW_END, SHORT, BUCKET_AT = range(4)
+"""Columns of `asked`, a row for each feature: its first tile and, of a zscore, the tile where its window ends, the tiles of a bucket and
+where its buckets begin. SHORT is 0 for the others."""
 
 
-@kernel
-def window_values(
-    plan: Plan,
-    first_use: Ints,
-    uses: Ints,
-    asked: Ints,
-    buckets: int,
-    parts: int,
-    rows: Bytes,
-    begins: Ints,
-    newest: Ints,
-    alive: Mask,
-    t_us: int,
-) -> tuple[Ints, Floats, Int]:
-    """Values of the features asked for as of t: integers (features, rows), floats (features, rows) with NaN for null.
+@dataclass(frozen=True)
+class Question:
+    """Some tiled features. Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `asked` lacks the times."""
 
-    Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `buckets` is the number of all zscore buckets. Rows that are not
-    alive read as never seen. Last comes the first row that is damaged, or BROKEN.
-    """
-    ints = np.zeros((len(asked), len(newest)), np.int64)
-    floats = np.zeros((len(asked), len(newest)), np.float64)
-    heads = np.empty((len(plan.rings), 2), np.int64)  # number and place of the newest tile
-    sums = np.empty((len(asked), 3), np.float64)
-    counts = np.empty(len(asked), np.int64)
-    in_bucket = np.empty(buckets, np.int64)
-    for row in range(len(newest)):
-        for bucket in range(buckets):
-            in_bucket[bucket] = 0
-        for a in range(len(asked)):
-            counts[a] = 0
-            for i in range(3):
-                sums[a, i] = np.nan if asked[a, FUNCTION] == tl.MIN or asked[a, FUNCTION] == tl.MAX else 0.0
-        if alive[row]:
-            for r in range(len(heads)):
-                heads[r, 0] = newest[row] // plan.rings[r, tl.HOP]
-                heads[r, 1] = heads[r, 0] % plan.rings[r, tl.LENGTH]
-            at = tiles_start(begins[row], parts)
-            end = part_start(rows, begins[row], begins[row + 1], parts, 0)
-            at = _read_counts(plan, first_use, uses, asked, rows, at, end, heads, counts, in_bucket)
-            at = _read_words(plan, first_use, uses, asked, rows, at, end, heads, t_us, sums)
-            if at != end:
-                return ints, floats, row
-        for a in range(len(asked)):
-            if asked[a, FUNCTION] == tl.COUNT:
-                ints[a, row] = counts[a]
-            else:
-                floats[a, row] = _value(asked[a], sums[a], counts[a], in_bucket)
-    return ints, floats, BROKEN
+    aggregates: tuple[AggregateSpec, ...]
+    asked: Ints
+    first_use: Ints
+    uses: Ints
+    buckets: int
+
+    def answer(
+        self, plan: Plan, parts: int, rows: Bytes, begins: Ints, newest: Ints, alive: Mask, t_us: int
+    ) -> dict[str, Ints | Floats] | None:
+        """Values as of t, NaN for null; rows that are not alive read as never seen. None where a row is damaged. Shapes (rows,)."""
+        asked = self._asked_at(t_us)
+        counts = np.zeros((len(asked), len(newest)), np.int64)
+        buckets = np.zeros((len(newest), self.buckets), np.int64)
+        words_at = _read_counts(
+            plan, self.first_use, self.uses, asked, parts, rows, begins, newest, alive, counts, buckets
+        )
+        sums = np.zeros((len(asked), len(newest), 3))
+        if len(plan.word_cells):
+            for row, one in enumerate(self.aggregates):
+                if one.function in (sp.MIN, sp.MAX):
+                    sums[row, :, 0] = np.nan
+            _read_words(plan, self.first_use, self.uses, asked, parts, rows, begins, newest, t_us, sums, words_at)
+        if len(words_at) and words_at.min() == BROKEN:
+            return None
+        return {
+            one.name: _value(one, counts[row], sums[row], buckets[:, asked[row, BUCKET_AT] :])
+            for row, one in enumerate(self.aggregates)
+        }
+
+    def _asked_at(self, t_us: int) -> Ints:
+        """`asked` with the windows of t."""
+        asked = self.asked.copy()
+        for row, one in enumerate(self.aggregates):
+            hop_us = one.hop_us or ENDLESS
+            asked[row, WINDOW_START] = one.window_start(t_us) // hop_us
+            asked[row, WINDOW_END] = t_us // hop_us
+        return asked
+
+
+def ask(aggregates: Sequence[AggregateSpec], counters_of: Sequence[Sequence[int]], counters: int) -> Question:
+    """A question about features, of which each is computed from some of a layout's `counters`."""
+    asked, buckets = np.zeros((len(aggregates), 4), np.int64), 0
+    for row, one in enumerate(aggregates):
+        if one.function == sp.ZSCORE and one.window_us and one.hop_us and one.span_us:
+            asked[row, SHORT], asked[row, BUCKET_AT] = one.span_us // one.hop_us, buckets
+            buckets += one.window_us // one.span_us
+    pairs = sorted((k, row) for row, some in enumerate(counters_of) for k in some)
+    read, uses = np.array(pairs, np.int64).reshape(-1, 2).T
+    return Question(tuple(aggregates), asked, np.searchsorted(read, np.arange(counters + 1)), uses.copy(), buckets)
+
+
+def _value(aggregate: AggregateSpec, counts: Ints, sums: Floats, buckets: Ints) -> Ints | Floats:
+    """(rows,) from the counts (rows,), sums (rows, 3) and buckets (rows, buckets from the feature's first on)."""
+    if aggregate.function == sp.COUNT:
+        return counts
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
+        if aggregate.function == sp.MEAN:
+            return np.asarray(sums[:, 0] / counts)
+        if aggregate.function == sp.STD:
+            return np.sqrt(sums[:, 2] / sums[:, 0])
+        if aggregate.function == sp.ZSCORE:
+            newest, before = buckets[:, 0], buckets[:, 1 : (aggregate.window_us or 0) // (aggregate.span_us or 1)]
+            deviation = before.std(axis=1)
+            return np.asarray(np.where(deviation > 0, (newest - before.mean(axis=1)) / deviation, np.nan))
+    return sums[:, 0].copy()
 
 
 @kernel
@@ -78,37 +100,50 @@ def _read_counts(
     first_use: Ints,
     uses: Ints,
     asked: Ints,
+    parts: int,
     rows: Bytes,
-    at: Int,
-    end: Int,
-    heads: Ints,
+    begins: Ints,
+    newest: Ints,
+    alive: Mask,
     counts: Ints,
-    in_bucket: Ints,
-) -> Int:
-    """Add each count of a row to the features whose window it lies in; returns the place after the counts."""
-    cells = len(plan.count_cells)
-    index, at = at, at + tl.index_size(cells)
-    if at > end:
-        return BROKEN
-    for group in range((cells + 7) // 8):
-        held, at = tl.held_cells(rows, index, group, cells, at, end)
-        for bit in range(8):
-            if not (held >> bit) & 1:
+    buckets: Ints,
+) -> Ints:
+    """Add each count of a row to the features whose window it lies in.
+
+    Returns where each row's words begin, 0 for rows that are not alive, BROKEN for damaged ones.
+    """
+    cells, rings, words = plan.count_cells, plan.rings, len(plan.word_cells)
+    heads = np.empty((len(rings), 2), np.int64)
+    after = np.zeros(len(newest), np.int64)
+    for row in range(len(newest)):
+        if not alive[row]:
+            continue
+        _find_heads(rings, newest[row], heads)
+        index = tiles_start(begins[row], parts)
+        end = part_start(rows, begins[row], begins[row + 1], parts, 0)
+        at = index + tl.index_size(len(cells)) if index + tl.index_size(len(cells)) <= end else BROKEN
+        for group in range((len(cells) + 7) // 8 if at != BROKEN else 0):
+            if not tl.is_marked(rows, index, group):
                 continue
-            count, at = get_varint(rows, at, end)
-            cell = plan.count_cells[8 * group + bit]
-            k = cell[COUNTER]
-            tile = _tile(plan, cell, heads)
-            for use in range(first_use[k], first_use[k + 1]):
-                a = uses[use]
-                if tile < asked[a, WINDOW_START]:
+            held, at = tl.held_cells(rows, group, len(cells), at, end)
+            for cell in range(8 * group, 8 * group + 8):
+                if not (held >> (cell & 7)) & 1:
                     continue
-                if asked[a, FUNCTION] != ZSCORE:
-                    counts[a] += count
-                elif tile < asked[a, WINDOW_END]:
-                    ago = (asked[a, WINDOW_END] - 1 - tile) // asked[a, SHORT]
-                    in_bucket[asked[a, BUCKET_AT] + ago] += count
-    return at
+                count, at = get_varint(rows, at, end)
+                tile = _tile(cells, rings, cell, heads)
+                k = cells[cell, COUNTER]
+                for use in range(first_use[k], first_use[k + 1]):
+                    a = uses[use]
+                    if tile < asked[a, WINDOW_START]:
+                        continue
+                    if asked[a, SHORT] == 0:
+                        counts[a, row] += count
+                    elif tile < asked[a, WINDOW_END]:
+                        buckets[row, asked[a, BUCKET_AT] + (asked[a, WINDOW_END] - 1 - tile) // asked[a, SHORT]] += (
+                            count
+                        )
+        after[row] = at if words > 0 or at == end else BROKEN
+    return after
 
 
 @kernel
@@ -117,48 +152,62 @@ def _read_words(
     first_use: Ints,
     uses: Ints,
     asked: Ints,
+    parts: int,
     rows: Bytes,
-    at: Int,
-    end: Int,
-    heads: Ints,
-    t_us: Int,
+    begins: Ints,
+    newest: Ints,
+    t_us: int,
     sums: Floats,
-) -> Int:
-    """Add each cell of words of a row to the features whose window it lies in; returns the place after the words."""
-    cells = len(plan.word_cells)
-    index, at = at, at + tl.index_size(cells)
-    if not 0 <= index <= at <= end:
-        return BROKEN
-    words = np.zeros(3, np.int64)
-    for group in range((cells + 7) // 8):
-        held, at = tl.held_cells(rows, index, group, cells, at, end)
-        for bit in range(8):
-            if not (held >> bit) & 1:
+    words_at: Ints,
+) -> None:
+    """Merge each cell of words of a row into the features whose window it lies in. `words_at` becomes BROKEN for damaged rows."""
+    cells, rings, counters = plan.word_cells, plan.rings, plan.counters
+    heads = np.empty((len(rings), 2), np.int64)
+    bits = np.zeros(3, np.int64)
+    words = bits.view(np.float64)
+    for row in range(len(newest)):
+        index = words_at[row]
+        if index <= 0:
+            continue
+        _find_heads(rings, newest[row], heads)
+        end = part_start(rows, begins[row], begins[row + 1], parts, 0)
+        at = index + tl.index_size(len(cells)) if index + tl.index_size(len(cells)) <= end else BROKEN
+        for group in range((len(cells) + 7) // 8 if at != BROKEN else 0):
+            if not tl.is_marked(rows, index, group):
                 continue
-            cell = plan.word_cells[8 * group + bit]
-            for j in range(cell[WIDTH]):
-                words[j], at = get_word(rows, at, end)
-            k = cell[COUNTER]
-            tile = _tile(plan, cell, heads)
-            for use in range(first_use[k], first_use[k + 1]):
-                a = uses[use]
-                if tile >= asked[a, WINDOW_START]:
-                    _add(plan.counters[k], words.view(np.float64), words, t_us, sums[a])
-    return at
+            held, at = tl.held_cells(rows, group, len(cells), at, end)
+            for cell in range(8 * group, 8 * group + 8):
+                if not (held >> (cell & 7)) & 1:
+                    continue
+                for j in range(cells[cell, WIDTH]):
+                    bits[j], at = get_word(rows, at, end)
+                tile = _tile(cells, rings, cell, heads)
+                k = cells[cell, COUNTER]
+                for use in range(first_use[k], first_use[k + 1]):
+                    if tile >= asked[uses[use], WINDOW_START]:
+                        _merge(counters[k, KIND], counters[k, SPAN], words, bits, t_us, sums[uses[use], row])
+        words_at[row] = index if at == end else BROKEN
 
 
 @kernel
-def _tile(plan: Plan, cell: Ints, heads: Ints) -> Int:
+def _find_heads(rings: Ints, newest: Int, heads: Ints) -> None:
+    """Number and place of each ring's newest tile."""
+    for r in range(len(rings)):
+        heads[r, 0] = newest // rings[r, HOP]
+        heads[r, 1] = heads[r, 0] % rings[r, LENGTH]
+
+
+@kernel
+def _tile(cells: Ints, rings: Ints, cell: Int, heads: Ints) -> Int:
     """The number of a cell's tile, known by its distance from the newest."""
-    ring = cell[RING_OF]
-    back = heads[ring, 1] - cell[PLACE]
-    return np.int64(heads[ring, 0] - (back if back >= 0 else back + plan.rings[ring, tl.LENGTH]))
+    ring = cells[cell, RING_OF]
+    back = heads[ring, 1] - cells[cell, PLACE]
+    return np.int64(heads[ring, 0] - (back if back >= 0 else back + rings[ring, LENGTH]))
 
 
 @kernel
-def _add(counter: Ints, words: Floats, bits: Ints, t_us: Int, sums: Floats) -> None:
-    """Merge a cell of words into a feature's sums; deviations as Chan, Golub and LeVeque (1979) do."""
-    kind = counter[KIND]
+def _merge(kind: Int, half_life: Int, words: Floats, bits: Ints, t_us: Int, sums: Floats) -> None:
+    """Merge a cell into a feature's sums; deviations as Chan, Golub and LeVeque (1979) do."""
     if kind == tl.SUM:
         sums[0] += words[0]
     elif kind == tl.MIN:
@@ -166,7 +215,7 @@ def _add(counter: Ints, words: Floats, bits: Ints, t_us: Int, sums: Floats) -> N
     elif kind == tl.MAX:
         sums[0] = np.fmax(sums[0], words[0])
     elif kind == tl.DECAYED:
-        sums[0] += words[0] * decay(t_us - bits[1], counter[SPAN])
+        sums[0] += words[0] * decay(t_us - bits[1], half_life)
     else:
         events = sums[0] + words[0]
         share = words[0] / events if events > 0 else 0.0
@@ -174,28 +223,3 @@ def _add(counter: Ints, words: Floats, bits: Ints, t_us: Int, sums: Floats) -> N
         sums[2] += words[2] + apart * apart * sums[0] * share
         sums[1] += apart * share
         sums[0] = events
-
-
-@kernel
-def _value(asked: Ints, sums: Floats, count: Int, in_bucket: Ints) -> float:
-    function = asked[FUNCTION]
-    if function == MEAN:
-        return float(sums[0] / count) if count > 0 else np.nan
-    if function == tl.STD:
-        return float(np.sqrt(sums[2] / sums[0])) if sums[0] > 0 else np.nan
-    if function == ZSCORE:
-        count = (asked[WINDOW_END] - asked[WINDOW_START]) // asked[SHORT]
-        return _zscore(in_bucket, asked[BUCKET_AT], asked[BUCKET_AT] + count)
-    return float(sums[0])
-
-
-@kernel
-def _zscore(in_bucket: Ints, first: Int, end: Int) -> float:
-    """The first bucket against mean and deviation of those after it; NaN where these are equal."""
-    others, total, squares = end - first - 1, 0, 0.0
-    for i in range(first + 1, end):
-        total += in_bucket[i]
-    mean = total / others
-    for i in range(first + 1, end):
-        squares += (in_bucket[i] - mean) ** 2
-    return float((in_bucket[first] - mean) / np.sqrt(squares / others)) if squares > 0 else np.nan

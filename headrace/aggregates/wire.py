@@ -52,6 +52,8 @@ def varint_size(value: Int) -> Int:
 @kernel
 def get_varint(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
     """The number at a place, and the place after it."""
+    if 0 <= at < end and data[at] < 128:
+        return np.int64(data[at]), at + 1
     value, shift = np.uint64(0), np.uint64(0)
     while 0 <= at < end and shift < np.uint64(64):
         byte = np.uint64(data[at])

@@ -1,8 +1,8 @@
 """`headrace backfill`: rebuild the online state of every stream view from the lake, with the engine that the flow uses.
 
 The new state is built beside the old one, which serves meanwhile and which the flow keeps fresh. What the lake takes in during the
-work is folded in round by round; then both states change places, shard by shard in one script each, together with the log positions
-that the new one covers. The flow goes on from there: no gap, no overlap.
+work is folded in round by round; then the rows change places, and with the last of a shard its definitions and log
+positions. The flow goes on from there: no gap, no overlap.
 """
 
 import os
@@ -21,12 +21,13 @@ from headrace.identity import shards_of
 from headrace.ops.lake_parts import PART_EVENTS, count_events, events_of_part, parts_for
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
-from headrace.stores.exchange import Exchange, StagedRows, decide, decided, finish, one_backfill
+from headrace.stores.exchange import Exchange, decide, decided, finish, one_backfill
 from headrace.stores.lake import EventLake
 from headrace.stores.lake_files import check_files
 from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import check_deployment
+from headrace.stores.staged_rows import StagedRows
 from headrace.stores.state_definitions import forget_definitions, record_definitions
 
 _FOLD_CHUNK = 100_000

@@ -172,10 +172,10 @@ def _read_state(
         for start in range(0, len(members), _CHUNK):
             chunk = members[start : start + _CHUNK]
             status, raws = read_rows(client, shard, [(spec.name, key) for key in chunk])
-            if status.fingerprints.get(spec.name) != spec.fingerprint:
+            if status.exchanging or status.fingerprints.get(spec.name) != spec.fingerprint:
                 raise VerifyError(
-                    f"view '{spec.name}' is of another definition in shard {shard} than it was at the start: "
-                    "a backfill has exchanged the state; run `headrace verify` again"
+                    f"the state of view '{spec.name}' in shard {shard} is not what it was at the start: "
+                    "a backfill exchanges it; run `headrace verify` again"
                 )
             faults = _faults(layout, raws)
             for key, fault in zip(chunk, faults, strict=True):

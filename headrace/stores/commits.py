@@ -47,26 +47,44 @@ class ShardCommit:
     counters: Mapping[str, int] = field(default_factory=dict)
 
 
-def commit(
-    client: "redis.Redis", commits: Sequence[tuple[OwnedShard, ShardCommit]], fingerprints: Mapping[str, int]
-) -> list[OwnedShard]:
-    """Commit shards, each by itself in whole or not at all; returns those that somebody else has taken over.
+class SentCommits:
+    """Commits that were sent and whose answers are to come. Each shard's is made in whole or not at all."""
 
-    Raises redis.RedisError: then each of them may be committed or not, which its positions tell.
-    """
-    lost: list[OwnedShard] = []
-    for server, members in _by_server(client, commits).items():
-        connection = server.connection_pool.get_connection()
+    def __init__(
+        self, client: "redis.Redis", commits: Sequence[tuple[OwnedShard, ShardCommit]], fingerprints: Mapping[str, int]
+    ) -> None:
+        """Sends them. Raises redis.RedisError: then each of them may be made or not, which the shards' positions tell."""
+        self._waiting: list[tuple[Any, Any, list[OwnedShard]]] = []
         try:
-            connection.send_packed_command([pack(shard, change, fingerprints) for shard, change in members])
-            answers = [connection.read_response() for _ in members]
+            for server, members in _by_server(client, commits).items():
+                connection = server.connection_pool.get_connection()
+                self._waiting.append((server, connection, [shard for shard, _ in members]))
+                connection.send_packed_command([pack(shard, change, fingerprints) for shard, change in members])
         except BaseException:
-            connection.disconnect()  # answers that were not read must not be taken for those of the next command
+            self.drop()
             raise
-        finally:
+
+    def finish(self) -> list[OwnedShard]:
+        """Wait until they are made; returns the shards that somebody else has taken over. Raises redis.RedisError, as sending does."""
+        lost: list[OwnedShard] = []
+        try:
+            for _, connection, shards in self._waiting:
+                answers = [connection.read_response() for _ in shards]
+                lost += [shard for shard, answer in zip(shards, answers, strict=True) if answer != 1]
+        except BaseException:
+            self.drop()
+            raise
+        for server, connection, _ in self._waiting:
             server.connection_pool.release(connection)
-        lost += [shard for (shard, _), answer in zip(members, answers, strict=True) if answer != 1]
-    return lost
+        self._waiting.clear()
+        return lost
+
+    def drop(self) -> None:
+        """Wait no more. Answers that come must not be taken for those of the next command."""
+        for server, connection, _ in self._waiting:
+            connection.disconnect()
+            server.connection_pool.release(connection)
+        self._waiting.clear()
 
 
 def _by_server(

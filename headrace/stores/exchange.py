@@ -1,8 +1,9 @@
 """One state exchanged for another: new rows are staged beside the old ones, which serve until all of them change places.
 
 Staged rows lie under names of their own. When all are there, the exchange is *decided*: one key says what the new state is. Then each
-shard renames its rows, moves its positions and changes its fingerprints in one script. A process that dies before the decision
-leaves the old state; one that dies after it leaves an exchange that anybody may finish, and the next flow or backfill does.
+shard, whose flow is fenced off, renames its rows, some hundreds at a time so that nobody waits long for the server, and at last changes
+positions and fingerprints in one script. Meanwhile a reader may meet rows of both states: each names its definition. A process that
+dies before the decision leaves the old state; one that dies after it leaves an exchange that the next flow or backfill finishes.
 """
 
 import json
@@ -16,32 +17,48 @@ from typing import Final
 import redis
 
 from headrace.names import PROJECT
-from headrace.stores.row_scan import scan_views, unlink
+from headrace.stores.row_scan import scan_views
 from headrace.stores.shards import OwnedShard, OwnershipError, ShardStatus, commit_key, shard_tag
+from headrace.stores.staged_rows import StagedRows
 
 EXCHANGE_KEY: Final = f"{PROJECT}:@exchange"
 BACKFILL_KEY: Final = f"{PROJECT}:@backfill"
-_STAGED_AT_ONCE: Final = 1_000
 _LEASE_MS: Final = 10_000
 _BUILT: Final = "built"
 
-# KEYS: commit hash, index of staged rows, then (staged row, row)..., then rows to delete
-# ARGV: exchange, epoch, number of pairs, number of fields to delete, fields..., field, value, ...
-# Everything is looked at before anything is changed: a script that fails half-way is not undone.
-_EXCHANGE_SCRIPT: Final = """
-if redis.call('HGET', KEYS[1], 'built') == ARGV[1] then return 1 end
+_ROWS_AT_ONCE: Final = 100
+_SCRIPTS_AT_ONCE: Final = 10
+"""In one write, for one wait for the disk; between two of them the server answers others."""
+
+# Every script looks at everything before it changes anything: one that fails half-way is not undone.
+# KEYS: commit hash, index of staged rows, index of rows in place, then (staged row, row)...   ARGV: exchange, epoch, names...
+_PLACE_SCRIPT: Final = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
-local pairs_end = 2 + 2 * tonumber(ARGV[3])
-for i = 3, pairs_end, 2 do
+for i = 4, #KEYS, 2 do
   if redis.call('EXISTS', KEYS[i]) == 0 then return -1 end
 end
-for i = 3, pairs_end, 2 do redis.call('RENAME', KEYS[i], KEYS[i + 1]) end
-for i = pairs_end + 1, #KEYS do redis.call('UNLINK', KEYS[i]) end
-redis.call('UNLINK', KEYS[2])
-local old_end = 4 + tonumber(ARGV[4])
-for i = 5, old_end do redis.call('HDEL', KEYS[1], ARGV[i]) end
+redis.call('HSET', KEYS[1], 'exchanging', ARGV[1])
+for i = 4, #KEYS, 2 do redis.call('RENAME', KEYS[i], KEYS[i + 1]) end
+for i = 3, #ARGV do redis.call('SMOVE', KEYS[2], KEYS[3], ARGV[i]) end
+return 1
+"""
+# KEYS: commit hash, rows...   ARGV: epoch
+_DROP_SCRIPT: Final = """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
+return 1
+"""
+# KEYS: commit hash, index of staged rows, index of rows in place
+# ARGV: exchange, epoch, number of fields to delete, fields..., field, value, ...
+_FINISH_SCRIPT: Final = """
+if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
+if redis.call('SCARD', KEYS[2]) > 0 then return -1 end
+local old_end = 3 + tonumber(ARGV[3])
+for i = 4, old_end do redis.call('HDEL', KEYS[1], ARGV[i]) end
 for i = old_end + 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', KEYS[1], 'built', ARGV[1])
+redis.call('HDEL', KEYS[1], 'exchanging')
+redis.call('UNLINK', KEYS[3])
 return 1
 """
 
@@ -64,51 +81,6 @@ class Exchange:
         raw = json.loads(text)
         numbers = {key: {int(p): value for p, value in raw[key].items()} for key in ("positions", "complete")}
         return cls(raw["name"], raw["fingerprints"], **numbers)
-
-
-class StagedRows:
-    """The new rows of one shard."""
-
-    def __init__(self, client: "redis.Redis", shard: int) -> None:
-        self._redis = client
-        self.shard = shard
-        self._prefix = f"{shard_tag(shard)}@staged:"
-        self.index_key = f"{shard_tag(shard)}@staged"
-
-    def clear(self) -> None:
-        """Drop what an exchange that was never decided has left."""
-        names = [self.staged_key(name.decode()) for name in self._redis.sscan_iter(self.index_key, count=10_000)]
-        unlink(self._redis, self.shard, names)
-        self._redis.unlink(self.index_key)
-
-    def put(self, view: str, rows: Mapping[str, bytes]) -> None:
-        """Stage rows by entity key, replacing those that are staged."""
-        keys = list(rows)
-        for start in range(0, len(keys), _STAGED_AT_ONCE):
-            batch = keys[start : start + _STAGED_AT_ONCE]
-            # The index first: whatever is staged can be found again.
-            self._redis.execute_command("SADD", self.index_key, *(f"{view}:{key}" for key in batch))
-            pairs = [part for key in batch for part in (self.staged_key(f"{view}:{key}"), rows[key])]
-            self._redis.execute_command("MSET", *pairs)
-
-    def get(self, view: str, keys: Sequence[str]) -> list[bytes | None]:
-        """Staged rows, None where there is none."""
-        rows: list[bytes | None] = []
-        for start in range(0, len(keys), _STAGED_AT_ONCE):
-            batch = [self.staged_key(f"{view}:{key}") for key in keys[start : start + _STAGED_AT_ONCE]]
-            rows += self._redis.execute_command("MGET", *batch)
-        return rows
-
-    def names(self) -> set[str]:
-        """`view:entity key` of all staged rows."""
-        return {name.decode() for name in self._redis.sscan_iter(self.index_key, count=10_000)}
-
-    def hold(self, names: Sequence[str]) -> list[bool]:
-        """Which of the names are staged."""
-        return [bool(found) for found in self._redis.smismember(self.index_key, list(names))] if names else []
-
-    def staged_key(self, name: str) -> str:
-        return self._prefix + name
 
 
 def decide(client: "redis.Redis", exchange: Exchange) -> None:
@@ -222,17 +194,40 @@ def _stale(client: "redis.Redis", exchange: Exchange, shards: Sequence[int]) -> 
 
 
 def _exchange_shard(client: "redis.Redis", exchange: Exchange, owned: OwnedShard, stale: Sequence[str]) -> None:
-    staged = StagedRows(client, owned.shard)
-    raw = client.hgetall(commit_key(owned.shard))
-    pairs = [part for name in staged.names() for part in (staged.staged_key(name), shard_tag(owned.shard) + name)]
+    staged, commit = StagedRows(client, owned.shard), commit_key(owned.shard)
+    indexes = [commit, staged.index_key, staged.placed_key]
+    _run(client, owned, [_script(_PLACE_SCRIPT, indexes, exchange.name, owned.epoch)])  # marks the shard
+    placing = []
+    for names in _batches(list(staged.names())):
+        pairs = [part for name in names for part in (staged.staged_key(name), shard_tag(owned.shard) + name)]
+        placing.append(_script(_PLACE_SCRIPT, [*indexes, *pairs], exchange.name, owned.epoch, *names))
+    _run(client, owned, placing)
+    _run(client, owned, [_script(_DROP_SCRIPT, [commit, *keys], owned.epoch) for keys in _batches(stale)])
+    raw = client.hgetall(commit)
     replaced = [name for name in raw if name.partition(b":")[0] in (b"position", b"complete", b"fingerprint")]
-    head = [exchange.name, owned.epoch, len(pairs) // 2, len(replaced), *replaced, *_fields(exchange, raw)]
-    keys = [commit_key(owned.shard), staged.index_key, *pairs, *stale]
-    answer = int(client.eval(_EXCHANGE_SCRIPT, len(keys), *keys, *head))
-    if answer == 0:
-        raise OwnershipError(f"shard {owned.shard} was taken over while its rows were exchanged")
-    if answer < 0:
-        raise ExchangeError(f"shard {owned.shard} has lost rows that were staged: run `headrace backfill` again")
+    fields = [len(replaced), *replaced, *_fields(exchange, raw)]
+    _run(client, owned, [_script(_FINISH_SCRIPT, indexes, exchange.name, owned.epoch, *fields)])
+
+
+def _batches(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + _ROWS_AT_ONCE] for start in range(0, len(names), _ROWS_AT_ONCE)]
+
+
+def _script(script: str, keys: Sequence[str], *arguments: str | int | bytes) -> list[str | int | bytes]:
+    return ["EVAL", script, len(keys), *keys, *arguments]
+
+
+def _run(client: "redis.Redis", owned: OwnedShard, scripts: Sequence[Sequence[str | int | bytes]]) -> None:
+    """Some scripts of one shard, in order. Raises OwnershipError, ExchangeError."""
+    for start in range(0, len(scripts), _SCRIPTS_AT_ONCE):
+        pipeline = client.pipeline(transaction=False)
+        for command in scripts[start : start + _SCRIPTS_AT_ONCE]:
+            pipeline.execute_command(*command)
+        answers = pipeline.execute()
+        if 0 in answers:
+            raise OwnershipError(f"shard {owned.shard} was taken over while its rows were exchanged")
+        if -1 in answers:
+            raise ExchangeError(f"shard {owned.shard} has lost rows that were staged: run `headrace backfill` again")
 
 
 def _fields(exchange: Exchange, raw: Mapping[bytes, bytes]) -> list[str | int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -12,23 +13,34 @@ from headrace.stores.offline_labels import ViewKeys
 from headrace.stores.offline_newest import CODE
 from headrace.stores.sources import Source
 
-_SHARE = 2
-_MIB = 1 << 20
+_SHARE: Final = 2
+_MIB: Final = 1 << 20
+_LEAST: Final = 64 * _MIB
+_GROUP: Final = Path("/sys/fs/cgroup")
 
 
-def memory_bound(memory_mb: float | None) -> int:
-    """Bytes that the rows of a source may take while they are joined: as set, or half of what is free now."""
-    return round(memory_mb * _MIB) if memory_mb else _free_bytes() // _SHARE
+def memory_bound(memory_mb: float | None, group: Path = _GROUP) -> int:
+    """Bytes that the rows of a source may take while they are joined: as set, or half of what is free now.
 
-
-def _free_bytes() -> int:
-    """What this process may still take: of the machine's memory, or of its control group's."""
+    Free of the machine's memory, or of the control group's where that is less.
+    """
+    if memory_mb:
+        return round(memory_mb * _MIB)
     free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
     limit = group / "memory.max"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int((group / "memory.current").read_text()))
-    return max(free, 64 * _MIB)
+        free = min(free, int(text) - _used(group))
+    return max(free, _LEAST) // _SHARE
+
+
+def _used(group: Path) -> int:
+    """Bytes that a control group holds, without the files that the kernel caches for it."""
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return (
+        int((group / "memory.current").read_text())
+        - int(stat.get("inactive_file", 0))
+        - int(stat.get("active_file", 0))
+    )
 
 
 def key_ranges(

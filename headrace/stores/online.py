@@ -90,7 +90,7 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
             await client.aclose()
         if self._client is not None:
             self._client.close()
-            self._client = None
+            self._client, self._streams = None, LayoutCache(self._state_of)
 
     def online_write_batch(
         self, config: RepoConfig, table: FeatureView, data: list[FeastRow], progress: Callable[[int], Any] | None

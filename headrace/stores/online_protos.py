@@ -21,6 +21,9 @@ from headrace.stores.plain_rows import PlainRows
 from headrace.stores.state_rows import MixedRows
 
 _PRESENT, _NOT_FOUND, _TOO_OLD = FieldStatus.PRESENT, FieldStatus.NOT_FOUND, FieldStatus.OUTSIDE_MAX_AGE
+_NOTHING: Final = ValueTable(
+    (), np.zeros((0, 0), np.uint64), np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int64), np.zeros(0, np.uint8)
+)
 _LISTS: Final = {
     "Array(String)": "string_list_val",
     "Array(Int64)": "int64_list_val",
@@ -35,18 +38,15 @@ class Columns:
     """Features of n entities of one view: their values, a row for each of `features`; of each entity a status and a time (or none)."""
 
     features: Sequence[str]
-    values: ValueTable | None
+    values: ValueTable
     statuses: Sequence["FieldStatus.ValueType"]
     times_us: Sequence[int | None]
 
     def rows(self) -> list[tuple[Any, dict[str, Value] | None]]:
         """As `OnlineStore.online_read` gives them: (time, values by feature), (None, None) where there is nothing."""
-        entities = np.arange(len(self.statuses))
-        vectors = self.values.vectors(entities) if self.values is not None else []
-        columns = {
-            name: GetOnlineFeaturesResponse.FeatureVector.FromString(vector).values
-            for name, vector in zip(self.features, vectors, strict=True)
-        }
+        vectors = self.values.results(np.arange(len(self.features)), np.arange(len(self.statuses)), b"")
+        results = GetOnlineFeaturesResponse.FromString(vectors).results
+        columns = {name: vector.values for name, vector in zip(self.features, results, strict=True)}
         return [
             (None if at is None else from_micros(at), {name: column[row] for name, column in columns.items()})
             if status == _PRESENT
@@ -73,18 +73,16 @@ class Columns:
             statuses=[self.statuses[entity] for entity in order],
             event_timestamps=[_timestamp(self.times_us[entity]) for entity in order],
         ).SerializeToString()
-        nulls = GetOnlineFeaturesResponse.FeatureVector(values=[Value()] * length).SerializeToString()
-        vectors = self.values.vectors(entities) if self.values is not None else []
-        vector_of = dict(zip(self.features, vectors, strict=True))
-        for feature in names:
-            response.results.add().MergeFromString(vector_of.get(feature, nulls) + shared)
+        place = {feature: row for row, feature in enumerate(self.features)}
+        features = np.array([place.get(feature, -1) for feature in names], np.int64)
+        response.MergeFromString(self.values.results(features, entities, shared))
         response.metadata.feature_names.val.extend(names.values())
 
 
 def columns_of(rows: PlainRows | StreamRows | MixedRows | int, features: Sequence[str], t_us: int) -> Columns:
     """Some features of a view's rows at t; of so many entities nothing, where there are no rows to read."""
     if isinstance(rows, int):
-        return Columns([], None, [_NOT_FOUND] * rows, [None] * rows)
+        return Columns([], _NOTHING, [_NOT_FOUND] * rows, [None] * rows)
     if isinstance(rows, PlainRows):
         return plain_columns(rows, features, t_us)
     return stream_columns(rows, features, t_us)
@@ -103,7 +101,11 @@ def plain_columns(rows: PlainRows, features: Sequence[str], t_us: int) -> Column
     starts, ends = rows.bodies(wanted)
     here = present[:, [rows.layout.place(name) for name in wanted]]
     table = ValueTable(
-        [kinds[name] for name in wanted], rows.bits(wanted), starts, np.where(here.T, ends - starts, NULL), rows.buffer
+        tuple(kinds[name] for name in wanted),
+        rows.bits(wanted),
+        starts,
+        np.where(here.T, ends - starts, NULL),
+        rows.buffer,
     )
     return Columns(wanted, table, statuses, times)
 
@@ -142,7 +144,7 @@ def _stream_table(columns: Sequence[tuple[AggregateSpec, Any]], count: int) -> V
             starts[row, entity], lengths[row, entity] = end, len(message) or NULL
             messages.append(message)
             end += len(message)
-    return ValueTable(kinds, bits, starts, lengths, np.frombuffer(b"".join(messages), np.uint8))
+    return ValueTable(tuple(kinds), bits, starts, lengths, np.frombuffer(b"".join(messages), np.uint8))
 
 
 def _message(kind: str, value: Any) -> Value:

@@ -8,7 +8,7 @@ import redis
 from headrace.aggregates.read import StreamRows
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
-from headrace.stores.online_wire import ViewKeys, read
+from headrace.stores.online_wire import place_all, read
 from headrace.stores.plain_rows import PlainRows
 from headrace.stores.shards import ShardStatus, check_deployment
 from headrace.stores.state_rows import MixedRows, StateReader
@@ -61,7 +61,7 @@ class OnlineReader:
         if not self._checked:
             check_deployment(self._redis, record=False, shards=shards)
             self._checked = True
-        placed = [ViewKeys.place(view, keys, shards) for view, keys in wanted.items()]
+        placed = place_all(wanted, shards)
         stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards.tolist()})
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
         answer = read(self._redis, placed, stream_shards)

@@ -1,7 +1,7 @@
 """What Feast asks of the online store, view by view, and how its answer is put together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from feast import FeatureView, StreamFeatureView, utils
 from feast.metrics import track_feature_statuses
@@ -38,17 +38,21 @@ def asked_of(
     shards: int,
 ) -> list[Asked]:
     """What Feast asks of each view: the entities of its rows, each once."""
-    asked = []
+    asked: list[Asked] = []
+    known: dict[tuple[int, ...], tuple[ViewKeys, list[list[int]]]] = {}
     for table, features in grouped_refs:
         values = utils._get_table_entity_values(table, join_key_of, join_key_values)
         missing = sorted({join_key_of[entity] for entity in table.entities} - {key for key in values if values[key]})
         if missing:
             raise KeyError(f"view '{table.name}': no values of {missing}; each entity row needs one")
-        places: dict[str, list[int]] = {}
-        for row, entity in enumerate(zip(*values.values(), strict=True)):
-            places.setdefault(entity_key([*values], entity), []).append(row)
-        keys = ViewKeys.place(table.name, [*places], shards)
-        asked.append(Asked(table, features, keys, [*places.values()], sum(map(len, places.values()))))
+        same = tuple(id(column) for _, column in sorted(values.items()))
+        if same not in known:
+            places: dict[str, list[int]] = {}
+            for row, entity in enumerate(zip(*values.values(), strict=True)):
+                places.setdefault(entity_key([*values], entity), []).append(row)
+            known[same] = ViewKeys.place(table.name, [*places], shards), [*places.values()]
+        keys, destinations = known[same]
+        asked.append(Asked(table, features, replace(keys, view=table.name), destinations, sum(map(len, destinations))))
     return asked
 
 

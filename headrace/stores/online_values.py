@@ -4,7 +4,6 @@ A message is its fields one after another: `tag = number << 3 | kind`, then a va
 (2), or 4 bytes (5). See https://protobuf.dev/programming-guides/encoding.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Final
@@ -33,6 +32,9 @@ _KINDS: Final = {
     "DOUBLE": ("double_val", EIGHT_BYTES),
     "STRING": ("string_val", LENGTH),
 }
+_PADDED: Final = 5
+"""Bytes of a length that is written once what it measures is there; a varint may be longer than it need be."""
+_RESULTS: Final = GetOnlineFeaturesResponse.DESCRIPTOR.fields_by_name["results"].number << 3 | LENGTH
 _VALUES: Final = GetOnlineFeaturesResponse.FeatureVector.DESCRIPTOR.fields_by_name["values"].number << 3 | LENGTH
 Bits = npt.NDArray[np.uint64]
 
@@ -46,34 +48,37 @@ class ValueTable:
     whole messages. A length of NULL means null, for numbers too.
     """
 
-    kinds: Sequence[str]
+    kinds: tuple[str, ...]
     bits: Bits
     starts: Ints
     lengths: Ints
     buffer: Bytes
 
-    def vectors(self, entities: Ints) -> list[bytes]:
-        """Of each feature the field `values` of a FeatureVector: the values of these entities, in this order."""
-        wires = np.array([_KINDS[kind][1] if kind in _KINDS else WHOLE for kind in self.kinds], np.int64)
-        tags = np.array([_tag(kind) for kind in self.kinds], np.int64)
-        bits = self.bits
-        for row in np.flatnonzero(wires == FOUR_BYTES):
-            bits = bits.copy()
+    def results(self, features: Ints, entities: Ints, shared: bytes) -> bytes:
+        """The field `results` of a GetOnlineFeaturesResponse: a vector for each of `features`, with the values of `entities`.
+
+        Both are places in the table; a feature of -1 is null throughout. `shared` is what every vector has besides its values.
+        """
+        wires, tags, singles = _plan(self.kinds)
+        bits = self.bits.copy() if len(singles) else self.bits
+        for row in singles:
             bits[row] = bits[row].view(np.float64).astype(np.float32).view(np.uint32)
-        size = int(np.maximum(self.lengths, 0)[:, entities].sum()) + len(self.kinds) * len(entities) * _ROOM
-        out, ends = np.empty(size, np.uint8), np.empty(len(self.kinds) + 1, np.int64)
-        _write(wires, tags, bits, self.starts, self.lengths, self.buffer, entities, _VALUES, out, ends)
-        data, cuts = out[: ends[-1]].tobytes(), ends.tolist()
-        return [data[cuts[row] : cuts[row + 1]] for row in range(len(self.kinds))]
+        size = int(np.maximum(self.lengths, 0)[:, entities].sum()) if len(self.kinds) else 0
+        out = np.empty(size + len(features) * (len(entities) * _ROOM + len(shared) + _ROOM), np.uint8)
+        fields = np.array([_RESULTS, _VALUES], np.int64)
+        end = _write(
+            wires, tags, bits, self.starts, self.lengths, self.buffer, features, entities,
+            np.frombuffer(shared, np.uint8), fields, out,
+        )  # fmt: skip
+        return out[:end].tobytes()
 
 
 @cache
-def _tag(kind: str) -> int:
-    """The one byte that begins a Value of this kind."""
-    if kind not in _KINDS:
-        return 0
-    name, wire = _KINDS[kind]
-    return int(Value.DESCRIPTOR.fields_by_name[name].number) << 3 | wire
+def _plan(kinds: tuple[str, ...]) -> tuple[Ints, Ints, list[int]]:
+    """Of each kind how it is written and the byte that begins it; which are floats of 4 bytes."""
+    wires = np.array([_KINDS[kind][1] if kind in _KINDS else WHOLE for kind in kinds], np.int64)
+    numbers = [Value.DESCRIPTOR.fields_by_name[_KINDS[kind][0]].number if kind in _KINDS else 0 for kind in kinds]
+    return wires, np.array(numbers, np.int64) << 3 | wires, np.flatnonzero(wires == FOUR_BYTES).tolist()
 
 
 @kernel
@@ -84,19 +89,22 @@ def _write(
     starts: Ints,
     lengths: Ints,
     buffer: Bytes,
+    features: Ints,
     entities: Ints,
-    field: int,
+    shared: Bytes,
+    fields: Ints,
     out: Bytes,
-    ends: Ints,
-) -> None:
-    """Each value behind `field` and its length; those of feature f end at `ends[f + 1]`."""
-    at = ends[0] = 0
-    for row in range(len(wires)):
+) -> int:
+    """Vectors behind their field and length, values behind theirs; returns how many bytes of `out` are used."""
+    at = 0
+    for row in features:
+        out[at] = fields[0]
+        begin = at + 1 + _PADDED
+        at = begin
         for entity in entities:
-            out[at] = field
+            out[at] = fields[1]
             at += 1
-            length = lengths[row, entity]
-            if length < 0:
+            if row < 0 or lengths[row, entity] < 0:
                 out[at] = 0
                 at += 1
             elif wires[row] == VARINT:
@@ -112,15 +120,21 @@ def _write(
                     out[at + byte] = (bits[row, entity] >> np.uint64(8 * byte)) & np.uint64(255)
                 at += width
             else:
+                length = lengths[row, entity]
                 if wires[row] == LENGTH:
                     at = _write_varint(np.uint64(1 + _varint_size(np.uint64(length)) + length), out, at)
                     out[at] = tags[row]
                     at += 1
                 at = _write_varint(np.uint64(length), out, at)
-                start = starts[row, entity]
-                out[at : at + length] = buffer[start : start + length]
+                out[at : at + length] = buffer[starts[row, entity] : starts[row, entity] + length]
                 at += length
-        ends[row + 1] = at
+        out[at : at + len(shared)] = shared
+        at += len(shared)
+        size = at - begin
+        for byte in range(_PADDED):
+            out[begin - _PADDED + byte] = size & 127 | (128 if byte < _PADDED - 1 else 0)
+            size >>= 7
+    return at
 
 
 @kernel

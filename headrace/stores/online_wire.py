@@ -5,8 +5,8 @@ longer than the server and the network together. On a cluster, and in asyncio, r
 hash tag, all sent before the first answer is read, moved slots followed.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final
@@ -18,6 +18,7 @@ import redis
 from headrace.hashing import hash_slices, string_buffers
 from headrace.kernel import kernel
 from headrace.stores.online_raw import NO_SUCH_KEY, Bytes, Ints, RawRows
+from headrace.stores.redis_client import no_cluster_as_no_connection
 from headrace.stores.shards import commit_key, row_key
 
 _ARRAY: Final = -2
@@ -42,6 +43,15 @@ class ViewKeys:
         return cls(view, keys, placed.astype(np.int64), offsets, data)
 
 
+def place_all(wanted: Mapping[str, Sequence[str]], shards: int) -> list[ViewKeys]:
+    """Keys of `{view: entity keys}`; those that views share are placed once."""
+    known: dict[int, ViewKeys] = {}
+    for view, keys in wanted.items():
+        if id(keys) not in known:
+            known[id(keys)] = ViewKeys.place(view, keys, shards)
+    return [replace(known[id(keys)], view=view) for view, keys in wanted.items()]
+
+
 @dataclass(frozen=True)
 class Answer:
     """What was read: the hash of each status asked for, rows of each view in the order asked."""
@@ -57,16 +67,17 @@ def read(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) 
     """
     if isinstance(client, redis.Redis):
         return _read_raw(client, wanted, statuses)
-    with client.pipeline(transaction=False) as pipeline:
+    with no_cluster_as_no_connection(), client.pipeline(transaction=False) as pipeline:
         queue(pipeline, wanted, statuses)
         return collect(pipeline.execute(), wanted, statuses)
 
 
 async def read_async(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) -> Answer:
     """The same with a client of `redis.asyncio`."""
-    async with client.pipeline(transaction=False) as pipeline:
-        queue(pipeline, wanted, statuses)
-        return collect(await pipeline.execute(), wanted, statuses)
+    with no_cluster_as_no_connection():
+        async with client.pipeline(transaction=False) as pipeline:
+            queue(pipeline, wanted, statuses)
+            return collect(await pipeline.execute(), wanted, statuses)
 
 
 def queue(pipeline: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int]) -> None:

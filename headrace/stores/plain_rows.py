@@ -69,6 +69,16 @@ class PlainLayout:
         return tuple(name for name, kind in self.fields if kind not in NUMBERS)
 
     @cached_property
+    def number_places(self) -> dict[str, int]:
+        """Where each number comes among the numbers."""
+        return {name: place for place, name in enumerate(self.numbers)}
+
+    @cached_property
+    def numbers_at(self) -> int:
+        """Where the numbers begin in a row."""
+        return self.dtype.itemsize - 8 * len(self.numbers) - 4 * len(self.others)
+
+    @cached_property
     def dtype(self) -> np.dtype[np.void]:
         """What every row begins with."""
         kinds = dict(self.fields)
@@ -141,6 +151,7 @@ class PlainRows:
         self._raws = raws
         records = np.zeros((len(raws), layout.dtype.itemsize), np.uint8)
         _copy_records(raws.buffer, raws.starts, raws.lengths, records)
+        self._bytes = records
         self._records = records.view(layout.dtype)[:, 0]
         self._check()
 
@@ -173,12 +184,13 @@ class PlainRows:
         return self._raws.buffer
 
     def bits(self, names: Sequence[str]) -> npt.NDArray[np.uint64]:
-        """Numbers as they are stored, of fields that are none zeros. Shape (len(names), n)."""
-        found = np.zeros((len(names), len(self)), np.uint64)
-        for row, name in enumerate(names):
-            if name in self.layout.numbers:
-                found[row] = self._records[name].view(np.uint64)
-        return found
+        """Numbers as they are stored, of fields that are none anything. Shape (len(names), n)."""
+        first = self.layout.numbers_at
+        numbers = self._bytes[:, first : first + 8 * len(self.layout.numbers)].copy().view(np.uint64)
+        if not self.layout.numbers:
+            return np.zeros((len(names), len(self)), np.uint64)
+        place = self.layout.number_places
+        return numbers[:, [place.get(name, 0) for name in names]].T
 
     def bodies(self, names: Sequence[str]) -> tuple[Ints, Ints]:
         """Where the bodies of fields begin and end in `buffer`: UTF-8 of strings, of all else but numbers Feast's own message.

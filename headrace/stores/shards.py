@@ -54,6 +54,8 @@ class ShardStatus:
     counters: dict[str, int] = field(default_factory=dict)
     counted: dict[int, int] = field(default_factory=dict)
     """Positions up to which `counters` have counted, where a backfill has put positions back."""
+    exchanging: bool = False
+    """Rows are of two states at this moment (headrace.stores.exchange); positions are those of the old one."""
 
     def complete_us(self, partitions: int) -> int:
         """Time up to which every partition is included, 0 if one is not known yet."""
@@ -61,7 +63,7 @@ class ShardStatus:
 
     @classmethod
     def parse(cls, raw: Mapping[bytes, bytes]) -> "ShardStatus":
-        status = cls()
+        status = cls(exchanging=b"exchanging" in raw)
         kinds = {"position": status.positions, "complete": status.complete, "counted": status.counted}
         for name, value in raw.items():
             kind, _, rest = name.decode().partition(":")

@@ -116,6 +116,10 @@ def definitions_to_fold(client: "redis.Redis", settings: Settings, owner: str) -
 def check_state(shard: int, status: ShardStatus, specs: Mapping[str, ViewSpec]) -> None:
     """Whether a shard that a flow has just taken is still what `definitions_to_fold` said. Raises StaleStateError."""
     folded = {name: spec.fingerprint for name, spec in specs.items()}
+    if status.exchanging:
+        raise StaleStateError(
+            f"shard {shard} is in the middle of an exchange: it is finished when this flow is started again"
+        )
     if any(status.positions.values()) and status.fingerprints != folded:
         differing = sorted(set(folded.items()) ^ set(status.fingerprints.items()))
         raise StaleStateError(

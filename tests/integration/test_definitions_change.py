@@ -8,10 +8,10 @@ import pytest
 from headrace.aggregates.fold import PackedRows
 from headrace.identity import shard_of
 from headrace.ops.backfill import backfill
-from headrace.ops.verify import verify
+from headrace.ops.verify import VerifyError, verify
 from headrace.settings import Settings
 from headrace.stores import exchange
-from headrace.stores.commits import ShardCommit, commit
+from headrace.stores.commits import SentCommits, ShardCommit
 from headrace.stores.definitions import load_definitions
 from headrace.stores.exchange import EXCHANGE_KEY
 from headrace.stores.redis_client import connect
@@ -154,7 +154,9 @@ def test_a_flow_that_folds_a_removed_view_cannot_write_it_again(settings: Settin
     flow.acquire(force=True)
     drop_views(client, settings, ["user_activity"])
     row = PackedRows(["u1"], b"row", np.array([0, 3]))
-    assert commit(client, [(flow, ShardCommit({"user_activity": [row]}, {}, {}))], {"user_activity": 1}) == [flow]
+    assert SentCommits(
+        client, [(flow, ShardCommit({"user_activity": [row]}, {}, {}))], {"user_activity": 1}
+    ).finish() == [flow]
     assert row_views(settings) == set()
 
 
@@ -219,6 +221,41 @@ def test_a_flow_finishes_the_exchange_that_a_killed_backfill_has_left(
     assert_state_equals_oracle(settings, EVENTS + LATER)
 
 
+def test_an_exchange_killed_between_two_rows_of_a_shard_is_read_row_by_row_and_finished_by_the_flow(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = state_definitions(connect(settings), settings).streams["user_activity"]
+    apply_views(settings, stream_view("user_activity", feature("views", "view", minutes=60)))
+    new, t_us = load_definitions(settings).streams["user_activity"], newest_of(EVENTS) + 1
+    whole, calls = exchange._run, []
+
+    def one_row_only(*arguments: object) -> None:
+        calls.append(arguments)
+        if len(calls) == 2:
+            scripts = arguments[-1]
+            assert isinstance(scripts, list)
+            whole(*arguments[:-1], scripts[:1])  # type: ignore[arg-type]
+            raise Killed
+        whole(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "_ROWS_AT_ONCE", 1)
+        patch.setattr(exchange, "_run", one_row_only)
+        with pytest.raises(Killed):
+            backfill(settings)
+    values = read_values(settings, "user_activity", USERS, t_us)["views"]
+    by_old, by_new = ([oracles.value(s, s.aggregates[0], EVENTS, user, t_us) for user in USERS] for s in (old, new))
+    assert all(value in both for value, *both in zip(values, by_old, by_new, strict=True))
+    assert sum(value != before for value, before in zip(values, by_old, strict=True)) <= 1
+    with pytest.raises(VerifyError, match="a backfill exchanges it"):
+        verify(settings)
+    append_events(settings, LATER)
+    run_flow(settings)
+    assert read_status(connect(settings), [0])[0].exchanging is False
+    assert window_us(settings) == 3_600_000_000
+    assert_state_equals_oracle(settings, EVENTS + LATER)
+
+
 def test_a_flow_does_not_go_on_with_a_state_that_was_exchanged_under_it(settings: Settings) -> None:
     """It has read the definitions, then the backfill comes, then it takes the shard: it must start again."""
     client = connect(settings)
@@ -245,11 +282,16 @@ def test_state_of_a_definition_that_nobody_knows_stops_the_flow_and_is_named(set
     assert_state_equals_oracle(settings, EVENTS)
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing may catch it."""
+
+
+def window_us(settings: Settings) -> int | None:
+    return state_definitions(connect(settings), settings).streams["user_activity"].aggregates[0].window_us
+
+
 def stop_in_mid_exchange(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backfill that dies when one shard is exchanged and one is not."""
-
-    class Killed(BaseException):
-        pass
 
     whole, done = exchange._exchange_shard, []
 

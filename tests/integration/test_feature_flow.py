@@ -221,7 +221,7 @@ def test_sigkill_in_mid_stream_loses_nothing_and_counts_nothing_twice(stack: Set
         before = committed_positions(stack)
         append(log, events[start : start + 25], entry=5)
         if start in (500, 1_000):
-            wait_until(lambda before=before: committed_positions(stack) > before)  # type: ignore[misc]
+            wait_until(lambda before=before: committed_positions(stack) > before, timeout_s=180)  # type: ignore[misc]
             flow.kill()
             flow.wait()
             flow = start_flow("features")

@@ -1,5 +1,6 @@
 """Generated event streams, as a log would hold them: stamped by the door, late, repeated, out of order, tied on boundaries."""
 
+import random
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -32,7 +33,9 @@ AGES: Final = (
 # On hops, one microsecond before and after them, a session's gap apart, and days apart.
 MOMENTS: Final = st.builds(
     lambda minutes, seconds, shift: NOON + minutes * MINUTE + seconds * SECOND + shift,
-    st.sampled_from([0, 0, 1, 2, 9, 10, 11, 29, 30, 31, 59, 60, 61, 90, 240, -1, -1_439, -1_440, -1_441, -2_900]),
+    st.sampled_from(
+        [0, 0, 1, 2, 9, 10, 11, 29, 30, 30, 31, 59, 60, 60, 61, 90, 90, 240, -1, -1_439, -1_440, -1_441, -2_900]
+    ),
     st.sampled_from([0, 0, 1, 2, 3]),
     st.sampled_from([0, 0, -1, 1, 500_000]),
 )
@@ -162,4 +165,22 @@ def crawl(events: int, seconds: int, seed: int) -> list[Event]:
             "quantity": int(rng.integers(1, 10**6)),
         }
         for number, at_us in enumerate(times.tolist())
+    ]
+
+
+def bridged(events: int, gap_us: int, seed: int) -> list[Event]:
+    """One visitor's views, each `gap_us` after the one before; all of them arrive at the end, in any order."""
+    order = random.Random(seed).sample(range(events), events)
+    end_us = NOON + (events - 1) * gap_us
+    return [
+        {
+            "event_id": f"e{number:03}",
+            "type": "view",
+            "user_key": "bridge",
+            "user_id": "bridge",
+            "item_id": "bridge",
+            "timestamp": NOON + number * gap_us,
+            "received_at": end_us + place,
+        }
+        for place, number in enumerate(order)
     ]

@@ -19,7 +19,7 @@ MakeSite = Callable[..., Site]
 REPEATS, LATE = 0.2, 0.05
 LEASE_S = 1.0
 """Short, where a test waits for it."""
-SLOW = [pytest.mark.slow, pytest.mark.timeout(900)]
+SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def shop(events: int) -> Source:
@@ -64,7 +64,7 @@ def test_kills_of_the_flows_lose_nothing_and_count_nothing_twice(make_site: Make
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [11])
 def test_kills_in_a_simulation_of_200_000_events_change_nothing(make_site: MakeSite, seed: int) -> None:
     site = make_site()

@@ -16,7 +16,7 @@ from headrace.aggregates.batch import as_of
 from headrace.aggregates.fold import ViewState, events_of
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
-from headrace.aggregates.spec import COUNT_DISTINCT, DISTINCT_BOUND, FUNCTIONS, ViewSpec
+from headrace.aggregates.spec import COUNT_DISTINCT, DISTINCT_BOUND, FUNCTIONS, SESSION_COUNT, AggregateSpec, ViewSpec
 from tests.laws import definitions
 from tests.laws.agreement import Truth
 from tests.laws.streams import (
@@ -27,6 +27,7 @@ from tests.laws.streams import (
     MOMENTS,
     NOON,
     SECOND,
+    bridged,
     crawl,
     crowd,
     first_deliveries,
@@ -115,7 +116,7 @@ def test_the_engines_agree_on_generated_streams(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("spec", VIEWS, ids=lambda spec: spec.name)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(*GENERATED)
@@ -160,3 +161,16 @@ def test_the_engines_agree_beyond_the_bound_of_distinct_values_and_back_below_it
     values = {truth.value(one, *pair) for one in distinct for pair in pairs}
     assert max(values) > 2 * DISTINCT_BOUND
     assert any(0 < value <= DISTINCT_BOUND for value in values)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_engines_agree_on_a_session_that_late_events_join_into_one(seed: int) -> None:
+    """Runs of events are kept apart for as long as one in time may still come between them."""
+    log = bridged(events=48, gap_us=30 * MINUTE, seed=seed)
+    assert all(event["received_at"] - event["timestamp"] <= VIEWS[0].lateness_us for event in log)
+    assert agree(VIEWS[0], log, size=3, cut=5, ages=[1, 30 * MINUTE], moments=[]) > 0
+    assert Truth(VIEWS[0], log).value(longest_session(VIEWS[0]), "bridge", log[-1]["received_at"]) == 48
+
+
+def longest_session(spec: ViewSpec) -> AggregateSpec:
+    return next(one for one in spec.aggregates if one.function == SESSION_COUNT and one.types == ("view",))

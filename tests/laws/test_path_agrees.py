@@ -132,7 +132,7 @@ def test_oracle_flow_online_read_and_offline_join_agree(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @settings(GENERATED, max_examples=150)
 @given(*EXAMPLE)
 def test_oracle_flow_online_read_and_offline_join_agree_on_many_streams(

@@ -170,7 +170,7 @@ def test_each_row_asked_for_comes_back_in_order_with_its_own_values(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @THOROUGH
 @given(logs(), PRICES, LABELS)
 def test_each_row_asked_for_comes_back_in_order_in_many_joins(
@@ -210,7 +210,7 @@ def test_what_came_later_changes_no_training_row(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("arrived_only", [False, True])
 @THOROUGH
 @given(logs(), PRICES, LABELS)

@@ -74,9 +74,20 @@ def test_what_fits_is_joined_at_once(store: FeatureStore, settings: Settings, ra
     assert ranges == [5]
 
 
-def test_the_bound_is_half_of_the_free_memory_or_what_is_set() -> None:
-    assert offline_memory.memory_bound(3) == 3 * 2**20
-    assert 32 * 2**20 <= offline_memory.memory_bound(None) < 2**50
+def test_the_bound_is_what_is_set_or_half_of_what_the_control_group_leaves(tmp_path: Path) -> None:
+    assert offline_memory.memory_bound(3, tmp_path) == 3 * 2**20
+    free = offline_memory.memory_bound(None, tmp_path)
+    for file, text in {
+        "memory.max": str(500 * 2**20),
+        "memory.current": str(400 * 2**20),
+        "memory.stat": f"anon 1\nactive_file {60 * 2**20}\ninactive_file {40 * 2**20}\n",
+    }.items():
+        (tmp_path / file).write_text(text)
+    assert offline_memory.memory_bound(None, tmp_path) == min(100 * 2**20, free)
+    (tmp_path / "memory.current").write_text(str(600 * 2**20))
+    assert offline_memory.memory_bound(None, tmp_path) == 32 * 2**20
+    (tmp_path / "memory.max").write_text("max\n")
+    assert offline_memory.memory_bound(None, tmp_path) > 32 * 2**20
 
 
 _JOIN = """

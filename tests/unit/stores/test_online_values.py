@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
+from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,13 +27,17 @@ def table_of(kind: str, values: list[Any]) -> ValueTable:
         )
     dtype = np.float64 if kind in ("FLOAT", "DOUBLE") else np.int64
     numbers = np.array([7 if value is None else value for value in values], dtype)
-    return ValueTable([kind], numbers.view(np.uint64)[None, :], starts, lengths, np.zeros(0, np.uint8))
+    return ValueTable((kind,), numbers.view(np.uint64)[None, :], starts, lengths, np.zeros(0, np.uint8))
+
+
+def read(table: ValueTable, features: list[int], entities: list[int]) -> list[list[Value]]:
+    raw = table.results(np.array(features, np.int64), np.array(entities, np.int64), b"")
+    return [list(vector.values) for vector in GetOnlineFeaturesResponse.FromString(raw).results]
 
 
 def check(table: ValueTable, expected: list[Value]) -> None:
     order = [*range(len(expected)), *reversed(range(len(expected)))]
-    (vector,) = table.vectors(np.array(order, np.int64))
-    assert list(GetOnlineFeaturesResponse.FeatureVector.FromString(vector).values) == [expected[row] for row in order]
+    assert read(table, [0], order) == [[expected[row] for row in order]]
 
 
 @settings(deadline=None)  # the first call compiles
@@ -76,13 +80,17 @@ def test_messages_go_through_as_they_are() -> None:
     check(table_of("MAP", raws), values)
 
 
-def test_each_feature_has_its_own_vector() -> None:
+def test_features_come_in_the_order_asked_each_with_what_they_share_and_unknown_ones_are_null() -> None:
     bits = np.array([[1, 2], [3, 4]], np.uint64)
     table = ValueTable(
-        ["INT64", "BOOL"], bits, np.zeros((2, 2), np.int64), np.array([[0, NULL], [0, 0]]), np.zeros(0, np.uint8)
+        ("INT64", "BOOL"), bits, np.zeros((2, 2), np.int64), np.array([[0, NULL], [0, 0]]), np.zeros(0, np.uint8)
     )
-    vectors = [GetOnlineFeaturesResponse.FeatureVector.FromString(each) for each in table.vectors(np.array([1, 0]))]
-    assert [list(vector.values) for vector in vectors] == [
-        [Value(), Value(int64_val=1)],
+    shared = GetOnlineFeaturesResponse.FeatureVector(statuses=[FieldStatus.PRESENT]).SerializeToString()
+    raw = table.results(np.array([1, -1, 0]), np.array([1, 0]), shared)
+    results = GetOnlineFeaturesResponse.FromString(raw).results
+    assert [list(vector.values) for vector in results] == [
         [Value(bool_val=True), Value(bool_val=True)],
+        [Value(), Value()],
+        [Value(), Value(int64_val=1)],
     ]
+    assert [list(vector.statuses) for vector in results] == [[FieldStatus.PRESENT]] * 3

@@ -31,7 +31,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetter, DeadLetters
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import check_deployment
+from headrace.stores.shards import DeploymentError, check_deployment
 from headrace.stores.state_definitions import StaleStateError, definitions_to_fold
 
 logger = logging.getLogger("headrace.flows.features")
@@ -57,7 +57,7 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
         lease_s=settings.flow_lease_s,
         until_all=until_end,
     )
-    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError,))
+    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError, DeploymentError))
     log = open_log(client, settings)
     columns = [each for each in COLUMNS if any(each in spec.columns for spec in specs.values()) or each in _ALWAYS]
     warm_up(client, specs, columns)

@@ -25,7 +25,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake, LakeConflictError
 from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import check_deployment, read_status
+from headrace.stores.shards import DeploymentError, check_deployment, read_status
 
 LAKE_PACE: Final = Pace(
     linger=timedelta(seconds=1), max_events=100_000, poll=timedelta(milliseconds=100), heartbeat=timedelta(seconds=1)
@@ -44,7 +44,7 @@ def get_flow(
     lake = EventLake(settings.lake_dir)
     lake.create()
     writer = LakeWriter(lake, log.partitions, lambda: trim_log(log, client, lake, settings, clock))
-    recovery = Recovery(stop, writer.forget, (*RECOVERABLE, LakeConflictError, DeltaError))
+    recovery = Recovery(stop, writer.forget, (*RECOVERABLE, LakeConflictError, DeltaError), fatal=(DeploymentError,))
 
     flow = Dataflow("lake")
     slices = op.input("read_log", flow, LogSource(log, writer.stand, recovery, clock, pace, until_end))  # LogSlice

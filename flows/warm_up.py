@@ -38,7 +38,9 @@ def warm_up(client: "redis.Redis", specs: Mapping[str, ViewSpec], columns: Seque
             part.state.load_rows(keys, rows.get(part.view, [None] * len(keys)))
         commit = state.advance(split, parts)
         pack(owned, commit, {})
-        rows = {view: [row for some in packed for row in some.as_dict().values()] for view, packed in commit.rows.items()}
+        rows = {
+            view: [row for some in packed for row in some.as_dict().values()] for view, packed in commit.rows.items()
+        }
 
 
 def _event(event_type: str) -> dict[str, object]:

@@ -124,7 +124,7 @@ def _push(who: str, settings: Settings, options: argparse.Namespace) -> dict[str
         frame = stores.plain_rows(ids, fields, first)
         pushed = 0
 
-        def renew(frame: Any = frame) -> None:
+        def renew(frame: Any = frame, first: Any = first) -> None:
             nonlocal pushed
             pushed += 1
             frame["event_timestamp"] = first + timedelta(milliseconds=pushed)

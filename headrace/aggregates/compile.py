@@ -197,8 +197,8 @@ def _check_zscore(where: str, aggregate: AggregateSpec) -> None:
 
 
 def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ...], str | None]:
-    head, _, expression = column.replace(" ", "").partition(".")
-    types = tuple(sorted(set(head.split("|"))))
+    head, _, expression = (part.strip() for part in column.partition("."))
+    types = tuple(sorted({event_type.strip() for event_type in head.split("|")}))
     unknown = [event_type for event_type in types if event_type not in names.EVENT_TYPES]
     if unknown:
         raise DefinitionError(
@@ -210,7 +210,7 @@ def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ..
         raise DefinitionError(f"{where}: {function} needs a column; write '{column}.price', say")
     if expression:
         _check_expression(where, expression, function)
-    return types, expression or None
+    return types, expression.replace(" ", "") or None
 
 
 def _check_expression(where: str, expression: str, function: str) -> None:

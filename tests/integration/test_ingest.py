@@ -232,9 +232,7 @@ def test_what_exceeds_the_logs_bound_is_refused_whole_and_bulk_is_named(
     assert ingest(source, small, bulk=True, clock=clock).appended == 100
 
 
-def test_the_shops_catalogue_and_profiles_are_loaded_once_with_the_same_shift(
-    stack: Settings, log: EventLog
-) -> None:
+def test_the_shops_catalogue_and_profiles_are_loaded_once_with_the_same_shift(stack: Settings, log: EventLog) -> None:
     shop = simulate(ShopConfig(users=20, items=30, categories=3, events=500, days=1))
     report = ingest(shop, stack, shift_to_now=True, clock=clock)
     assert (report.appended, report.items, report.profiles) == (len(shop.events), shop.catalogue.num_rows, 17)
@@ -245,9 +243,7 @@ def test_the_shops_catalogue_and_profiles_are_loaded_once_with_the_same_shift(
     assert (again.items, again.profiles) == (0, 0)
 
 
-def test_a_lake_is_replayed_into_an_empty_stack_and_only_there(
-    stack: Settings, log: EventLog, tmp_path: Path
-) -> None:
+def test_a_lake_is_replayed_into_an_empty_stack_and_only_there(stack: Settings, log: EventLog, tmp_path: Path) -> None:
     origin = stack.model_copy(update={"data": tmp_path / "origin"})
     shop = simulate(ShopConfig(users=20, items=30, categories=3, events=500, days=1))
     ingest(shop, origin, bulk=True, clock=clock)

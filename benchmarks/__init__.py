@@ -1,1 +1,0 @@
-"""Measurements, each with its baseline in the same run: `python -m benchmarks.NAME`."""

@@ -1,96 +1,98 @@
 """The feature flow: events from the log become the online state of every stream view. `python -m flows.features`
 
-The online store is the state: a commit writes changed rows and the positions they include in one transaction, and a restart resumes
-from those positions. Bytewax carries the work and routes it to the worker that owns a shard; its recovery (at least once) is not used.
+The online store is the state: a commit writes changed rows and the positions they include in one transaction, and whoever owns a shard
+goes on from those positions. Bytewax carries the work; its recovery (at least once) is not used. One process is one worker: more of them
+share the shards by themselves (flows/worker.py).
 """
 
 import logging
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
-from datetime import timedelta
-from typing import Any
+import uuid
+from collections.abc import Callable
+from typing import Final
 
 import bytewax.operators as op
-import polars as pl
-import redis
 from bytewax.dataflow import Dataflow
-from bytewax.operators import StatefulBatchLogic
-from bytewax.outputs import DynamicSink, StatelessSinkPartition
-from bytewax.run import cli_main
 
-from flows.source import LogSource, Pace, StopFlag
-from flows.steps import Batch, Deduplicator, ShardBatch, ShardSplitter, decode
-from headrace.aggregates.fold import ViewState
-from headrace.aggregates.layout import Layout
-from headrace.aggregates.spec import ViewSpec
+from flows.batches import Batch, to_batch
+from flows.dedup import Deduplicator
+from flows.recovery import Recovery, StopFlag
+from flows.run import EachSink, run
+from flows.source import LogSource, Pace
+from flows.split import ShardSplitter
+from flows.warm_up import warm_up
+from flows.worker import Commits, Worker
+from headrace import names
 from headrace.clock import Clock, system_clock
+from headrace.record_lines import COLUMNS
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetter, DeadLetters
-from headrace.stores.definitions import load_definitions
-from headrace.stores.lake import covered
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import (
-    DeploymentError,
-    OwnedShard,
-    OwnershipError,
-    ShardCommit,
-    check_deployment,
-    read_status,
-    row_key,
-)
+from headrace.stores.shards import DeploymentError, check_deployment
+from headrace.stores.state_definitions import StaleStateError, definitions_to_fold
 
 logger = logging.getLogger("headrace.flows.features")
 
-LEASE = timedelta(seconds=3)
-MAX_CACHED_ENTITIES = 500_000
-
-
-class StaleStateError(RuntimeError):
-    """Stored state was made by another definition of a view."""
+_STORE_TIMEOUT_S: Final = 30.0
+"""A commit may have to wait for a slow disk."""
+_ALWAYS: Final = (names.EVENT_ID, names.TIMESTAMP, names.RECEIVED_AT)
+"""Columns that the flow itself reads."""
 
 
 def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until_end: bool = False) -> Dataflow:
-    """The dataflow. Opens the registry and the store."""
-    client = connect(settings)
-    specs = load_definitions(settings).streams
+    """The dataflow of one worker. Opens the registry and the store."""
+    client = connect(settings, timeout_s=_STORE_TIMEOUT_S)
     check_deployment(client, shards=settings.shards, log_partitions=settings.log_partitions)
-
+    name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    specs = definitions_to_fold(client, settings, name)
+    worker = Worker(
+        client,
+        specs,
+        name=name,
+        shards=settings.shards,
+        partitions=settings.log_partitions,
+        lease_s=settings.flow_lease_s,
+        until_all=until_end,
+    )
+    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError, DeploymentError))
     log = open_log(client, settings)
-
-    def resume_from(partitions: Iterable[int]) -> Mapping[int, int]:
-        statuses = read_status(client, range(settings.shards)).values()
-        return {p: min(status.positions.get(p, 0) for status in statuses) for p in partitions}
-
-    deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS))
-    bury = DeadLetterStep(DeadLetters(client))
+    columns = [each for each in COLUMNS if any(each in spec.columns for spec in specs.values()) or each in _ALWAYS]
+    warm_up(client, specs, columns)
+    deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS), meanwhile=worker.tend)
     split = ShardSplitter(specs, settings.shards, int(settings.lateness_horizon_s * MICROS))
-    owner = f"{socket.gethostname()}:{os.getpid()}"
+
+    source = LogSource(log, worker.stand, recovery, clock, pace, until_end)
+
+    def commit(commits: Commits) -> None:
+        """The server works on a commit while the next slice is folded; that slice is read before, as the server then has no time."""
+        worker.settle()
+        source.reader.read_ahead()
+        worker.send(commits)
+
+    def close() -> None:
+        worker.close()
+        logger.info("held %d event ids in %d bytes", len(deduplicate), deduplicate.size_bytes)
 
     flow = Dataflow("features")
-    slices = op.input("read_log", flow, LogSource(log, resume_from, clock, stop, pace, until_end))  # LogSlice
-    batches = op.map("decode_and_validate", slices, decode)  # Batch
-    sound = op.map("set_dead_letters_aside", batches, bury)  # Batch
-    fresh = op.map("drop_duplicates", sound, deduplicate)  # Batch
-    parts = op.flat_map("split_by_shard", fresh, split)  # (shard, ShardBatch)
-    commits = op.stateful_batch(
-        "fold_into_state", parts, lambda _: ShardFold(client, specs, owner)
-    )  # (shard, (OwnedShard, ShardCommit))
-    op.output("commit", commits, CommitSink(client, {name: spec.fingerprint for name, spec in specs.items()}))
+    slices = op.input("read_log", flow, source)  # LogSlice
+    batches = op.map("decode_and_validate", slices, lambda piece: to_batch(piece, columns))  # Batch
+    sound = op.filter_map("set_dead_letters_aside", batches, recovery.guard(bury_in(DeadLetters(client))))  # Batch
+    fresh = op.filter_map("drop_duplicates", sound, recovery.guard(deduplicate))  # Batch
+    parts = op.map("split_by_shard", fresh, lambda batch: split(batch, worker.held))  # SplitBatch
+    commits = op.filter_map("fold_into_state", parts, recovery.guard(worker.fold))  # [(ShardState, ShardCommit)]
+    op.output("commit", commits, EachSink(recovery.guard_last(commit), close))
     return flow
 
 
-class DeadLetterStep:
-    """Keeps what is no event, with the reason."""
+def bury_in(letters: DeadLetters) -> Callable[[Batch], Batch]:
+    """A step that keeps what is no event, with the reason."""
 
-    def __init__(self, letters: DeadLetters) -> None:
-        self._letters = letters
-
-    def __call__(self, batch: Batch) -> Batch:
+    def bury(batch: Batch) -> Batch:
         if batch.bad:
-            self._letters.add(
+            letters.add(
                 [
                     DeadLetter(
                         key=f"log:{entry.partition}:{entry.position}:{record.index}",
@@ -104,109 +106,12 @@ class DeadLetterStep:
             )
         return batch
 
-
-class ShardFold(StatefulBatchLogic[ShardBatch, tuple[OwnedShard, ShardCommit], None]):  # type: ignore[misc]
-    """One shard: takes ownership at its first batch, then folds what its positions do not cover."""
-
-    def __init__(self, client: "redis.Redis", specs: Mapping[str, ViewSpec], owner: str) -> None:
-        self._redis = client
-        self._specs = specs
-        self._owner = owner
-        self._states = {name: ViewState(Layout(spec)) for name, spec in specs.items()}
-        self._shard: OwnedShard | None = None
-        self._positions: dict[int, int] = {}
-
-    def on_batch(self, batches: list[ShardBatch]) -> tuple[Iterable[tuple[OwnedShard, ShardCommit]], bool]:
-        return [self._advance(batch) for batch in batches], StatefulBatchLogic.RETAIN
-
-    def _advance(self, batch: ShardBatch) -> tuple[OwnedShard, ShardCommit]:
-        if self._shard is None:
-            self._shard = self._own(batch.shard)
-        if self._shard.in_flight == 0:  # the store has all that is in memory: it may be read again from there
-            self._states = {name: _bounded(state) for name, state in self._states.items()}
-        self._shard.in_flight += 1
-        rows: dict[tuple[str, str], bytes] = {}
-        for name, events in batch.events.items():
-            rows |= {(name, key): row for key, row in self._fold(batch.shard, name, self._uncovered(events)).items()}
-        counters: dict[str, int] = {}
-        for partition, position, kind in batch.counted:
-            if position > self._positions.get(partition, 0):
-                counters[kind] = counters.get(kind, 0) + 1
-        for partition, position in batch.positions.items():
-            self._positions[partition] = max(position, self._positions.get(partition, 0))
-        return self._shard, ShardCommit(
-            rows, {p: self._positions[p] for p in batch.positions}, batch.complete, counters
-        )
-
-    def _own(self, number: int) -> OwnedShard:
-        shard = OwnedShard(self._redis, number, self._owner, int(LEASE.total_seconds() * 1_000))
-        status = shard.acquire(wait_s=2 * LEASE.total_seconds())
-        for name, spec in self._specs.items():
-            stored = status.fingerprints.get(name)
-            if status.positions and stored != spec.fingerprint:
-                raise StaleStateError(
-                    f"the stored state of view '{name}' was made by another definition: run `headrace backfill`"
-                )
-        self._positions = dict(status.positions)
-        logger.info("shard %d is ours, at %s", number, self._positions)
-        return shard
-
-    def _uncovered(self, events: pl.DataFrame) -> pl.DataFrame:
-        return events.filter(~covered(self._positions))
-
-    def _fold(self, shard: int, view: str, events: pl.DataFrame) -> dict[str, bytes]:
-        if events.is_empty():
-            return {}
-        state = self._states[view]
-        missing = state.missing(events[self._specs[view].entity_column])
-        if missing:
-            for key, raw in zip(missing, self._redis.mget([row_key(shard, view, key) for key in missing]), strict=True):
-                state.load(key, raw)
-        state.fold(events)
-        return state.take_changed()
-
-    def snapshot(self) -> None:
-        return None
-
-
-def _bounded(state: ViewState) -> ViewState:
-    return ViewState(state.layout) if len(state) > MAX_CACHED_ENTITIES else state
-
-
-class CommitSink(DynamicSink[Any]):  # type: ignore[misc]
-    """Writes commits of a worker's shards, pipelined: together they cost one round trip and one fsync."""
-
-    def __init__(self, client: "redis.Redis", fingerprints: Mapping[str, int]) -> None:
-        self._redis = client
-        self._fingerprints = fingerprints
-
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "CommitPartition":
-        return CommitPartition(self._redis, self._fingerprints)
-
-
-class CommitPartition(StatelessSinkPartition[Any]):  # type: ignore[misc]
-    def __init__(self, client: "redis.Redis", fingerprints: Mapping[str, int]) -> None:
-        self._redis = client
-        self._fingerprints = fingerprints
-
-    def write_batch(self, items: list[tuple[str, tuple[OwnedShard, ShardCommit]]]) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for _, (shard, commit) in items:
-            shard.queue_commit(pipeline, commit, self._fingerprints)
-        for (_, (shard, _)), answer in zip(items, pipeline.execute(), strict=True):
-            shard.check_answer(answer)
-            shard.in_flight -= 1
+    return bury
 
 
 def main() -> int:
-    """Run until SIGTERM. Any failure ends the process with the reason: the next one resumes from the committed positions."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    try:
-        cli_main(get_flow(Settings(), system_clock, StopFlag().install(), Pace()))
-    except (OwnershipError, StaleStateError, DeploymentError, redis.RedisError) as error:
-        print(f"the feature flow ends: {error}", file=sys.stderr)
-        return 1
-    return 0
+    settings = Settings()
+    return run("feature", lambda stop: get_flow(settings, system_clock, stop, Pace.of(settings)))
 
 
 if __name__ == "__main__":

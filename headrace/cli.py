@@ -174,7 +174,7 @@ def replay(
 
 @app.command()
 def backfill(as_json: AsJson = False) -> None:
-    """Compute all streaming features from the lake, and let the flow go on from there."""
+    """Rebuild all streaming features from the lake by the definitions that are applied. The old state serves meanwhile."""
     from headrace.ingest.progress import bars
     from headrace.ops.backfill import backfill as fill
 
@@ -198,8 +198,10 @@ def verify(
     settings, as_of_us = read_settings(), None if as_of is None else _micros(as_of)
     with bars() as progress:
         report = compare(settings, as_of_us, system_clock, progress)
-    mismatches = sum(report.mismatches.values())
-    show(report.to_dict(), as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
+    mismatches, result = sum(report.mismatches.values()), report.to_dict()
+    if not as_json:
+        result["examples"] = "".join(f"\n    {example}" for example in report.examples) or "none"
+    show(result, as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
     raise typer.Exit(1 if mismatches else 0)
 
 

@@ -4,18 +4,17 @@ An event has three forms, each defined here once:
 
 - `EventIn`: JSON from a client. Strict: unknown fields, wrong types and missing fields are refused with field and reason.
 - a *record*: one line of JSON in a log entry, flat, times in Unix microseconds, stamped by the door (`stamp`).
-- a row of `EVENT_SCHEMA`: Arrow columns, in the flows and in the lake.
+- a row of `EVENT_SCHEMA`: Arrow columns, in the flows and in the lake (headrace.decoding makes them of records).
 
 docs/events.md documents each field.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import orjson
-import polars as pl
 import pyarrow as pa
 from pydantic import (
     AfterValidator,
@@ -198,12 +197,6 @@ EVENT_SCHEMA: Final = pa.schema(
 )
 """Columns of an event in the flows and in the lake: a record, when it was appended, and where it stands in the log."""
 
-_TIME_COLUMNS = tuple(field.name for field in RECORD_SCHEMA if field.type == _TIME)
-_POLARS_RECORD = {
-    field.name: (pl.Int64 if field.name in _TIME_COLUMNS else pl.from_arrow(pa.array([], field.type)).dtype)  # type: ignore[union-attr]
-    for field in RECORD_SCHEMA
-}
-
 
 class ClockError(ValueError):
     """A timestamp further ahead of its arrival than the bound."""
@@ -268,70 +261,3 @@ def to_record(
 def encode_records(records: Iterable[dict[str, Any]]) -> bytes:
     """The payload of one log entry: a line of JSON for each record."""
     return b"\n".join(orjson.dumps(record) for record in records)
-
-
-@dataclass(frozen=True)
-class BadRecord:
-    """A line of a log entry that is no event: goes to the dead letters."""
-
-    index: int
-    reason: str
-    raw: bytes
-
-
-def decode_payload(payload: bytes) -> tuple[pa.Table, list[BadRecord]]:
-    """Columns of one payload or of several joined by newlines, and the lines that are no event.
-
-    The table has `RECORD_SCHEMA` and a column `log_index`, the line's number. Columns that a record lacks are null, so
-    an older version of the contract decodes.
-    """
-    lines = payload.split(b"\n")
-    try:
-        frame = pl.read_ndjson(payload, schema=_POLARS_RECORD)
-        good = _is_record(frame)
-        if frame.height == len(lines) and good.all():
-            return _to_table(frame, range(len(lines))), []
-    except pl.exceptions.PolarsError:
-        pass  # at least one line is bad: find it below, line by line
-    return _decode_line_by_line(lines)
-
-
-def _decode_line_by_line(lines: Sequence[bytes]) -> tuple[pa.Table, list[BadRecord]]:
-    frames, indexes, bad = [], [], []
-    for index, line in enumerate(lines):
-        try:
-            value = orjson.loads(line)
-            if not isinstance(value, dict):
-                raise ValueError(f"not an object but {type(value).__name__}")
-            frame = pl.DataFrame(
-                [{name: value.get(name) for name in _POLARS_RECORD}], schema=_POLARS_RECORD, strict=True
-            )
-            if not _is_record(frame).all():
-                raise ValueError("event_id, type, user_key, timestamp or received_at is missing, unknown or too long")
-        except (ValueError, TypeError, OverflowError, pl.exceptions.PolarsError) as error:
-            bad.append(BadRecord(index, str(error).splitlines()[0], line))
-        else:
-            frames.append(frame)
-            indexes.append(index)
-    frame = pl.concat(frames) if frames else pl.DataFrame(schema=_POLARS_RECORD)
-    return _to_table(frame, indexes), bad
-
-
-def _is_record(frame: pl.DataFrame) -> pl.Series:
-    """True for rows that hold what every engine relies on."""
-    required = ["event_id", "user_key", "timestamp", "received_at"]
-    item = pl.col("item_id").is_not_null() | ~pl.col("type").is_in(sorted(NEEDS_ITEM))
-    short = [
-        pl.col(name).str.len_bytes().fill_null(0) <= MAX_TEXT_BYTES for name in ("event_id", "user_key", "item_id")
-    ]
-    known = pl.col("type").is_in(list(names.EVENT_TYPES)).fill_null(False) & item
-    return frame.select(
-        pl.all_horizontal(*[pl.col(name).is_not_null() for name in required], *short, known).alias("good")
-    )["good"]
-
-
-def _to_table(frame: pl.DataFrame, indexes: Iterable[int]) -> pa.Table:
-    times = [pl.col(name).cast(pl.Datetime("us", "UTC")) for name in _TIME_COLUMNS]
-    table = frame.with_columns(*times, pl.col("schema_version").fill_null(SCHEMA_VERSION)).to_arrow()
-    table = table.select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA)
-    return table.append_column(pa.field(names.LOG_INDEX, pa.int32()), pa.array(list(indexes), pa.int32()))

@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import xxhash
 
+from headrace.hashing import xxh64
 from headrace.names import ANONYMOUS_PREFIX
 
 
@@ -23,6 +25,7 @@ def shard_of(key: str, shards: int) -> int:
     return int(xxhash.xxh64_intdigest(key.encode())) % shards
 
 
-def shards_of(keys: Iterable[str], shards: int) -> npt.NDArray[np.int64]:
+def shards_of(keys: "Iterable[str] | pl.Series", shards: int) -> npt.NDArray[np.int64]:
     """`shard_of` for many keys. Shape (len(keys),)."""
-    return np.fromiter((xxhash.xxh64_intdigest(key.encode()) % shards for key in keys), dtype=np.int64)
+    column = keys if isinstance(keys, pl.Series) else pl.Series(list(keys), dtype=pl.String)
+    return (xxh64(column) % np.uint64(shards)).astype(np.int64)

@@ -18,8 +18,31 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, description="Redis or Valkey to use; empty: the embedded Valkey of `headrace up`."
     )
+    redis_cluster: bool = Field(
+        False, description="The URL is a node of a Redis or Valkey cluster: the others are found through it."
+    )
     log_partitions: int = Field(4, ge=1, le=1024, description="Partitions of the event log; fixed once the log exists.")
     shards: int = Field(4, ge=1, le=4096, description="Shards of the online state; fixed once state exists.")
+    kafka_bootstrap: str = Field(
+        "", description="Kafka brokers, `host:port,...`: the event log is Kafka's; empty: Redis Streams."
+    )
+    kafka_topic: str = Field("headrace-events", description="Topic of the event log; it must have as many partitions.")
+    kafka_config: str = Field(
+        "", repr=False, description="More settings of librdkafka as a JSON object: SASL, TLS, timeouts."
+    )
+    flow_workers: int = Field(1, ge=1, le=256, description="Feature flow processes that `headrace up` starts.")
+    flow_linger_ms: float = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Shortest time between two micro-batches of the feature flow, unless it is behind.",
+    )
+    flow_max_batch_events: int = Field(
+        20_000, ge=1, le=1_000_000, description="Events at which a micro-batch of the feature flow ends."
+    )
+    flow_lease_s: float = Field(
+        3, ge=0.2, le=600, description="Time after which the shards of a worker that is gone go to the others."
+    )
     event_keys: str = Field("", description="Comma-separated keys that may POST events.")
     read_keys: str = Field("", description="Comma-separated keys that may read: recommend and metrics.")
     http_host: str = Field("127.0.0.1", description="Address that HTTP listens on.")

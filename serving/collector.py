@@ -21,6 +21,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.log import LogFullError, LogUnavailableError
 from serving.auth import Keys, require
 from serving.committer import GroupCommitter, Record, log_writer
+from serving.disk import DiskFullError
 from serving.metrics import CollectorMetrics, exposition
 from serving.web import (
     PROBLEM_SCHEMA,
@@ -130,8 +131,9 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     app.add_middleware(SlashAtMount)
     add_docs(app, may_write, lambda: collector_openapi(app))
 
-    @app.post("/", dependencies=[Depends(may_write)], **_EVENTS_DOCS)
+    @app.post("/", **_EVENTS_DOCS)
     async def post_events(request: Request) -> Response:
+        may_write(request)  # as a dependency it would be called in another thread, which costs as much as the rest
         batch = validator.validate(await read_json(request, settings.max_body_bytes))
         for refusal in batch.refused:
             metrics.refused.labels(_metric_field(refusal["field"])).inc()
@@ -158,7 +160,8 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
             return await committer.commit(records)
         except LogFullError as error:
             metrics.unavailable.inc()
-            raise Problem(503, "the event log is full", remedy, headers={"Retry-After": RETRY_FULL_S}) from error
+            what = "the disk under the event log" if isinstance(error, DiskFullError) else "the event log"
+            raise Problem(503, f"{what} is full", remedy, headers={"Retry-After": RETRY_FULL_S}) from error
         except LogUnavailableError as error:
             metrics.unavailable.inc()
             raise Problem(
@@ -214,7 +217,7 @@ _EVENTS_DOCS: Final[dict[str, Any]] = {
         413: {"description": "Body or batch too large.", "content": _PROBLEM},
         422: {"description": "No event was accepted.", "content": _PROBLEM},
         503: {
-            "description": "The log is down or full; nothing was acknowledged. See Retry-After.",
+            "description": "The log is down, or it or its disk is full; nothing was acknowledged. See Retry-After.",
             "content": _PROBLEM,
         },
     },

@@ -16,6 +16,7 @@ from headrace.identity import shard_of
 from headrace.settings import Settings
 from headrace.stores.log import EventLog, LogFullError, LogUnavailableError, open_log
 from headrace.stores.redis_client import StoreAddressError, connect
+from serving.disk import DiskFullError, check_disk
 from serving.metrics import CollectorMetrics
 
 logger = logging.getLogger(__name__)
@@ -26,42 +27,73 @@ Positions = dict[int, int]
 MAX_GROUP_RECORDS: Final = 5_000
 MAX_WAITING_RECORDS: Final = 50_000
 ROOM_CHECK_S: Final = 1.0
-LOG_TIMEOUT_S: Final = 2.0
+# A disk may be busy; after that a client is told to come again.
+LOG_TIMEOUT_S: Final = 5.0
 
 
 class LogWriter:
-    """Appends records, each to its user's partition, opening the log when first needed and again after a failure."""
+    """Appends records, each to its user's partition, opening the log when first needed and again after a failure.
 
-    def __init__(self, open_log: Callable[[], EventLog]) -> None:
+    `check_disk` raises DiskFullError where there is no room for more; it is asked before the log is.
+    """
+
+    def __init__(self, open_log: Callable[[], EventLog], check_disk: Callable[[], None] = lambda: None) -> None:
         self._open_log = open_log
+        self._check_disk = check_disk
         self._log: EventLog | None = None
         self._room_checked = -ROOM_CHECK_S
 
     def write(self, records: Sequence[Record]) -> Positions:
         """The log position of each partition written to, once on disk. Raises LogUnavailableError, also when full."""
         try:
-            log = self._log = self._log or self._open_log()
-            self._check_room_sometimes(log)
+            log = self._open_with_room()
             groups: dict[int, list[Record]] = {}
             for record in records:
-                groups.setdefault(shard_of(record[names.USER_KEY], log.partitions), []).append(record)
+                groups.setdefault(_partition_of(record, log), []).append(record)
             payloads = {partition: encode_records(group) for partition, group in groups.items()}
             return log.append(payloads, {partition: len(group) for partition, group in groups.items()})
         except LogFullError:
             raise
         except (LogUnavailableError, StoreAddressError, redis.RedisError) as error:
             self._log = None
-            raise LogUnavailableError(str(error)) from error
+            raise _as_full(error) or LogUnavailableError(str(error)) from error
 
-    def _check_room_sometimes(self, log: EventLog) -> None:
-        if time.monotonic() - self._room_checked >= ROOM_CHECK_S:
-            log.check_room()  # a full log is asked again by the next write
+    def positions_of(self, records: Sequence[Record], written: Positions) -> Positions:
+        """Of the positions that a write returned, those of the partitions that these records went to."""
+        assert self._log is not None, "a write has returned"
+        return {partition: written[partition] for partition in {_partition_of(each, self._log) for each in records}}
+
+    def _open_with_room(self) -> EventLog:
+        """The log. Looks for room every ROOM_CHECK_S, and before each write as long as there is none."""
+        due = time.monotonic() - self._room_checked >= ROOM_CHECK_S
+        if due:
+            self._check_disk()
+        log = self._log = self._log or self._open_log()
+        if due:
+            log.check_room()
             self._room_checked = time.monotonic()
+        return log
+
+
+def _as_full(error: Exception) -> LogFullError | None:
+    """What a server that refuses writes says of its disk or its memory; None where it says something else."""
+    said = error.__cause__ or error
+    if isinstance(said, redis.exceptions.OutOfMemoryError):
+        return LogFullError(f"the event log's server is at its bound of memory (maxmemory): {said}")
+    if isinstance(said, redis.ResponseError) and "MISCONF" in str(said):
+        return DiskFullError(f"the event log's server cannot write to its disk: {said}")
+    return None
+
+
+def _partition_of(record: Record, log: EventLog) -> int:
+    return shard_of(record[names.USER_KEY], log.partitions)
 
 
 def log_writer(settings: Settings) -> LogWriter:
     """A writer of the stack's event log. Connects with the first use."""
-    return LogWriter(lambda: open_log(connect(settings, timeout_s=LOG_TIMEOUT_S), settings))
+    return LogWriter(
+        lambda: open_log(connect(settings, timeout_s=LOG_TIMEOUT_S), settings), lambda: check_disk(settings)
+    )
 
 
 @dataclass(frozen=True)
@@ -80,6 +112,7 @@ class GroupCommitter:
         self._waiting: list[_Waiter] = []
         self._waiting_records = 0
         self._worker: asyncio.Task[None] | None = None
+        self._trouble = ""
 
     async def commit(self, records: Sequence[Record]) -> Positions:
         """Returns once all records are on disk: the log position of each partition they went to.
@@ -110,16 +143,31 @@ class GroupCommitter:
             try:
                 positions = await asyncio.get_running_loop().run_in_executor(self._thread, self._writer.write, records)
             except LogUnavailableError as error:
-                _resolve(group, error)
+                self._say(str(error))
+                _fail(group, error)
             except (
                 Exception
             ) as error:  # a fault of ours: each request must hear of it, and the next group have its turn
                 logger.exception("a group of %d events could not be appended", len(records))
-                _resolve(group, error)
+                _fail(group, error)
             else:
                 self._metrics.append_seconds.observe(time.perf_counter() - started)
                 self._metrics.group_records.observe(len(records))
-                _resolve(group, positions)
+                self._say("")
+                self._acknowledge(group, positions)
+
+    def _say(self, trouble: str) -> None:
+        """Tell the log once what is wrong, and once that it is over."""
+        if trouble and trouble != self._trouble:
+            logger.warning("events are refused: %s", trouble)
+        elif self._trouble and not trouble:
+            logger.warning("events are taken again")
+        self._trouble = trouble
+
+    def _acknowledge(self, group: Sequence[_Waiter], positions: Positions) -> None:
+        for waiter in group:
+            if not waiter.done.done():  # else its client went away
+                waiter.done.set_result(self._writer.positions_of(waiter.records, positions))
 
     def _take_group(self) -> list[_Waiter]:
         """The first waiter and as many more as fit in one group."""
@@ -132,11 +180,7 @@ class GroupCommitter:
         return group
 
 
-def _resolve(group: Sequence[_Waiter], outcome: Positions | Exception) -> None:
+def _fail(group: Sequence[_Waiter], error: Exception) -> None:
     for waiter in group:
-        if waiter.done.done():  # its client went away
-            continue
-        if isinstance(outcome, Exception):
-            waiter.done.set_exception(outcome)
-        else:
-            waiter.done.set_result(outcome)
+        if not waiter.done.done():
+            waiter.done.set_exception(error)

@@ -22,6 +22,8 @@ def hydrate_user(user_key: str, reader: FeatureReader | None, clock: Clock, trac
             t_us = max(clock(), rows.newest_us + 1)
             if rows.newest_us == 0:
                 trace.degrade(c.UNKNOWN_USER)
+            if rows.waiting:
+                trace.degrade(c.WAITING_FEATURES)
             return User(rows, t_us, values_of(rows, t_us))
     except STORE_ERRORS as error:
         trace.degrade(c.NO_USER_FEATURES, error)
@@ -41,6 +43,8 @@ def hydrate_items(
         return None, user
     try:
         rows = reader.fetch({view: [candidate.item_id for candidate in kept] for view in ITEM_VIEWS})
+        if rows.waiting:
+            trace.degrade(c.WAITING_FEATURES)
         if rows.newest_us >= user.t_us:
             t_us = rows.newest_us + 1
             user = User(user.rows, t_us, values_of(user.rows, t_us))

@@ -50,6 +50,7 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
     """Variables for this process and, inherited from it, all of Ray's."""
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else replicas give way to everything else on the machine, the collector first
         # Some of Ray's services listen on every interface, whatever one sets: they want a token that nobody else has.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

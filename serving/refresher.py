@@ -74,6 +74,7 @@ class Refresher:
         self._rows: CatalogueRows | None = None
         self._saved: Catalogue | None = None
         self._registry: tuple[int, int] | None = None
+        self._read_by: Definitions | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
 
@@ -101,18 +102,21 @@ class Refresher:
         self.live.refreshed = True
 
     def refresh_readers(self) -> None:
-        """Read by the definitions that are registered now, and look again whether the model fits them."""
+        """Readers by the definitions that are registered now. Where the state is of another definition than before, look again
+        whether the model fits it."""
         registry = file_version(self._settings.registry_path)
-        if self.live.readers is not None and registry == self._registry:
-            return
-        try:
-            self.live.readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
-        except STORE_ERRORS as error:
-            self._note_problem("store", error)
-        else:
-            self._registry, self._bundle_ref, self._refused = registry, None, None
+        if self.live.readers is None or registry != self._registry:
+            try:
+                self.live.readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
+            except STORE_ERRORS as error:
+                self._note_problem("store", error)
+                return
+            self._registry = registry
             self.live.problems.pop("store", None)
-            self._check_names(self.live.readers.definitions)
+        definitions = self.live.readers.definitions
+        if definitions != self._read_by:
+            self._read_by, self._bundle_ref, self._refused = definitions, None, None
+            self._check_names(definitions)
 
     def refresh_model(self) -> None:
         """Put a new champion in service, or refuse it and say why."""

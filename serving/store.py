@@ -15,7 +15,7 @@ from headrace import names
 from headrace.clock import from_micros
 from headrace.models.snapshot import AVAILABLE
 from headrace.settings import Settings
-from headrace.stores.definitions import Definitions, load_definitions
+from headrace.stores.definitions import Definitions, is_registered, load_definitions
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import scan_keys
@@ -61,15 +61,19 @@ class Readers:
     request: OnlineReader
     bulk: OnlineReader
     client: "redis.Redis"
-    definitions: Definitions
+
+    @property
+    def definitions(self) -> Definitions:
+        """What the state was made by, at the last look: older than what is applied until a backfill has ended."""
+        return self.bulk.definitions
 
     def close(self) -> None:
         self.client.close()
 
 
 def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
-    """Readers of the views that are registered now. Raises StoreAddressError or FeaturesUnknownError."""
-    if not settings.registry_path.exists():
+    """Readers of the views that are registered now. Raises StoreAddressError, FeaturesUnknownError, or redis.RedisError."""
+    if not is_registered(settings):
         raise FeaturesUnknownError(f"no features are registered in {settings.registry_path}: run `headrace apply`")
     try:
         definitions = load_definitions(settings)
@@ -77,9 +81,13 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
         raise FeaturesUnknownError(f"the registry {settings.registry_path} cannot be read: {error}") from error
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
-    return Readers(
-        OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow, definitions
-    )
+    readers = Readers(OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow)
+    try:
+        _ = readers.bulk.definitions, readers.request.definitions  # the first look, which no request should wait for
+    except redis.RedisError:
+        readers.close()
+        raise
+    return readers
 
 
 def missing_features(definitions: Definitions) -> list[str]:

@@ -3,10 +3,14 @@
 An event is a dict of the columns of `EVENT_SCHEMA`, times in Unix microseconds; a column left out is null.
 """
 
+import struct
 from math import fsum
+from statistics import mean, pstdev
 from typing import Any
 
-from headrace.aggregates.spec import AggregateSpec, ViewSpec
+import xxhash
+
+from headrace.aggregates.spec import DISTINCT_BOUND, AggregateSpec, ViewSpec
 from headrace.settings import MICROS
 
 Event = dict[str, Any]
@@ -28,6 +32,10 @@ def value(spec: ViewSpec, aggregate: AggregateSpec, events: list[Event], key: st
         start = t_us - aggregate.window_us
         start -= start % aggregate.hop_us
         mine = [e for e in mine if e["timestamp"] >= start]
+    if aggregate.function == "zscore":
+        return zscore(aggregate, mine, t_us)
+    if aggregate.function == "decayed_sum":
+        return fsum(x * 0.5 ** ((t_us - at) / aggregate.span_us) for x, at in weighted(aggregate, mine))
     if aggregate.expression is None:
         return len(mine)
     values = [v for v in (evaluate(aggregate.expression, e) for e in mine) if v is not None]
@@ -38,6 +46,10 @@ def value(spec: ViewSpec, aggregate: AggregateSpec, events: list[Event], key: st
             return fsum(values)
         case "mean":
             return fsum(values) / len(values) if values else None
+        case "std":
+            return pstdev(values) if values else None
+        case "count_distinct":
+            return distinct(values)
         case "min":
             return min(values, default=None)
         case "max":
@@ -47,6 +59,48 @@ def value(spec: ViewSpec, aggregate: AggregateSpec, events: list[Event], key: st
         case "last_n":
             return values[-aggregate.n :]
     raise ValueError(f"the oracle does not know the function {aggregate.function}")
+
+
+def weighted(aggregate: AggregateSpec, mine: list[Event]) -> list[tuple[float, int]]:
+    """(x, timestamp) of the events; x is 1 where there is no expression."""
+    pairs = ((1.0 if aggregate.expression is None else evaluate(aggregate.expression, e), e["timestamp"]) for e in mine)
+    return [(x, at) for x, at in pairs if x is not None]
+
+
+def zscore(aggregate: AggregateSpec, mine: list[Event], t_us: int) -> float | None:
+    """The count of the newest whole `short` against mean and deviation of the window's buckets before it."""
+    assert aggregate.hop_us
+    assert aggregate.window_us
+    assert aggregate.span_us
+    end, short = t_us - t_us % aggregate.hop_us, aggregate.span_us
+    buckets = [
+        sum(end - (i + 1) * short <= e["timestamp"] < end - i * short for e in mine)
+        for i in range(aggregate.window_us // short)
+    ]
+    deviation = pstdev(buckets[1:])
+    return (buckets[0] - mean(buckets[1:])) / deviation if deviation else None
+
+
+def distinct(values: list[Any]) -> int:
+    """How many different values: exactly up to the bound, beyond it Wegman's adaptive sampling over xxh64.
+
+    Level p keeps the values whose hash begins with p zero bits; the first level that keeps no more than the bound stands for 2^p
+    times as many.
+    """
+    hashes = {value_hash(value) for value in values}
+    level = 0
+    while sum(h < 1 << (64 - level) for h in hashes) > DISTINCT_BOUND:
+        level += 1
+    return sum(h < 1 << (64 - level) for h in hashes) << level
+
+
+def value_hash(value: Any) -> int:
+    """xxh64 of a string's UTF-8, of an integer's (a time's microseconds) or a float's eight bytes, little-endian; -0.0 is 0.0."""
+    if isinstance(value, str):
+        return int(xxhash.xxh64_intdigest(value.encode()))
+    return int(
+        xxhash.xxh64_intdigest(struct.pack("<d", value + 0.0) if isinstance(value, float) else struct.pack("<q", value))
+    )
 
 
 def current_session(spec: ViewSpec, mine: list[Event], t_us: int) -> list[Event]:
@@ -74,14 +128,32 @@ def evaluate(expression: str, event: Event) -> Any:
 
 
 def scale(aggregate: AggregateSpec, spec: ViewSpec, events: list[Event], key: str, t_us: int) -> float:
-    """The window's sum of |x|: what the error of a float feature is measured against."""
-    absolute = [
-        e | {"_x": abs(x)}
-        for e in events
-        if (x := evaluate(str(aggregate.expression), e)) is not None and not isinstance(x, str)
-    ]
-    as_sum = AggregateSpec("_x", aggregate.types, "_x", "sum", 1, aggregate.window_us, aggregate.hop_us)
-    return float(value(spec, as_sum, absolute, key, t_us))
+    """What the error of a float feature is measured against: the window's sum of |x|, or for std the root of its mean square."""
+
+    def of(function: str, power: int) -> float:
+        sized = [e | {"_x": _power(evaluate(aggregate.expression or "1", e), power)} for e in events]
+        like = AggregateSpec("_x", aggregate.types, "_x", function, 1, aggregate.window_us, aggregate.hop_us)
+        return float(value(spec, like, sized, key, t_us) or 0.0)
+
+    return float(of("mean", 2) ** 0.5) if aggregate.function == "std" else of("sum", 1)
+
+
+def _power(x: Any, power: int) -> float | None:
+    return None if x is None or isinstance(x, str) else float(abs(x) ** power)
+
+
+FLOATS = ("sum", "mean", "std", "decayed_sum", "zscore")
+"""Functions whose values are compared up to 1e-9 of their `scale`."""
+
+
+def agrees(spec: ViewSpec, aggregate: AggregateSpec, events: list[Event], key: str, t_us: int, got: Any) -> bool:
+    """True where an engine's value is the oracle's; null is None or NaN."""
+    expected = value(spec, aggregate, events, key, t_us)
+    if expected is None or got is None or got != got:
+        return expected is None and (got is None or got != got)
+    if aggregate.function in FLOATS:
+        return bool(abs(got - expected) <= 1e-9 * scale(aggregate, spec, events, key, t_us))
+    return bool(got == expected)
 
 
 def log_dedup(entries: list[Event], horizon_us: int) -> list[Event]:

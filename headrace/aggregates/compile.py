@@ -16,18 +16,22 @@ from feast.types import Array, FeastType, Float64, Int64, String
 from headrace import names
 from headrace.aggregates.spec import (
     COUNT,
+    COUNT_DISTINCT,
+    DECAYED_SUM,
     DEFAULT_LATENESS_US,
     FUNCTIONS,
     LAST_N,
     LISTED,
     MAX,
     MAX_LAST_N,
+    MAX_TILES,
     MEAN,
     MIN,
     SESSION_GAP_US,
     SESSIONS,
+    STD,
     SUM,
-    TILED,
+    ZSCORE,
     AggregateSpec,
     DefinitionError,
     ViewSpec,
@@ -41,6 +45,9 @@ _NUMERIC = frozenset(
     field.name for field in RECORD_SCHEMA if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
 ) - {"schema_version"}
 _FUNCTION = re.compile(r"^([a-z_]+)(?:\(([^()]*)\))?$")
+_SPAN = re.compile(r"^([1-9][0-9]*)\s*(s|m|h|d)$")
+_UNITS = {"s": MICROS, "m": 60 * MICROS, "h": 3_600 * MICROS, "d": 86_400 * MICROS}
+_ARGUMENT = {LAST_N: "n", DECAYED_SUM: "half_life", ZSCORE: "short"}
 
 
 def compile_views(store: FeatureStore, lateness_us: int = DEFAULT_LATENESS_US) -> dict[str, ViewSpec]:
@@ -55,6 +62,7 @@ def compile_view(view: StreamFeatureView, lateness_us: int = DEFAULT_LATENESS_US
             f"stream view '{view.name}' has no aggregations: give it some, or make it a plain FeatureView"
         )
     join_key = _join_key(view)
+    _check_source(view)
     hop = view.tiling_hop_size or timedelta(minutes=5)
     aggregates = tuple(_compile_aggregation(view, aggregation, hop) for aggregation in view.aggregations)
     _check_names(view, aggregates)
@@ -88,63 +96,121 @@ def _join_key(view: StreamFeatureView) -> str:
     return str(keys[0])
 
 
+def _check_source(view: StreamFeatureView) -> None:
+    if view.timestamp_field not in (None, "", names.TIMESTAMP):
+        raise DefinitionError(
+            f"stream view '{view.name}' has timestamp_field '{view.timestamp_field}': "
+            f"events happen at '{names.TIMESTAMP}', name that"
+        )
+    if view.udf is not None or view.feature_transformation is not None:
+        raise DefinitionError(
+            f"stream view '{view.name}' has a transformation, which no engine runs: "
+            "say it in an aggregation's column, as in 'purchase.price*quantity'"
+        )
+
+
 def _compile_aggregation(view: StreamFeatureView, aggregation: Aggregation, tiling_hop: timedelta) -> AggregateSpec:
     where = f"view '{view.name}', aggregation '{aggregation.resolved_name(aggregation.time_window)}'"
-    function, n = _parse_function(where, aggregation.function)
+    function, argument = _parse_function(where, aggregation.function)
     types, expression = _parse_column(where, aggregation.column, function)
-    window_us = hop_us = None
-    if aggregation.time_window:
-        if function in SESSIONS:
-            raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
-        window = aggregation.time_window
-        slide = aggregation.slide_interval
-        window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
-        if hop_us <= 0 or window_us % hop_us:
-            raise DefinitionError(
-                f"{where}: the hop {hop_us / MICROS:g} s does not divide the window {window_us / MICROS:g} s; choose one that does"
-            )
-    elif function in TILED:
-        raise DefinitionError(f"{where}: {function} needs a time_window")
-    return AggregateSpec(
+    window_us, hop_us = _window(where, aggregation, function, tiling_hop)
+    aggregate = AggregateSpec(
         name=aggregation.resolved_name(aggregation.time_window),
         types=types,
         expression=expression,
         function=function,
-        n=n,
+        n=_parse_n(where, argument) if function == LAST_N else 1,
         window_us=window_us,
         hop_us=hop_us,
+        span_us=_parse_span(where, function, argument) if function in (DECAYED_SUM, ZSCORE) else None,
     )
+    if function == ZSCORE:
+        _check_zscore(where, aggregate)
+    return aggregate
 
 
-def _parse_function(where: str, text: str) -> tuple[str, int]:
+def _window(
+    where: str, aggregation: Aggregation, function: str, tiling_hop: timedelta
+) -> tuple[int, int] | tuple[None, None]:
+    """Window and hop in microseconds; none for all history."""
+    window, slide = aggregation.time_window, aggregation.slide_interval
+    if not window:
+        if function == ZSCORE:
+            raise DefinitionError(f"{where}: {function} needs a time_window to compare with")
+        return None, None
+    if function in SESSIONS:
+        raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
+    window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
+    if window_us < 0:
+        raise DefinitionError(f"{where}: the window {window_us / MICROS:g} s is negative; say how far back it looks")
+    if hop_us <= 0 or window_us % hop_us:
+        raise DefinitionError(
+            f"{where}: the hop {hop_us / MICROS:g} s does not divide the window {window_us / MICROS:g} s; choose one that does"
+        )
+    if window_us // hop_us > MAX_TILES:
+        raise DefinitionError(
+            f"{where}: a window of {window_us / MICROS:g} s has {window_us // hop_us:,} hops of {hop_us / MICROS:g} s, each of them "
+            f"state of every entity; choose a hop of at least {window_us / MAX_TILES / MICROS:g} s"
+        )
+    return window_us, hop_us
+
+
+def _parse_function(where: str, text: str) -> tuple[str, str | None]:
+    """Name and argument."""
     match = _FUNCTION.match(text.strip())
     function, argument = match.groups() if match else (text, None)
     if function not in FUNCTIONS:
         raise DefinitionError(f"{where}: unknown function '{text}'; use one of {', '.join(sorted(FUNCTIONS))}")
-    if function != LAST_N:
-        if argument is not None:
-            raise DefinitionError(f"{where}: {function} takes no argument, remove '({argument})'")
-        return function, 1
-    if argument is None or not argument.strip().isdigit() or not 1 <= int(argument) <= MAX_LAST_N:
-        raise DefinitionError(f"{where}: write last_n(n) with n from 1 to {MAX_LAST_N}, not '{text}'")
-    return function, int(argument)
+    if function in _ARGUMENT and argument is None:
+        raise DefinitionError(f"{where}: write {function}({_ARGUMENT[function]}), not '{text}'")
+    if function not in _ARGUMENT and argument is not None:
+        raise DefinitionError(f"{where}: {function} takes no argument, remove '({argument})'")
+    return function, argument
+
+
+def _parse_n(where: str, argument: str | None) -> int:
+    text = (argument or "").strip()
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_LAST_N):
+        raise DefinitionError(f"{where}: write last_n(n) with n from 1 to {MAX_LAST_N}, not 'last_n({argument})'")
+    return int(text)
+
+
+def _parse_span(where: str, function: str, argument: str | None) -> int:
+    match = _SPAN.match((argument or "").strip())
+    if not match:
+        raise DefinitionError(
+            f"{where}: write {function}({_ARGUMENT[function]}) with a time like 30s, 10m, 1h or 7d, not '{function}({argument})'"
+        )
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _check_zscore(where: str, aggregate: AggregateSpec) -> None:
+    short, window, hop = aggregate.span_us or 1, aggregate.window_us or 0, aggregate.hop_us or 1
+    if window % short or window // short < 2:
+        raise DefinitionError(
+            f"{where}: short ({short / MICROS:g} s) must divide the window ({window / MICROS:g} s) into two parts or more"
+        )
+    if short % hop:
+        raise DefinitionError(
+            f"{where}: the hop {hop / MICROS:g} s does not divide short ({short / MICROS:g} s); choose one that does"
+        )
 
 
 def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ...], str | None]:
-    head, _, expression = column.replace(" ", "").partition(".")
-    types = tuple(sorted(set(head.split("|"))))
+    head, _, expression = (part.strip() for part in column.partition("."))
+    types = tuple(sorted({event_type.strip() for event_type in head.split("|")}))
     unknown = [event_type for event_type in types if event_type not in names.EVENT_TYPES]
     if unknown:
         raise DefinitionError(
             f"{where}: '{unknown[0]}' in column '{column}' is no event type; use {', '.join(names.EVENT_TYPES)}"
         )
-    if function in SESSIONS and expression:
+    if function in (*SESSIONS, ZSCORE) and expression:
         raise DefinitionError(f"{where}: {function} reads whole events; write '{head}' without '.{expression}'")
-    if function in (SUM, MEAN, MIN, MAX, *tuple(LISTED)) and not expression:
+    if function in (SUM, MEAN, MIN, MAX, STD, COUNT_DISTINCT, *LISTED) and not expression:
         raise DefinitionError(f"{where}: {function} needs a column; write '{column}.price', say")
     if expression:
         _check_expression(where, expression, function)
-    return types, expression or None
+    return types, expression.replace(" ", "") or None
 
 
 def _check_expression(where: str, expression: str, function: str) -> None:
@@ -159,7 +225,7 @@ def _check_expression(where: str, expression: str, function: str) -> None:
         ):
             raise DefinitionError(f"{where}: '{expression}' may hold columns, numbers and + - * / alone")
     alone = isinstance(tree.body, ast.Name)
-    known = frozenset(RECORD_SCHEMA.names) if alone and function in LISTED | {COUNT} else _NUMERIC
+    known = frozenset(RECORD_SCHEMA.names) if alone and function in LISTED | {COUNT, COUNT_DISTINCT} else _NUMERIC
     missing = sorted(columns_of(expression) - known)
     if missing:
         raise DefinitionError(

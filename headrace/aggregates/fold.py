@@ -1,26 +1,69 @@
 """The incremental engine: micro-batches of events folded into the state of a view. Knows no stream engine and no store.
 
-Order of arrival does not matter: tiles add, lists keep (timestamp, event_id) order, sessions merge. What makes that exact is
-that every read is at or after the newest event folded (docs/features.md).
+Order of arrival does not matter: tiles add, lists keep (timestamp, event_id) order, sessions merge, of a value the newest time counts.
+What makes that exact is that every read is at or after the newest event folded (docs/features.md).
 """
 
-from bisect import insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from headrace import names
 from headrace.aggregates import spec as sp
-from headrace.aggregates.expressions import evaluate
-from headrace.aggregates.layout import Entry, Interval, Layout, RecentList, Ring, pack_entry
+from headrace.aggregates.arrays import Ints
+from headrace.aggregates.chunks import ARENA, LINE
+from headrace.aggregates.columns import (
+    concerns,
+    events_of,
+    is_there,
+    micros,
+    numbers,
+    of_types,
+    type_codes,
+    value_hashes,
+)
+from headrace.aggregates.distinct import fold_distinct
+from headrace.aggregates.keys import ABSENT, KeyTable, grouped, longer
+from headrace.aggregates.layout import Layout
+from headrace.aggregates.packing import max_sizes, pack_rows, unpack_rows
+from headrace.aggregates.payloads import payloads
+from headrace.aggregates.recent import fold_list
+from headrace.aggregates.rows import NEVER, StateMismatchError, check, damaged, joined
+from headrace.aggregates.sessions import fold_sessions
+from headrace.aggregates.tiles import HOP, Tiles, fold_tiles
 
-_CLOCK_SKEW_US = 3_600 * 1_000_000
-_TYPE_CODE = {event_type: code for code, event_type in enumerate(names.EVENT_TYPES)}
+__all__ = ["PackedRows", "ViewState", "concerns", "events_of", "micros"]
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+_PACKED_AT_ONCE: Final = 1_024
+"""Rows packed into one buffer, small enough for the processor's cache."""
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows as they are stored: keys[i] has data[begins[i]:begins[i + 1]]."""
+
+    keys: list[str]
+    data: bytes
+    begins: Ints
+
+    def as_dict(self) -> dict[str, bytes]:
+        cuts = self.begins.tolist()
+        return {key: self.data[a:b] for key, (a, b) in zip(self.keys, pairwise(cuts), strict=True)}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Events and, for each in the order of folding, its place among them, slot and time. `codes` are in the events' own order."""
+
+    events: pl.DataFrame
+    order: Ints
+    slots: Ints
+    times: Ints
+    codes: Ints
 
 
 class ViewState:
@@ -28,191 +71,153 @@ class ViewState:
 
     def __init__(self, layout: Layout, capacity: int = 256) -> None:
         self.layout = layout
-        self._fixed = np.full(capacity, layout.empty, layout.dtype)
-        self._slots: dict[str, int] = {}
-        self._keys: list[str] = []
-        self._lists: list[list[list[Entry]]] = []
-        self._sessions: list[list[list[Interval]]] = []
-        self._dirty: set[int] = set()
+        self._keys = KeyTable()
+        self._tiles = _empty_tiles(layout, capacity)
+        self._lines = np.zeros((capacity, len(layout.parts), LINE), np.int64)
+        self._data = np.zeros(64, np.uint8)
+        self._arena = np.zeros(ARENA, np.int64)
+        self._changed = np.zeros(capacity, np.bool_)
+        types = layout.spec.types
+        self._type_places = np.array([types.index(t) if t in types else -1 for t in names.EVENT_TYPES])
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def missing(self, keys: Iterable[str]) -> list[str]:
-        """Keys that must be loaded before events of theirs are folded, each once."""
-        return [key for key in dict.fromkeys(keys) if key not in self._slots]
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        tiles = self._tiles
+        arrays = (tiles.times, tiles.counts, tiles.words, self._lines, self._data, self._changed)
+        return self._keys.nbytes + sum(array.nbytes for array in arrays)
+
+    def missing(self, keys: Iterable[str] | pl.Series) -> list[str]:
+        """Keys that must be loaded before events of theirs are folded, each once, in the order given."""
+        wanted = _strings(keys)
+        absent = self._keys.find(wanted) == ABSENT
+        return list(dict.fromkeys(wanted.filter(pl.Series(absent)).to_list())) if absent.any() else []
 
     def load(self, key: str, raw: bytes | None) -> None:
         """Take in a stored row; None for an entity that has none. Raises StateMismatchError."""
-        slot = len(self._keys)
-        if slot == len(self._fixed):
-            self._fixed = np.concatenate([self._fixed, np.full(slot, self.layout.empty, self.layout.dtype)])
-        if raw is None:
-            self._lists.append([[] for _ in self.layout.lists])
-            self._sessions.append([[] for _ in self.layout.sessions])
-        else:
-            self._fixed[slot], lists, sessions = self.layout.unpack(raw)
-            self._lists.append(lists)
-            self._sessions.append(sessions)
-        self._slots[key] = slot
-        self._keys.append(key)
+        self.load_rows([key], [raw])
+
+    def load_rows(self, keys: Sequence[str] | pl.Series, raws: Sequence[bytes | None]) -> None:
+        """Take in stored rows, in place of what is held of the keys, which differ. Raises StateMismatchError."""
+        rows, begins = joined(self.layout.spec, raws)
+        check(self.layout.spec, len(self.layout.parts), rows, begins)
+        known = len(self)
+        slots = self._keys.add(_strings(keys))
+        self._grow()
+        if len(rows) == 0 and slots.min(initial=known) >= known:
+            return  # slots are handed out empty
+        plan, parts = self.layout.plan, self.layout.parts
+        self._data, bad_row = unpack_rows(
+            plan, self._tiles, parts, self._lines, self._data, self._arena, slots, rows, begins
+        )
+        if bad_row >= 0:
+            raise StateMismatchError(damaged(self.layout.spec))
 
     def take_changed(self) -> dict[str, bytes]:
         """Rows changed since the last call, packed."""
-        changed = {
-            self._keys[slot]: self.layout.pack(self._fixed[slot], self._lists[slot], self._sessions[slot])
-            for slot in self._dirty
-        }
-        self._dirty.clear()
+        changed: dict[str, bytes] = {}
+        for some in self.take_packed():
+            changed |= some.as_dict()
         return changed
 
+    def take_packed(self) -> list[PackedRows]:
+        """Rows changed since the last call, some at a time."""
+        changed = np.flatnonzero(self._changed[: len(self)])
+        self._changed[changed] = False
+        starts = range(0, len(changed), _PACKED_AT_ONCE)
+        return [self._pack(changed[start : start + _PACKED_AT_ONCE]) for start in starts]
+
+    def _pack(self, slots: Ints) -> PackedRows:
+        plan, parts = self.layout.plan, self.layout.parts
+        out = np.empty(int(max_sizes(plan, parts, self._lines, slots).sum()), np.uint8)
+        begins = pack_rows(
+            plan, self._tiles, parts, self._lines, self._data, np.uint64(self.layout.spec.fingerprint), slots, out
+        )
+        keys = self._keys.keys
+        return PackedRows([keys[slot] for slot in slots.tolist()], out[: begins[-1]].tobytes(), begins)
+
     def fold(self, events: pl.DataFrame) -> None:
-        """Fold events of this view's types, whose entities are all loaded. `events` has at least `spec.columns`."""
+        """Fold events of this view's types, whose entities are all loaded. `events` has at least `spec.columns`.
+
+        Raises KeyError where an entity is not loaded.
+        """
         if events.is_empty():
             return
         spec = self.layout.spec
-        slots = np.fromiter((self._slots[key] for key in events[spec.entity_column]), np.int64, events.height)
-        codes = np.fromiter((_TYPE_CODE[event_type] for event_type in events[names.TYPE]), np.int64, events.height)
-        timestamps = micros(events[names.TIMESTAMP])
-        values = expression_values(self.layout, events)
-        np.maximum.at(self._fixed["newest"], slots, timestamps)
-        for ring in self.layout.rings:
-            self._fold_ring(ring, slots, timestamps, codes, values)
-        for index, recent in enumerate(self.layout.lists):
-            self._fold_list(index, recent, slots, timestamps, of_types(codes, recent.types), events)
+        slots = self._keys.find(events[spec.entity_column])
+        if slots.min() == ABSENT:
+            unknown = events[spec.entity_column][int(slots.argmin())]
+            raise KeyError(f"'{unknown}' of view '{spec.name}' is not loaded: load what `missing` names before folding")
+        # An entity's events one behind the other: its state is then in the processor's cache for all but the first.
+        order = grouped(slots, len(self))
+        batch = _Batch(events, order, slots[order], micros(events[names.TIMESTAMP])[order], type_codes(events))
+        self._fold_tiles(batch)
+        self._fold_lists(batch)
         if self.layout.sessions:
-            in_time = micros(events[names.RECEIVED_AT]) - timestamps <= spec.lateness_us
-            for index, group in enumerate(self.layout.sessions):
-                self._fold_sessions(index, slots, timestamps, of_types(codes, group.types) & in_time)
-        self._dirty.update(slots.tolist())
+            self._fold_sessions(batch)
+        self._fold_distinct(batch)
+        self._changed[slots] = True
 
-    def _fold_ring(
-        self, ring: Ring, slots: Ints, timestamps: Ints, codes: Ints, values: Mapping[str, npt.NDArray[np.float64]]
-    ) -> None:
-        tiles = timestamps // ring.hop_us
-        heads = self._advance(ring, slots, tiles)
-        retained = tiles > heads - ring.length
-        for counter in ring.counters:
-            chosen = retained & of_types(codes, counter.types)
-            if counter.expression is not None:
-                value = values[counter.expression]
-                chosen &= ~np.isnan(value)
-            at = (slots[chosen], tiles[chosen] % ring.length)
-            cells = self._fixed[ring.tiles(counter)]
-            if counter.kind == sp.COUNT:
-                np.add.at(cells, at, np.uint32(1))
-            elif counter.kind == sp.SUM:
-                np.add.at(cells, at, value[chosen])
-            else:
-                (np.fmin if counter.kind == sp.MIN else np.fmax).at(cells, at, value[chosen])
+    def _fold_tiles(self, batch: "_Batch") -> None:
+        values = np.empty((len(self.layout.expressions), len(batch.slots)))
+        for row, expression in enumerate(self.layout.expressions):
+            values[row] = numbers(expression, batch.events)[batch.order]
+        codes = batch.codes[batch.order]
+        fold_tiles(self.layout.plan, self._tiles, batch.slots, batch.times, codes, values)
 
-    def _advance(self, ring: Ring, slots: Ints, tiles: Ints) -> Ints:
-        """Move heads up to the newest tile of each entity, emptying the tiles passed over; returns each event's new head."""
-        touched, inverse = np.unique(slots, return_inverse=True)
-        old = self._fixed[ring.head][touched]
-        new = old.copy()
-        np.maximum.at(new, inverse, tiles)
-        moved = new > old
-        if moved.any():
-            rows, steps = touched[moved], np.minimum(new - old, ring.length)[moved]
-            distance = (new[moved, None] - np.arange(ring.length)) % ring.length  # of each place from the new head
-            passed = distance < steps[:, None]
-            for counter in ring.counters:
-                name = ring.tiles(counter)
-                block = self._fixed[name][rows]
-                self._fixed[name][rows] = np.where(passed, self.layout.empty[name], block)
-            self._fixed[ring.head][rows] = new[moved]
-        return np.asarray(new[inverse])
+    def _fold_lists(self, batch: "_Batch") -> None:
+        for part, recent in enumerate(self.layout.lists):
+            chosen = of_types(batch.codes, recent.types)
+            for column in recent.columns:
+                if not sp.never_null(column, recent.types):
+                    chosen &= is_there(column, batch.events)
+            payload, begins, ends = payloads(recent.columns, batch.events, self._type_places[batch.codes])
+            self._data = fold_list(
+                batch.slots, batch.times, chosen[batch.order], payload, begins[batch.order], ends[batch.order], recent.n,
+                self._data, self._arena, self._lines, part,
+            )  # fmt: skip
 
-    def _fold_list(
-        self, index: int, recent: RecentList, slots: Ints, timestamps: Ints, chosen: Mask, events: pl.DataFrame
-    ) -> None:
-        rows = np.flatnonzero(chosen)
-        ids = events[names.EVENT_ID].to_list()
-        columns = [list_column(events, column) for column in recent.columns]
-        for row, slot, timestamp in zip(rows.tolist(), slots[rows].tolist(), timestamps[rows].tolist(), strict=True):
-            entry_values = [column[row] for column in columns]
-            if None in entry_values:
-                continue
-            entries = self._lists[slot][index]
-            event_id = ids[row]
-            if len(entries) == recent.n and (timestamp, event_id) < entries[0][:2]:
-                continue
-            entry = (timestamp, event_id, pack_entry(timestamp, event_id, entry_values, recent.columns))
-            if not entries or entries[-1] < entry:
-                entries.append(entry)
-            else:
-                insort(entries, entry)
-            if len(entries) > recent.n:
-                del entries[0]
+    def _fold_sessions(self, batch: "_Batch") -> None:
+        spec = self.layout.spec
+        in_time = micros(batch.events[names.RECEIVED_AT])[batch.order] - batch.times <= spec.lateness_us
+        for part, group in enumerate(self.layout.sessions, len(self.layout.lists)):
+            chosen = of_types(batch.codes, group.types)[batch.order] & in_time
+            self._data = fold_sessions(
+                batch.slots, batch.times, chosen, spec.session_gap_us, self._data, self._arena, self._lines, part
+            )
 
-    def _fold_sessions(self, index: int, slots: Ints, timestamps: Ints, chosen: Mask) -> None:
-        gap = self.layout.spec.session_gap_us
-        # What can still be joined to the current session: an event in time is at most this much older than the newest.
-        keep = self.layout.spec.lateness_us + gap + _CLOCK_SKEW_US
-        for slot, timestamp in zip(slots[chosen].tolist(), timestamps[chosen].tolist(), strict=True):
-            intervals = self._sessions[slot][index]
-            self._sessions[slot][index] = _prune(add_to_sessions(intervals, timestamp, gap), keep)
+    def _fold_distinct(self, batch: "_Batch") -> None:
+        first = len(self.layout.lists) + len(self.layout.sessions)
+        for part, values in enumerate(self.layout.distinct, first):
+            chosen = of_types(batch.codes, values.types) & is_there(values.expression, batch.events)
+            hashes = value_hashes(values.expression, batch.events)
+            self._data = fold_distinct(
+                batch.slots, batch.times, chosen[batch.order], hashes[batch.order],
+                self._data, self._arena, self._lines, part,
+            )  # fmt: skip
+
+    def _grow(self) -> None:
+        """Room for every key, each slot empty."""
+        tiles, capacity = self._tiles, len(self._changed)
+        if len(self) <= capacity:
+            return
+        fresh = _empty_tiles(self.layout, max(len(self), 2 * capacity))
+        fresh.times[:capacity], fresh.counts[:capacity], fresh.words[:capacity] = tiles[:3]
+        self._tiles = fresh
+        self._lines = longer(self._lines, len(fresh.times))
+        self._changed = longer(self._changed, len(fresh.times))
 
 
-def add_to_sessions(intervals: list[Interval], timestamp: int, gap: int) -> list[Interval]:
-    """Sessions after one more event: sorted, disjoint, more than `gap` apart."""
-    if intervals and intervals[-1][1] <= timestamp <= intervals[-1][1] + gap:
-        first, _, count = intervals[-1]
-        return [*intervals[:-1], (first, timestamp, count + 1)]
-    before = [interval for interval in intervals if interval[1] < timestamp - gap]
-    after = [interval for interval in intervals if interval[0] > timestamp + gap]
-    joined = intervals[len(before) : len(intervals) - len(after)]
-    first = min([timestamp, *(interval[0] for interval in joined)])
-    last = max([timestamp, *(interval[1] for interval in joined)])
-    return [*before, (first, last, 1 + sum(interval[2] for interval in joined)), *after]
+def _empty_tiles(layout: Layout, slots: int) -> Tiles:
+    plan = layout.plan
+    never = np.array([NEVER, *(NEVER // plan.rings[:, HOP])], np.int64)
+    words = np.tile(plan.blank, (slots, 1))
+    counts = np.zeros((slots, -(-len(plan.count_cells) // 8) * 8), np.uint32)
+    return Tiles(np.tile(never, (slots, 1)), counts, words, words.view(np.int64))
 
 
-def _prune(intervals: list[Interval], keep_us: int) -> list[Interval]:
-    oldest = intervals[-1][1] - keep_us
-    return intervals if intervals[0][1] >= oldest else [interval for interval in intervals if interval[1] >= oldest]
-
-
-def concerns(spec: sp.ViewSpec) -> pl.Expr:
-    """True for events that change a view's state."""
-    return pl.col(names.TYPE).is_in(list(spec.types)) & pl.col(spec.entity_column).is_not_null()
-
-
-def events_of(spec: sp.ViewSpec, events: pl.DataFrame, also: Sequence[str] = ()) -> pl.DataFrame:
-    """The events that change a view's state, with the columns it needs and those named."""
-    return events.filter(concerns(spec)).select(*dict.fromkeys([*spec.columns, *also]))
-
-
-def of_types(codes: Ints, types: Sequence[str]) -> Mask:
-    wanted = np.zeros(len(names.EVENT_TYPES), np.bool_)
-    wanted[[_TYPE_CODE[event_type] for event_type in types]] = True
-    return np.asarray(wanted[codes])
-
-
-def micros(times: pl.Series) -> Ints:
-    """Datetime[us] as Unix microseconds. Shape (len(times),)."""
-    return times.dt.timestamp("us").to_numpy()
-
-
-def expression_values(layout: Layout, events: pl.DataFrame) -> dict[str, npt.NDArray[np.float64]]:
-    """Each counter's expression over the events, NaN for null."""
-    wanted = {
-        counter.expression for ring in layout.rings for counter in ring.counters if counter.expression is not None
-    }
-    columns = {name: _floats(events[name]) for expression in wanted for name in sp.columns_of(expression)}
-    return {expression: evaluate(expression, columns) for expression in wanted}
-
-
-def _floats(column: pl.Series) -> npt.NDArray[np.float64]:
-    if not column.dtype.is_numeric():  # `count` of a column that is no number: only null or not matters
-        return np.where(column.is_null().to_numpy(), np.nan, 1.0)
-    return column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def list_column(events: pl.DataFrame, column: str) -> list[object]:
-    """A list's column as Python values; times in microseconds, expressions as floats, null as None."""
-    if column not in events.columns:
-        columns = {name: _floats(events[name]) for name in sp.columns_of(column)}
-        return [None if value != value else value for value in evaluate(column, columns).tolist()]
-    series = events[column]
-    return (series.dt.timestamp("us") if series.dtype.is_temporal() else series).to_list()
+def _strings(keys: Iterable[str] | pl.Series) -> pl.Series:
+    return keys if isinstance(keys, pl.Series) else pl.Series(list(keys), dtype=pl.String)

@@ -1,65 +1,30 @@
-"""What a view's state looks like: fixed-width tiles first, then what varies in length. One packed row per (view, entity).
+"""What the state of a view consists of, and where each aggregation finds its numbers in it.
 
-A *tile* holds what happened in one hop of event time. A ring of `window / hop + 1` tiles is all that any read at or after the
-newest event can need: `[floor_to_hop(t - window), t)` touches no more tiles than that. Tile k lies at place k mod length;
-`head` is the number of the newest tile, so older tiles are known by their distance from it.
-
-    row = fixed part (one NumPy record) | per list: u16 count, entries | per session group: u16 count, intervals
-    entry = i64 timestamp | u16 length, event_id | per column: its value (see `pack_value`)
-    interval = i64 first | i64 last | u32 events
+Aggregations share what they can: those of one hop a ring of tiles, those that count the same events a counter, those that list the same
+events a list.
 """
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, Final
+from functools import cached_property
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 
-from headrace import names
 from headrace.aggregates import spec as sp
+from headrace.aggregates import tiles as tl
+from headrace.aggregates.arrays import Ints
+from headrace.aggregates.packing import DISTINCT, LIST, SESSIONS
+from headrace.aggregates.payloads import in_order, kinds_of
+from headrace.aggregates.plan import Counter, Ring, make_plan
+from headrace.aggregates.rows import NEVER, StateMismatchError
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
-from headrace.events import RECORD_SCHEMA
+from headrace.aggregates.windows import ENDLESS, Question, ask
+from headrace.settings import MICROS
 
-NEVER: Final = -(2**62)
-"""Stands for 'no event yet' in times and tile numbers; far enough from the limit of int64 to subtract from."""
+__all__ = ["NEVER", "Counter", "DistinctSet", "Layout", "RecentList", "Ring", "SessionGroup", "StateMismatchError"]
 
-_U16 = struct.Struct("<H")
-_I64 = struct.Struct("<q")
-_F64 = struct.Struct("<d")
-_INTERVAL = struct.Struct("<qqI")
-
-
-class StateMismatchError(RuntimeError):
-    """A stored row has another shape than the definition that reads it."""
-
-
-@dataclass(frozen=True)
-class Counter:
-    """One number per tile: `count`, `sum`, `min` or `max` of what the events of some types say."""
-
-    types: tuple[str, ...]
-    expression: str | None
-    kind: str
-
-
-@dataclass(frozen=True)
-class Ring:
-    """Tiles of one hop, shared by every aggregation with that hop."""
-
-    hop_us: int
-    length: int
-    counters: tuple[Counter, ...]
-
-    @property
-    def head(self) -> str:
-        return f"head_{self.hop_us}"
-
-    def tiles(self, counter: Counter) -> str:
-        return f"tiles_{self.hop_us}_{self.counters.index(counter)}"
+_CLOCK_SKEW_US: Final = 3_600 * MICROS
 
 
 @dataclass(frozen=True)
@@ -70,6 +35,11 @@ class RecentList:
     n: int
     columns: tuple[str, ...]
 
+    @cached_property
+    def kinds(self) -> Ints:
+        """Kinds of the columns (headrace.aggregates.payloads). Shape (columns,)."""
+        return np.array(kinds_of(self.columns), np.int64)
+
 
 @dataclass(frozen=True)
 class SessionGroup:
@@ -78,42 +48,56 @@ class SessionGroup:
     types: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class DistinctSet:
+    """Values of an expression over the events of some types, needed for `keep_us` before the newest event."""
+
+    types: tuple[str, ...]
+    expression: str
+    keep_us: int
+
+
 class Layout:
-    """The state of one view: where each aggregation finds its numbers, and how a row becomes bytes and back."""
+    """The state of one view. Its parts are its lists, then its session groups, then its sets of distinct values."""
 
     def __init__(self, spec: ViewSpec) -> None:
         self.spec = spec
         self.rings = tuple(_rings(spec))
+        self.counters = tuple(counter for ring in self.rings for counter in ring.counters)
+        self.expressions = tuple(dict.fromkeys(c.expression for c in self.counters if c.expression is not None))
         self.lists = tuple(_lists(spec))
         self.sessions = tuple(
             SessionGroup(types)
             for types in dict.fromkeys(a.types for a in spec.aggregates if a.function in sp.SESSIONS)
         )
+        self.distinct = tuple(_distinct(spec))
+        self._questions: dict[tuple[str, ...], Question] = {}
 
     @cached_property
-    def dtype(self) -> np.dtype[np.void]:
-        fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [("fingerprint", "<u8"), ("newest", "<i8")]
-        for ring in self.rings:
-            fields.append((ring.head, "<i8"))
-            for counter in ring.counters:
-                fields.append((ring.tiles(counter), "<u4" if counter.kind == sp.COUNT else "<f8", (ring.length,)))
-        return np.dtype(fields)
+    def parts(self) -> Ints:
+        """Kind and time to keep of each part. Shape (parts, 2)."""
+        # What can still be joined to the current session: an event in time is at most this much older than the newest.
+        keep_us = self.spec.lateness_us + self.spec.session_gap_us + _CLOCK_SKEW_US
+        kinds = [(LIST, 0)] * len(self.lists) + [(SESSIONS, keep_us)] * len(self.sessions)
+        kinds += [(DISTINCT, one.keep_us) for one in self.distinct]
+        return np.array(kinds, np.int64).reshape(-1, 2)
 
     @cached_property
-    def empty(self) -> npt.NDArray[np.void]:
-        """The fixed part of an entity that was never seen. Shape ()."""
-        row = np.zeros((), self.dtype)
-        row["fingerprint"] = self.spec.fingerprint
-        row["newest"] = NEVER
-        for ring in self.rings:
-            row[ring.head] = NEVER
-            for counter in ring.counters:
-                if counter.kind in (sp.MIN, sp.MAX):
-                    row[ring.tiles(counter)] = np.nan
-        return row
+    def plan(self) -> tl.Plan:
+        """Where the tiles' numbers are."""
+        return make_plan(self.rings, self.expressions)
 
-    def ring_of(self, aggregate: AggregateSpec) -> Ring:
-        return next(ring for ring in self.rings if ring.hop_us == aggregate.hop_us)
+    def question(self, aggregates: tuple[AggregateSpec, ...]) -> Question:
+        """How to read some tiled features; made once for each choice of them."""
+        chosen = tuple(one.name for one in aggregates)
+        if chosen not in self._questions:
+            at = {(ring.hop_us, counter): k for k, (ring, counter) in enumerate(self._counters_by_ring())}
+            counters_of = [[at[one.hop_us or ENDLESS, counter] for counter in _counters(one)] for one in aggregates]
+            self._questions[chosen] = ask(aggregates, counters_of, len(self.counters))
+        return self._questions[chosen]
+
+    def _counters_by_ring(self) -> Iterator[tuple[Ring, Counter]]:
+        return ((ring, counter) for ring in self.rings for counter in ring.counters)
 
     def list_of(self, aggregate: AggregateSpec) -> tuple[int, int]:
         """Which list an aggregation reads, and which of its columns."""
@@ -122,144 +106,52 @@ class Layout:
                 return index, recent.columns.index(aggregate.expression)
         raise KeyError(aggregate.name)
 
-    def pack(self, fixed: npt.NDArray[np.void], lists: list[list["Entry"]], sessions: list[list["Interval"]]) -> bytes:
-        """Bytes of one row."""
-        parts = [fixed.tobytes()]
-        for entries in lists:
-            parts.append(_U16.pack(len(entries)))
-            parts.extend(entry[2] for entry in entries)
-        for intervals in sessions:
-            parts.append(_U16.pack(len(intervals)))
-            parts.extend(_INTERVAL.pack(*interval) for interval in intervals)
-        return b"".join(parts)
+    def session_part(self, aggregate: AggregateSpec) -> int:
+        """Which part holds the sessions that an aggregation reads."""
+        return len(self.lists) + self.sessions.index(SessionGroup(aggregate.types))
 
-    def unpack(self, raw: bytes) -> tuple[npt.NDArray[np.void], list[list["Entry"]], list[list["Interval"]]]:
-        """The inverse of `pack`. Raises StateMismatchError on a row of another definition, or one that is cut short."""
-        fixed = self.fixed([raw])[0]
-        try:
-            return (fixed, *self._unpack_rest(raw))
-        except (struct.error, UnicodeDecodeError) as error:
-            raise StateMismatchError(
-                f"a stored row of view '{self.spec.name}' is damaged: run `headrace backfill`"
-            ) from error
-
-    def _unpack_rest(self, raw: bytes) -> tuple[list[list["Entry"]], list[list["Interval"]]]:
-        offset = self.dtype.itemsize
-        lists: list[list[Entry]] = []
-        for recent in self.lists:
-            count, offset = _U16.unpack_from(raw, offset)[0], offset + 2
-            entries = []
-            for _ in range(count):
-                entry, offset = _read_entry(raw, offset, recent)
-                entries.append(entry)
-            lists.append(entries)
-        sessions: list[list[Interval]] = []
-        for _ in self.sessions:
-            count, offset = _U16.unpack_from(raw, offset)[0], offset + 2
-            end = offset + count * _INTERVAL.size
-            sessions.append(list(_INTERVAL.iter_unpack(raw[offset:end])))
-            offset = end
-        return lists, sessions
-
-    def fixed(self, rows: list[bytes | None]) -> npt.NDArray[np.void]:
-        """Fixed parts of many rows, None reading as never seen. Shape (len(rows),)."""
-        size, empty = self.dtype.itemsize, self.empty.tobytes()
-        for raw in rows:
-            if raw is not None and (len(raw) < size or raw[:8] != empty[:8]):
-                found = int.from_bytes(raw[:8], "little")
-                raise StateMismatchError(
-                    f"stored state of view '{self.spec.name}' has fingerprint {found:016x}, the definition "
-                    f"has {self.spec.fingerprint:016x}: run `headrace backfill`"
-                )
-        return np.frombuffer(b"".join(empty if raw is None else raw[:size] for raw in rows), self.dtype)
-
-
-Entry = tuple[int, str, bytes]
-"""(timestamp, event_id, packed entry): sorts as the order inside an entity, whose ids differ."""
-Interval = tuple[int, int, int]
-"""(first, last, events) of one session."""
-
-
-def pack_entry(timestamp_us: int, event_id: str, values: list[Any], columns: tuple[str, ...]) -> bytes:
-    """One list entry. `values` follow `columns`; a `timestamp` column takes no space."""
-    identity = event_id.encode()
-    parts = [_I64.pack(timestamp_us), _U16.pack(len(identity)), identity]
-    parts.extend(
-        pack_value(value, column) for value, column in zip(values, columns, strict=True) if column != names.TIMESTAMP
-    )
-    return b"".join(parts)
-
-
-def pack_value(value: Any, column: str) -> bytes:
-    """A string as u16 length and UTF-8, a time or integer as i64, any other number as f64."""
-    kind = _kind(column)
-    if kind == "string":
-        text: bytes = value.encode()
-        return _U16.pack(len(text)) + text
-    return _I64.pack(value) if kind == "integer" else _F64.pack(value)
-
-
-def entry_values(entry: bytes, recent: RecentList) -> list[Any]:
-    """The columns of a packed entry, in the order of `recent.columns`; times in microseconds."""
-    timestamp = _I64.unpack_from(entry, 0)[0]
-    offset = 10 + _U16.unpack_from(entry, 8)[0]
-    values: list[Any] = []
-    for column in recent.columns:
-        if column == names.TIMESTAMP:
-            values.append(timestamp)
-            continue
-        kind = _kind(column)
-        if kind == "string":
-            length = _U16.unpack_from(entry, offset)[0]
-            values.append(entry[offset + 2 : offset + 2 + length].decode())
-            offset += 2 + length
-        else:
-            values.append((_I64 if kind == "integer" else _F64).unpack_from(entry, offset)[0])
-            offset += 8
-    return values
-
-
-def _read_entry(raw: bytes, start: int, recent: RecentList) -> tuple[Entry, int]:
-    timestamp = _I64.unpack_from(raw, start)[0]
-    length = _U16.unpack_from(raw, start + 8)[0]
-    offset = start + 10 + length
-    event_id = raw[start + 10 : offset].decode()
-    for column in recent.columns:
-        if column != names.TIMESTAMP:
-            offset += 2 + _U16.unpack_from(raw, offset)[0] if _kind(column) == "string" else 8
-    return (timestamp, event_id, raw[start:offset]), offset
-
-
-@cache
-def _kind(column: str) -> str:
-    if column not in RECORD_SCHEMA.names:
-        return "float"
-    declared = RECORD_SCHEMA.field(column).type
-    if pa.types.is_string(declared):
-        return "string"
-    return "integer" if pa.types.is_integer(declared) or pa.types.is_timestamp(declared) else "float"
+    def distinct_part(self, aggregate: AggregateSpec) -> int:
+        """Which part holds the values that an aggregation counts."""
+        sets = [(one.types, one.expression) for one in self.distinct]
+        return len(self.lists) + len(self.sessions) + sets.index((aggregate.types, str(aggregate.expression)))
 
 
 def _rings(spec: ViewSpec) -> Iterator[Ring]:
     tiled = [aggregate for aggregate in spec.aggregates if aggregate.tiled]
-    for hop_us in sorted({a.hop_us for a in tiled if a.hop_us is not None}):
-        here = [aggregate for aggregate in tiled if aggregate.hop_us == hop_us]
-        counters = dict.fromkeys(
-            Counter(a.types, a.expression, kind)
-            for a in here
-            for kind in ((sp.SUM, sp.COUNT) if a.function == sp.MEAN else (a.function,))
-        )
+    for hop_us in sorted({aggregate.hop_us or ENDLESS for aggregate in tiled}):
+        here = [aggregate for aggregate in tiled if (aggregate.hop_us or ENDLESS) == hop_us]
+        counters = dict.fromkeys(counter for aggregate in here for counter in _counters(aggregate))
         yield Ring(hop_us, max((a.window_us or 0) // hop_us for a in here) + 1, tuple(counters))
+
+
+def _counters(aggregate: AggregateSpec) -> list[Counter]:
+    """What a tiled feature is computed from."""
+    types, expression = aggregate.types, aggregate.expression
+    if aggregate.function == sp.MEAN:
+        return [Counter(types, expression, tl.SUM), Counter(types, expression, tl.COUNT)]
+    if expression is not None and aggregate.function == sp.COUNT and sp.never_null(expression, types):
+        expression = None
+    span_us = aggregate.span_us if aggregate.function == sp.DECAYED_SUM else None
+    return [Counter(types, expression, tl.KIND_OF[aggregate.function], span_us)]
 
 
 def _lists(spec: ViewSpec) -> Iterator[RecentList]:
     """Columns that are never null share one list; a column that may be null skips its own events, so it has its own."""
-    groups: dict[tuple[tuple[str, ...], int, str | None], list[str]] = {}
+    groups: dict[tuple[tuple[str, ...], str | None], tuple[int, set[str]]] = {}
     for aggregate in spec.aggregates:
         if aggregate.function in sp.LISTED and aggregate.expression is not None:
             own = None if sp.never_null(aggregate.expression, aggregate.types) else aggregate.expression
-            columns = groups.setdefault((aggregate.types, aggregate.n, own), [])
-            if aggregate.expression not in columns:
-                columns.append(aggregate.expression)
-    for (types, n, _), columns in groups.items():
-        yield RecentList(types, n, tuple(columns))
+            n, columns = groups.get((aggregate.types, own), (0, set()))
+            groups[aggregate.types, own] = max(n, aggregate.n), columns | {aggregate.expression}
+    for (types, _), (n, columns) in groups.items():
+        yield RecentList(types, n, in_order(columns))
+
+
+def _distinct(spec: ViewSpec) -> Iterator[DistinctSet]:
+    groups: dict[tuple[tuple[str, ...], str], int] = {}
+    for one in spec.aggregates:
+        if one.function == sp.COUNT_DISTINCT and one.expression is not None:
+            span = ENDLESS if one.window_us is None or one.hop_us is None else one.window_us + one.hop_us
+            groups[one.types, one.expression] = max(span, groups.get((one.types, one.expression), 0))
+    for (types, expression), keep_us in groups.items():
+        yield DistinctSet(types, expression, keep_us)

@@ -16,19 +16,26 @@ from headrace import names
 from headrace.events import NEEDS_ITEM, RECORD_SCHEMA
 from headrace.settings import MICROS
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 3
 """Part of every fingerprint: raise it when the layout of stored state changes."""
 SESSION_GAP_US: Final = 30 * 60 * MICROS
 DEFAULT_LATENESS_US: Final = 24 * 3_600 * MICROS
 
-COUNT, SUM, MEAN, MIN, MAX = "count", "sum", "mean", "min", "max"
+COUNT, SUM, MEAN, MIN, MAX, STD = "count", "sum", "mean", "min", "max", "std"
+DECAYED_SUM, ZSCORE = "decayed_sum", "zscore"
 LAST, LAST_N = "last", "last_n"
+COUNT_DISTINCT = "count_distinct"
 SESSION_COUNT, SESSION_SECONDS = "session_count", "session_seconds"
-TILED: Final = frozenset({COUNT, SUM, MEAN, MIN, MAX})
+TILED: Final = frozenset({COUNT, SUM, MEAN, MIN, MAX, STD, DECAYED_SUM, ZSCORE})
+"""Functions of tiles: what happened in each hop of event time."""
 LISTED: Final = frozenset({LAST, LAST_N})
 SESSIONS: Final = frozenset({SESSION_COUNT, SESSION_SECONDS})
-FUNCTIONS: Final = TILED | LISTED | SESSIONS
+FUNCTIONS: Final = TILED | LISTED | SESSIONS | {COUNT_DISTINCT}
 MAX_LAST_N: Final = 1_000
+MAX_TILES: Final = 4_096
+"""Most hops in a window."""
+DISTINCT_BOUND: Final = 256
+"""`count_distinct` is exact up to this many values in the window, beyond it an estimate (docs/features.md)."""
 
 
 class DefinitionError(ValueError):
@@ -37,7 +44,10 @@ class DefinitionError(ValueError):
 
 @dataclass(frozen=True)
 class AggregateSpec:
-    """One feature of a stream view. Windows and hops in microseconds; no window means all history."""
+    """One feature of a stream view. Windows and hops in microseconds; no window means all history.
+
+    `n` is the argument of `last_n`, `span_us` that of `decayed_sum` (half-life) and `zscore` (short).
+    """
 
     name: str
     types: tuple[str, ...]
@@ -46,6 +56,7 @@ class AggregateSpec:
     n: int
     window_us: int | None
     hop_us: int | None
+    span_us: int | None = None
 
     @property
     def tiled(self) -> bool:
@@ -89,7 +100,11 @@ class ViewSpec:
         return int(xxhash.xxh64_intdigest(repr((STATE_VERSION, self)).encode()))
 
     def aggregate(self, name: str) -> AggregateSpec:
-        return next(aggregate for aggregate in self.aggregates if aggregate.name == name)
+        """The feature of that name. Raises KeyError where there is none."""
+        for aggregate in self.aggregates:
+            if aggregate.name == name:
+                return aggregate
+        raise KeyError(f"view '{self.name}' has no feature '{name}'")
 
 
 def columns_of(expression: str | None) -> set[str]:
@@ -108,7 +123,7 @@ def never_null(expression: str | None, types: Iterable[str]) -> bool:
 
 def value_type(aggregate: AggregateSpec) -> pa.DataType:
     """Arrow type of a feature's value (of one element, for `last_n`). Times are Unix microseconds: Feast's own keep whole seconds."""
-    if aggregate.function in (COUNT, SESSION_COUNT):
+    if aggregate.function in (COUNT, COUNT_DISTINCT, SESSION_COUNT):
         return pa.int64()
     if aggregate.function in LISTED and aggregate.expression in RECORD_SCHEMA.names:
         declared = RECORD_SCHEMA.field(aggregate.expression).type

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from headrace import names
 from headrace.clock import from_micros, to_micros
-from headrace.events import RECORD_SCHEMA, Identifier, Refusal, decode_payload, parse, to_record
+from headrace.decoding import decode_payload
+from headrace.events import RECORD_SCHEMA, Identifier, Refusal, parse, to_record
 from headrace.ingest.progress import Report
 from headrace.ingest.source import BadRow, ItemRow, ProfileRow, RawEvent, Source, content_id
 from headrace.stores.dead_letters import DeadLetter

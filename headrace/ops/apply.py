@@ -12,10 +12,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import redis
+
+from headrace.aggregates.spec import DefinitionError
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.ops.child import environment_of
 from headrace.settings import Settings
-from headrace.stores.redis_client import StoreAddressError, redis_url
+from headrace.stores.redis_client import StoreAddressError, connect, redis_url
+from headrace.stores.shards import DeploymentError, check_deployment
+from headrace.stores.state_definitions import drop_views, state_definitions, stored_views
 
 DEFINITIONS = "feature_store.yaml"
 
@@ -27,7 +32,8 @@ class ApplyError(RuntimeError):
 def apply(settings: Settings) -> Mapping[str, Any]:
     """Register the feature repository's definitions; with a store known, also write plain views' newest rows online.
 
-    Returns the names of what is registered and of what was written. Raises ApplyError with the reason of a refusal.
+    Returns the names of what is registered, of what was written, of stream views whose state was dropped because nobody defines
+    them any more, and of features that wait for `headrace backfill`. Raises ApplyError with the reason of a refusal.
     """
     if not (settings.feature_repo / DEFINITIONS).exists():
         raise ApplyError(f"{settings.feature_repo / DEFINITIONS} does not exist: set HEADRACE_FEATURE_REPO")
@@ -53,15 +59,27 @@ def main(settings: Settings, clock: Clock) -> dict[str, list[str]]:
         config = load_repo_config(settings.feature_repo, settings.feature_repo / DEFINITIONS)
         apply_total(config, settings.feature_repo, skip_source_validation=False)
         store = open_feature_store(settings)
-        plain = store.list_batch_feature_views()
-        written = [view.name for view in plain if Path(view.batch_source.path).exists()] if _has_store(settings) else []
+        streams, plain = store.list_stream_feature_views(), store.list_batch_feature_views()
+        applied = {
+            "stream_views": sorted(view.name for view in streams),
+            "plain_views": sorted(view.name for view in plain),
+            "services": sorted(service.name for service in store.list_feature_services()),
+        }
+        if not _has_store(settings):
+            return applied | {"materialized": [], "dropped": [], "waiting_for_backfill": []}
+        written = [view.name for view in plain if Path(view.batch_source.path).exists()]
         if written:
             store.materialize(datetime(1970, 1, 1, tzinfo=UTC), from_micros(clock()), feature_views=written)
-    return {
-        "stream_views": sorted(view.name for view in store.list_stream_feature_views()),
-        "plain_views": sorted(view.name for view in plain),
-        "services": sorted(service.name for service in store.list_feature_services()),
+        client = connect(settings)
+        check_deployment(client, record=False, shards=settings.shards)
+        # Feast drops what an apply removes; here goes what one removed that could not reach the store.
+        gone = stored_views(client, settings) - set(applied["stream_views"])
+        drop_views(client, settings, gone)
+        waiting = state_definitions(client, settings).waiting
+    return applied | {
         "materialized": sorted(written),
+        "dropped": sorted(gone),
+        "waiting_for_backfill": list(waiting),
     }
 
 
@@ -73,4 +91,11 @@ def _has_store(settings: Settings) -> bool:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(Settings(), system_clock)))
+    try:
+        print(json.dumps(main(Settings(), system_clock)))
+    except (DefinitionError, DeploymentError) as error:
+        sys.exit(str(error))
+    except redis.RedisError as error:
+        sys.exit(
+            f"the definitions are registered, but the store does not answer: {error}; run `headrace apply` again when it does"
+        )

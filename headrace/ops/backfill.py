@@ -1,33 +1,39 @@
 """`headrace backfill`: rebuild the online state of every stream view from the lake, with the engine that the flow uses.
 
-The old state serves until the new one stands beside it; then both change places in one transaction for each shard, together with the
-log positions that the lake version covers. The flow goes on from there: no gap, no overlap.
+The new state is built beside the old one, which serves meanwhile and which the flow keeps fresh. What the lake takes in during the
+work is folded in round by round; then the rows change places, and with the last of a shard its definitions and log
+positions. The flow goes on from there: no gap, no overlap.
 """
 
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
-import redis
 
 from headrace import names
-from headrace.aggregates.fold import ViewState, events_of
+from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.spec import ViewSpec
 from headrace.identity import shards_of
+from headrace.ops.lake_parts import PART_EVENTS, count_events, events_of_part, parts_for
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
+from headrace.stores.exchange import Exchange, decide, decided, finish, one_backfill
 from headrace.stores.lake import EventLake
-from headrace.stores.log import RedisEventLog, open_log
+from headrace.stores.lake_files import check_files
+from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import OwnedShard, check_deployment, scan_keys
+from headrace.stores.shards import check_deployment
+from headrace.stores.staged_rows import StagedRows
+from headrace.stores.state_definitions import forget_definitions, record_definitions
 
 _FOLD_CHUNK = 100_000
-_LEASE_MS = 30_000
+# Rounds of catching up end when one brought this few events; the flow replays what came after from the log.
+_ENOUGH = 20_000
+_MAX_ROUNDS = 10
 
 
 class BackfillError(RuntimeError):
@@ -43,95 +49,118 @@ class BackfillReport:
     positions: dict[int, int] = field(default_factory=dict)
 
 
-def backfill(settings: Settings, progress: Callable[[str, int, int], None] | None = None) -> BackfillReport:
-    """Rebuild every shard. A running flow is fenced off, ends, and goes on from the new positions when it is started again.
+Progress = Callable[[str, int, int], None]
 
-    Raises BackfillError when the log no longer reaches back to the lake.
+
+def backfill(settings: Settings, progress: Progress | None = None, part_events: int = PART_EVENTS) -> BackfillReport:
+    """Rebuild every stream view by the definitions that are applied. A running flow is ended at the exchange, and goes on from
+    the new positions when it is started again.
+
+    Raises BackfillError when the log no longer reaches back to the lake, DamagedLakeError, DefinitionError, OwnershipError while
+    another backfill runs. Whatever ends it before the exchange leaves the old state as it was.
     """
     client = connect(settings, timeout_s=60.0)
     check_deployment(client, shards=settings.shards, log_partitions=settings.log_partitions)
     specs = load_definitions(settings).streams
-    lake = EventLake(settings.lake_dir)
+    lake, log = EventLake(settings.lake_dir), open_log(client, settings)
     owner = f"backfill:{socket.gethostname()}:{os.getpid()}"
-    # Fence the flow first: from here on nothing moves but the lake, and the lake is read once, at one version.
-    shards = [OwnedShard(client, number, owner, _LEASE_MS) for number in range(settings.shards)]
-    for shard in shards:
-        shard.acquire(force=True)
-    with _kept(shards):
-        positions = lake.positions([*range(settings.log_partitions), names.BULK_PARTITION])
-        _check_reach(open_log(client, settings), positions)
-        report = BackfillReport(positions=positions)
-        columns = dict.fromkeys(column for spec in specs.values() for column in spec.columns)
-        events = lake.scan([*columns], upto=positions).collect()
-        report.events = events.height
-        for done, shard in enumerate(shards):
-            for name, count in _rebuild(client, shard, specs, events, positions, settings).items():
-                report.rows[name] = report.rows.get(name, 0) + count
-            if progress:
-                progress("shards", done + 1, len(shards))
+    with one_backfill(client, owner):
+        left_over = decided(client)
+        if left_over is not None:
+            finish(client, left_over, settings.shards, owner)
+        builder = _Builder(specs, lake, [StagedRows(client, shard) for shard in range(settings.shards)], part_events)
+        report = _build(builder, lake, log, progress or (lambda what, done, total: None))
+        record_definitions(client, specs.values())
+        exchange = Exchange(
+            name=uuid.uuid4().hex,
+            fingerprints={name: spec.fingerprint for name, spec in specs.items()},
+            positions=report.positions,
+            complete={p: log.appended_at(p, report.positions[p]) for p in range(log.partitions) if report.positions[p]},
+        )
+        decide(client, exchange)
+        finish(client, exchange, settings.shards, owner)
+        forget_definitions(client, keep=specs.values())
         return report
 
 
-@contextmanager
-def _kept(shards: Sequence[OwnedShard]) -> Iterator[None]:
-    """Renew the leases of all shards while the work goes on, then release them."""
-    done = threading.Event()
+def _build(builder: "_Builder", lake: EventLake, log: EventLog, progress: Progress) -> BackfillReport:
+    """Stage the new state, and catch up with the lake until little is left."""
+    check_files(lake.table())
+    partitions = [*range(log.partitions), names.BULK_PARTITION]
+    reached = lake.positions(partitions)
+    _check_reach(log, reached)
+    for staged in builder.staged:
+        staged.clear()
+    report = BackfillReport(positions=reached)
+    before: dict[int, int] | None = None
+    for number in range(_MAX_ROUNDS):
+        events = count_events(lake, reached, before)
+        builder.stage(events, reached, before, progress if number == 0 else _renamed(progress, f"catch up {number}"))
+        report.events += events
+        report.positions, before = reached, reached
+        reached = lake.positions(partitions)
+        if reached == before or (number > 0 and events <= _ENOUGH):
+            break
+    _check_reach(log, report.positions)
+    report.rows = builder.count_rows()
+    return report
 
-    def renew() -> None:
-        while not done.wait(_LEASE_MS / 3_000):
-            for shard in shards:
-                shard.renew()
 
-    keeper = threading.Thread(target=renew, name="leases", daemon=True)
-    keeper.start()
-    try:
-        yield
-    finally:
-        done.set()
-        keeper.join()
-        for shard in shards:
-            shard.release()
+class _Builder:
+    """Folds the lake into staged rows."""
+
+    def __init__(
+        self, specs: Mapping[str, ViewSpec], lake: EventLake, staged: Sequence[StagedRows], part_events: int
+    ) -> None:
+        self.staged = staged
+        self._specs = specs
+        self._lake = lake
+        self._part_events = part_events
+
+    def stage(self, events: int, upto: Mapping[int, int], after: Mapping[int, int] | None, progress: Progress) -> None:
+        """Fold the events between two positions, a part of the entities at a time."""
+        parts = parts_for(events, self._part_events)
+        for name, spec in self._specs.items():
+            for part in parts:
+                self._fold(spec, events_of_part(self._lake, spec, part, upto, after), again=after is not None)
+                progress(name, part.number + 1, part.of)
+
+    def _fold(self, spec: ViewSpec, events: pl.DataFrame, again: bool) -> None:
+        """Rows of the entities in `events`; with `again`, on top of those that are staged."""
+        state = ViewState(Layout(spec))
+        keys = state.missing(events[spec.entity_column])
+        for shard, members in self._by_shard(keys).items():
+            state.load_rows(members, self.staged[shard].get(spec.name, members) if again else [None] * len(members))
+        for chunk in events.iter_slices(_FOLD_CHUNK):
+            state.fold(chunk)
+        changed = state.take_changed()
+        for shard, members in self._by_shard(changed).items():
+            self.staged[shard].put(spec.name, {key: changed[key] for key in members})
+
+    def _by_shard(self, keys: Iterable[str]) -> dict[int, list[str]]:
+        members: dict[int, list[str]] = {}
+        listed = list(keys)
+        for key, shard in zip(listed, shards_of(listed, len(self.staged)).tolist(), strict=True):
+            members.setdefault(shard, []).append(key)
+        return members
+
+    def count_rows(self) -> dict[str, int]:
+        """Staged rows by view."""
+        counts = dict.fromkeys(self._specs, 0)
+        for staged in self.staged:
+            for name in staged.names():
+                counts[name.partition(":")[0]] += 1
+        return counts
 
 
-def _check_reach(log: RedisEventLog, positions: Mapping[int, int]) -> None:
+def _renamed(progress: Progress, prefix: str) -> Progress:
+    return lambda what, done, total: progress(f"{prefix}: {what}", done, total)
+
+
+def _check_reach(log: EventLog, positions: Mapping[int, int]) -> None:
     for partition, trimmed in log.trimmed_below().items():
         if trimmed > positions[partition]:
             raise BackfillError(
                 f"log partition {partition} begins after position {trimmed}, the lake ends at {positions[partition]}: "
                 "events between are gone from the log; restore the lake to a version that reaches it"
             )
-
-
-def _rebuild(
-    client: "redis.Redis",
-    shard: OwnedShard,
-    specs: Mapping[str, ViewSpec],
-    events: pl.DataFrame,
-    positions: Mapping[int, int],
-    settings: Settings,
-) -> dict[str, int]:
-    """One shard: stage the new rows, then put them in place with their positions."""
-    fresh: dict[tuple[str, str], bytes] = {}
-    stale: set[tuple[str, str]] = set()
-    for name, spec in specs.items():
-        own = _events_of_shard(spec, events, shard.shard, settings.shards)
-        fresh |= {(name, key): row for key, row in _fold(spec, own).items()}
-        stale |= {(name, key) for key in scan_keys(client, shard.shard, name)}
-    shard.replace(fresh, stale - set(fresh), positions, {name: spec.fingerprint for name, spec in specs.items()})
-    return {name: sum(view == name for view, _ in fresh) for name in specs}
-
-
-def _events_of_shard(spec: ViewSpec, events: pl.DataFrame, shard: int, shards: int) -> pl.DataFrame:
-    own = events_of(spec, events)
-    keys = own[spec.entity_column].unique()
-    members = keys.filter(pl.Series(shards_of(keys, shards) == shard))
-    return own.filter(pl.col(spec.entity_column).is_in(members.to_list()))
-
-
-def _fold(spec: ViewSpec, events: pl.DataFrame) -> dict[str, bytes]:
-    state = ViewState(Layout(spec))
-    for key in state.missing(events[spec.entity_column]):
-        state.load(key, None)
-    for chunk in events.iter_slices(_FOLD_CHUNK):
-        state.fold(chunk)
-    return state.take_changed()

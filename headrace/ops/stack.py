@@ -116,7 +116,7 @@ class Stack:
         write_address(self.settings, server)
 
     def start_flows(self) -> None:
-        for name, module in FLOWS.items():
+        for name, module in flow_processes(self.settings.flow_workers).items():
             self._start_module(name, module)
 
     def start_serving(self, timeout_s: float = READY_TIMEOUT_S) -> None:
@@ -211,6 +211,11 @@ class Stack:
         if self._valkey is not None:
             self._valkey.stop()
             forget_address(self.settings)
+
+
+def flow_processes(workers: int) -> dict[str, str]:
+    """Name and module of each flow process. Workers of the feature flow share its work."""
+    return FLOWS | {f"flow-features-{number}": "flows.features" for number in range(2, workers + 1)}
 
 
 def _wait_until(child: Child, deadline: float) -> None:

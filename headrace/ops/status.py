@@ -1,16 +1,20 @@
 """What runs in a data directory, as far as an outsider can see."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import redis
 from rich.table import Table
 
+from headrace.aggregates.spec import DefinitionError
 from headrace.ops.api import Api
 from headrace.ops.processes import ProcessRef, read_record, running, with_descendants
 from headrace.settings import Settings
-from headrace.stores.log import open_log
+from headrace.stores.log import LogUnavailableError, open_log
 from headrace.stores.redis_client import StoreAddressError, connect, redis_url
+from headrace.stores.shards import read_status
+from headrace.stores.state_definitions import state_definitions
 
 MIB = 1024**2
 
@@ -33,6 +37,10 @@ class Status:
     log_bytes: int | None
     processes: tuple[ProcessStatus, ...]
     leftovers: bool
+    counters: Mapping[str, int] = field(default_factory=dict)
+    """What the feature flow has read from the log: events, duplicates, late ones, dead letters."""
+    waiting: str = ""
+    """Features that are applied and not in the state yet, in one line."""
 
     @property
     def is_up(self) -> bool:
@@ -49,8 +57,10 @@ def status(settings: Settings) -> Status:
     with Api(settings, timeout_s=2.0) as api:
         readiness, base_url = api.readiness()[0], api.base_url
     store, log_bytes = _store(settings)
+    counters, waiting = _state(settings)
+    leftovers = bool(alive) and supervisor is None
     return Status(
-        supervisor, base_url, readiness, store, log_bytes, tuple(_measure(alive)), bool(alive) and supervisor is None
+        supervisor, base_url, readiness, store, log_bytes, tuple(_measure(alive)), leftovers, counters, waiting
     )
 
 
@@ -67,8 +77,21 @@ def _store(settings: Settings) -> tuple[str | None, int | None]:
             return url, log.size_bytes()
     except StoreAddressError:
         return None, None
-    except redis.RedisError:
+    except (redis.RedisError, LogUnavailableError):
         return url, None
+
+
+def _state(settings: Settings) -> tuple[dict[str, int], str]:
+    counters: dict[str, int] = {}
+    try:
+        with connect(settings, timeout_s=2.0) as client:
+            for shard in read_status(client, range(settings.shards)).values():
+                for name, count in shard.counters.items():
+                    counters[name] = counters.get(name, 0) + count
+            waiting = state_definitions(client, settings).explain() if settings.registry_path.exists() else ""
+    except (StoreAddressError, redis.RedisError, DefinitionError) as error:
+        return counters, str(error) if isinstance(error, DefinitionError) else ""
+    return counters, waiting
 
 
 def as_table(found: Status) -> Table:
@@ -86,6 +109,12 @@ def as_table(found: Status) -> Table:
     )
     table.add_row("store", found.store or "none")
     table.add_row("event log", "not reachable" if found.log_bytes is None else f"{found.log_bytes:,} bytes")
+    if found.counters:
+        table.add_row(
+            "events", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in found.counters.items())
+        )
+    if found.waiting:
+        table.add_row("definitions", found.waiting)
     for process in found.processes:
         table.add_row(process.name, f"pid {process.pid}, {process.memory_mib} MiB")
     return table

@@ -1,54 +1,89 @@
 """`headrace verify`: recompute what the online store holds from the lake, and compare every feature of every entity.
 
 The two engines share no code for values: the online rows are tiles folded by the flow, the recomputation sorts events. Rows are read
-together with the log positions they include, and the recomputation takes exactly the events up to those positions.
+together with the log positions they include, and the recomputation takes exactly the events up to those positions. The definitions
+are those that the state was made by; what is applied and not in the state yet is named.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import redis
 
 from headrace import names
+from headrace.aggregates import spec as sp
 from headrace.aggregates.batch import as_of
 from headrace.aggregates.fold import concerns
-from headrace.aggregates.layout import Layout
+from headrace.aggregates.layout import Layout, StateMismatchError
 from headrace.aggregates.read import StreamRows
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.identity import shard_of
+from headrace.ops.lake_parts import PART_EVENTS, Part, count_events, events_of_part, parts_for
 from headrace.settings import Settings
-from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import EventLake, covered
+from headrace.stores.lake_files import check_files, reading
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import ShardStatus, read_rows, read_status, scan_keys
+from headrace.stores.shards import ShardStatus, check_deployment, read_rows, read_status, scan_keys
+from headrace.stores.state_definitions import state_definitions
 
-_CHUNK = 2_000
-_TOLERANCE = 1e-9
+Floats = npt.NDArray[np.float64]
+
+_CHUNK: Final = 2_000
+_TOLERANCE: Final = 1e-9
+_EXAMPLES: Final = 20
+_SIZES: Final = {sp.COUNT: "@count", sp.MIN: "@min", sp.MAX: "@max"}
+"""What bounds the size of a window's numbers, computed beside a feature of floats."""
 
 
 class VerifyError(RuntimeError):
     """The comparison would say nothing."""
 
 
+@dataclass(frozen=True)
+class Mismatch:
+    """One value that differs, or a row that cannot be read (then the feature is empty)."""
+
+    view: str
+    entity: str
+    feature: str
+    store: Any
+    lake: Any
+
+    def __str__(self) -> str:
+        if not self.feature:
+            return f"{self.view}, {self.entity}: {self.store}"
+        return (
+            f"{self.view}.{self.feature} of {self.entity}: the store has {self.store!r}, the lake gives {self.lake!r}"
+        )
+
+
 @dataclass
 class VerifyReport:
-    """What was compared and what differed. Keys are `view.feature`."""
+    """What was compared and what differed. Keys are `view.feature`, or `view` for rows that cannot be read."""
 
     as_of_us: int | None = None
     entities: dict[str, int] = field(default_factory=dict)
     compared: int = 0
     non_zero: dict[str, int] = field(default_factory=dict)
     mismatches: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
+    examples: list[Mismatch] = field(default_factory=list)
+    waiting_for_backfill: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         return not self.mismatches
+
+    def add(self, mismatch: Mismatch) -> None:
+        name = f"{mismatch.view}.{mismatch.feature}" if mismatch.feature else mismatch.view
+        self.mismatches[name] = self.mismatches.get(name, 0) + 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(mismatch)
 
     def to_dict(self) -> dict[str, Any]:
         when = from_micros(self.as_of_us).isoformat() if self.as_of_us is not None else "now"
@@ -58,7 +93,8 @@ class VerifyReport:
             "compared": self.compared,
             "non_zero": self.non_zero,
             "mismatches": self.mismatches,
-            "examples": self.examples,
+            "examples": [asdict(example) for example in self.examples],
+            "waiting_for_backfill": self.waiting_for_backfill,
         }
 
 
@@ -68,65 +104,106 @@ def verify(
     clock: Clock = system_clock,
     progress: Callable[[str, int, int], None] | None = None,
     wait_s: float = 60.0,
+    part_events: int = PART_EVENTS,
 ) -> VerifyReport:
-    """Compare both engines at `as_of_us` (now by default).
+    """Compare both engines at `as_of_us` (now by default), a part of the entities at a time.
 
     Raises VerifyError where a shard is empty though the lake is not, LakeBehindError when the lake does not catch up within
-    `wait_s`, TooEarlyError for a T that is not after the newest event in the state.
+    `wait_s`, TooEarlyError for a T that is not after the newest event in the state, DamagedLakeError.
     """
     client = connect(settings)
+    check_deployment(client, record=False, shards=settings.shards, log_partitions=settings.log_partitions)
     lake = EventLake(settings.lake_dir)
-    report = VerifyReport(as_of_us=as_of_us)
-    _check_filled(lake, read_status(client, range(settings.shards)), settings)
-    for spec in load_definitions(settings).streams.values():
-        chunks = list(_read_state(client, settings, spec, _lake_keys(lake, spec)))
-        lake.wait_for(_needed([status for status, _, _ in chunks], settings.log_partitions), wait_s)
-        events = _events(lake, spec)
-        report.entities[spec.name] = sum(len(keys) for _, keys, _ in chunks)
-        for number, (status, keys, rows) in enumerate(chunks):
-            t_us = as_of_us if as_of_us is not None else max(clock(), rows.newest_us + 1)
-            expected = as_of(spec, events.filter(covered(status.positions)), keys, np.full(len(keys), t_us, np.int64))
-            _compare(report, spec, keys, rows.values(t_us), expected)
+    check_files(lake.table())
+    reached = lake.positions([*range(settings.log_partitions), names.BULK_PARTITION])
+    _check_filled(reached, read_status(client, range(settings.shards)))
+    state = state_definitions(client, settings)
+    report = VerifyReport(as_of_us=as_of_us, waiting_for_backfill=list(state.waiting))
+    parts = parts_for(count_events(lake, reached), part_events)
+    for spec in state.streams.values():
+        keys = _keys_by_shard(client, settings, spec, lake)
+        report.entities[spec.name] = sum(map(len, keys.values()))
+        for part in parts:
+            chunks = list(_read_state(client, spec, _of_part(keys, part), report))
+            needed = _needed([each.status for each in chunks], settings.log_partitions)
+            lake.wait_for(needed, wait_s)
+            upto = needed | {names.BULK_PARTITION: reached[names.BULK_PARTITION]}
+            events = events_of_part(lake, spec, part, upto, also=(names.LOG_PARTITION, names.LOG_POSITION))
+            for chunk in chunks:
+                t_us = as_of_us if as_of_us is not None else max(clock(), chunk.rows.newest_us + 1)
+                _compare(report, spec, chunk, events.filter(covered(chunk.status.positions)), t_us)
             if progress:
-                progress(spec.name, number + 1, len(chunks))
+                progress(spec.name, part.number + 1, part.of)
     return report
 
 
-def _read_state(
-    client: "redis.Redis", settings: Settings, spec: ViewSpec, known: Sequence[str]
-) -> Iterator[tuple[ShardStatus, list[str], StreamRows]]:
-    """Rows of one view in chunks, each with the positions that it includes. Also entities without a row, which must read as empty."""
-    layout = Layout(spec)
-    by_shard: dict[int, set[str]] = {
-        shard: set(scan_keys(client, shard, spec.name)) for shard in range(settings.shards)
-    }
-    for key in known:
+@dataclass(frozen=True)
+class _Chunk:
+    """Rows of some entities of one shard, with the positions that they include."""
+
+    status: ShardStatus
+    keys: list[str]
+    rows: StreamRows
+
+
+def _keys_by_shard(client: "redis.Redis", settings: Settings, spec: ViewSpec, lake: EventLake) -> dict[int, list[str]]:
+    """Entities with a row, and entities that the lake knows: one without a row must read as empty."""
+    by_shard = {shard: set(scan_keys(client, shard, spec.name)) for shard in range(settings.shards)}
+    with reading(lake.table()):
+        known = (
+            lake.scan().filter(concerns(spec)).select(pl.col(spec.entity_column).unique()).collect(engine="streaming")
+        )
+    for key in known[spec.entity_column].to_list():
         by_shard[shard_of(key, settings.shards)].add(key)
-    for shard, members in by_shard.items():
-        keys = sorted(members)
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            status, rows = read_rows(client, shard, [(spec.name, key) for key in chunk])
-            yield status, chunk, StreamRows(layout, rows)
+    return {shard: sorted(keys) for shard, keys in by_shard.items()}
 
 
-def _lake_keys(lake: EventLake, spec: ViewSpec) -> list[str]:
-    frame = lake.scan().filter(concerns(spec)).select(pl.col(spec.entity_column).unique()).collect()
-    return frame[spec.entity_column].to_list()
+def _of_part(keys: Mapping[int, list[str]], part: Part) -> dict[int, list[str]]:
+    series = {shard: pl.Series(each, dtype=pl.String) for shard, each in keys.items()}
+    return {shard: each.filter(part.holds(each)).to_list() for shard, each in series.items() if len(each)}
 
 
-def _events(lake: EventLake, spec: ViewSpec) -> pl.DataFrame:
-    columns = dict.fromkeys([*spec.columns, names.LOG_PARTITION, names.LOG_POSITION])
-    return lake.scan().filter(concerns(spec)).select(*columns).collect()
+def _read_state(
+    client: "redis.Redis", spec: ViewSpec, keys: Mapping[int, list[str]], report: VerifyReport
+) -> Iterator[_Chunk]:
+    """Rows of one view in chunks. A row that cannot be read is a mismatch, and left out."""
+    layout = Layout(spec)
+    for shard, members in keys.items():
+        for start in range(0, len(members), _CHUNK):
+            chunk = members[start : start + _CHUNK]
+            status, raws = read_rows(client, shard, [(spec.name, key) for key in chunk])
+            if status.exchanging or status.fingerprints.get(spec.name) != spec.fingerprint:
+                raise VerifyError(
+                    f"the state of view '{spec.name}' in shard {shard} is not what it was at the start: "
+                    "a backfill exchanges it; run `headrace verify` again"
+                )
+            faults = _faults(layout, raws)
+            for key, fault in zip(chunk, faults, strict=True):
+                if fault:
+                    report.add(Mismatch(spec.name, key, "", fault, None))
+            kept = [(key, raw) for key, raw, fault in zip(chunk, raws, faults, strict=True) if not fault]
+            yield _Chunk(status, [key for key, _ in kept], StreamRows(layout, [raw for _, raw in kept]))
 
 
-def _check_filled(lake: EventLake, statuses: Mapping[int, ShardStatus], settings: Settings) -> None:
+def _faults(layout: Layout, raws: Sequence[bytes | None]) -> list[str]:
+    """What is wrong with each row, empty if nothing is."""
+    try:
+        rows = StreamRows(layout, list(raws))
+        rows.values(rows.newest_us + 1)
+    except StateMismatchError as error:
+        if len(raws) == 1:
+            return [str(error)]
+        middle = len(raws) // 2
+        return _faults(layout, raws[:middle]) + _faults(layout, raws[middle:])
+    return [""] * len(raws)
+
+
+def _check_filled(reached: Mapping[int, int], statuses: Mapping[int, ShardStatus]) -> None:
     """An empty state agrees with nothing at all: refuse to call that verified."""
-    in_lake = lake.positions([*range(settings.log_partitions), names.BULK_PARTITION])
     for shard, status in statuses.items():
-        for partition, position in in_lake.items():
-            reached = status.positions.get(partition, 0)
-            if (position and not reached) or (partition == names.BULK_PARTITION and reached < position):
+        for partition, position in reached.items():
+            has = status.positions.get(partition, 0)
+            if (position and not has) or (partition == names.BULK_PARTITION and has < position):
                 raise VerifyError(
                     f"shard {shard} has nothing of log partition {partition}, which the lake covers up to {position}: "
                     "start the feature flow, or run `headrace backfill`"
@@ -138,20 +215,48 @@ def _needed(statuses: Sequence[ShardStatus], partitions: int) -> dict[int, int]:
     return {p: max((status.positions.get(p, 0) for status in statuses), default=0) for p in range(partitions)}
 
 
-def _compare(
-    report: VerifyReport, spec: ViewSpec, keys: Sequence[str], online: dict[str, Any], offline: pa.Table
-) -> None:
+def _compare(report: VerifyReport, spec: ViewSpec, chunk: _Chunk, events: pl.DataFrame, t_us: int) -> None:
+    online = chunk.rows.values(t_us)
+    times = np.full(len(chunk.keys), t_us, np.int64)
+    offline = as_of(_with_sizes(spec), events, chunk.keys, times)
     for aggregate in spec.aggregates:
         name = f"{spec.name}.{aggregate.name}"
         recomputed = offline[aggregate.name].to_pylist()
-        for key, value, expected in zip(keys, _plain(online[aggregate.name]), recomputed, strict=True):
+        sizes = _sizes(aggregate, offline)
+        for row, (key, value, expected) in enumerate(
+            zip(chunk.keys, _plain(online[aggregate.name]), recomputed, strict=True)
+        ):
             report.compared += 1
             if value:
                 report.non_zero[name] = report.non_zero.get(name, 0) + 1
-            if not equal(aggregate, value, expected):
-                report.mismatches[name] = report.mismatches.get(name, 0) + 1
-                if len(report.examples) < 20:
-                    report.examples.append(f"{name} of {key}: the store has {value!r}, the lake gives {expected!r}")
+            if not equal(value, expected, float(sizes[row])):
+                report.add(Mismatch(spec.name, key, aggregate.name, value, expected))
+
+
+def _with_sizes(spec: ViewSpec) -> ViewSpec:
+    """The view with count, min and max beside each feature that sums numbers."""
+    more = [
+        replace(aggregate, name=f"{aggregate.name}{suffix}", function=function, span_us=None)
+        for aggregate in spec.aggregates
+        if _sums(aggregate)
+        for function, suffix in _SIZES.items()
+    ]
+    return replace(spec, aggregates=(*spec.aggregates, *more))
+
+
+def _sums(aggregate: AggregateSpec) -> bool:
+    return aggregate.expression is not None and aggregate.function in (sp.SUM, sp.MEAN, sp.STD, sp.DECAYED_SUM)
+
+
+def _sizes(aggregate: AggregateSpec, offline: pa.Table) -> Floats:
+    """How large the numbers of each window are together, at most: floats may differ by 1e-9 of it. Zero: they may not differ."""
+    if not _sums(aggregate):
+        return np.full(offline.num_rows, 1.0 if aggregate.function in (sp.DECAYED_SUM, sp.ZSCORE) else 0.0)
+    columns: dict[str, Floats] = {
+        function: np.asarray(offline[f"{aggregate.name}{suffix}"].fill_null(0), np.float64)
+        for function, suffix in _SIZES.items()
+    }
+    return np.asarray(columns[sp.COUNT] * np.maximum(np.abs(columns[sp.MIN]), np.abs(columns[sp.MAX])))
 
 
 def _plain(values: Any) -> list[Any]:
@@ -161,8 +266,8 @@ def _plain(values: Any) -> list[Any]:
     return [None if value != value else value for value in values.tolist()]
 
 
-def equal(aggregate: AggregateSpec, value: Any, expected: Any) -> bool:
-    """Integers, strings and lists exactly; sums and means to 1e-9 of their size."""
-    if isinstance(value, float) and isinstance(expected, float) and aggregate.tiled:
-        return abs(value - expected) <= _TOLERANCE * max(1.0, abs(expected))
+def equal(value: Any, expected: Any, size: float) -> bool:
+    """Integers, strings, lists and chosen floats exactly; computed floats to 1e-9 of `size`."""
+    if isinstance(value, float) and isinstance(expected, float) and size:
+        return abs(value - expected) <= _TOLERANCE * max(size, abs(expected))
     return bool(value == expected)

@@ -1,7 +1,8 @@
 """Definitions as the engines read them: every view of the registry, compiled, in a JSON file beside it.
 
 Written with each commit of the registry, and used only while it belongs to that very registry (by its hash): otherwise the registry
-itself is compiled through Feast, which takes seconds more.
+itself is compiled through Feast, which takes seconds more. These are the definitions that are *applied*; what the stored state
+was made by may be older (headrace.stores.state_definitions).
 """
 
 import hashlib
@@ -10,12 +11,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Final
 
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.settings import MICROS, Settings
 from headrace.stores.plain_rows import PlainLayout
 
-FILE = "definitions.json"
+FILE: Final = "definitions.json"
+REGISTRY_STORE: Final = "headrace.stores.feast_registry.DataDirRegistryStore"
+"""The registry store of feature_store.yaml that writes the file."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Definitions:
 
 def load_definitions(settings: Settings) -> Definitions:
     """What `feast apply` registered. Raises DefinitionError where the registry holds a view that cannot be computed."""
-    definitions = _read(settings.registry_path)
+    definitions = _read(settings.registry_path) if _is_file(settings) else None
     if definitions is None:
         from headrace.stores.feature_store import compile_registry, open_feature_store
 
@@ -38,17 +42,51 @@ def load_definitions(settings: Settings) -> Definitions:
     return Definitions(streams, definitions.plain)
 
 
-def save_definitions(registry: Path, definitions: Definitions) -> None:
-    """Write the file that belongs to a registry as it stands on disk."""
-    content = {
-        "registry": _digest(registry),
+def is_registered(settings: Settings) -> bool:
+    """Whether there is a registry at all. Another kind than the file counts as there: Feast says what is wrong with it."""
+    return settings.registry_path.exists() or not _is_file(settings)
+
+
+def save_definitions(registry: Path, content: bytes, definitions: Definitions) -> None:
+    """Write the file that belongs to a registry whose file holds `content`."""
+    text = {
+        "registry": hashlib.sha256(content).hexdigest(),
         "streams": [asdict(spec) for spec in definitions.streams.values()],
         "plain": [asdict(layout) for layout in definitions.plain.values()],
     }
-    path = registry.parent / FILE
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(content, indent=1))
+    write_whole(registry.parent / FILE, json.dumps(text, indent=1).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file in place whole and on disk: whoever reads it meanwhile, or after a crash, finds the old one or the new one."""
+    fresh = path.with_suffix(f"{path.suffix}.new")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(fresh, path)
+
+
+def view_to_json(spec: ViewSpec) -> str:
+    """A compiled view as text. `view_from_json` gives back its equal."""
+    return json.dumps(asdict(spec))
+
+
+def view_from_json(text: str | bytes) -> ViewSpec | None:
+    """A compiled view from its text; None for one that another version of this code wrote in other terms."""
+    try:
+        return _view(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _is_file(settings: Settings) -> bool:
+    """Whether the feature repository keeps its registry in our file: one left behind by an earlier choice says nothing."""
+    chosen = settings.feature_repo / "feature_store.yaml"
+    if not chosen.exists():
+        return True
+    lines = (line.partition("#")[0] for line in chosen.read_text().splitlines())
+    return any(REGISTRY_STORE in line for line in lines)
 
 
 def _read(registry: Path) -> Definitions | None:
@@ -57,22 +95,18 @@ def _read(registry: Path) -> Definitions | None:
         return None
     try:
         content = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        return None  # the registry itself is there, and says the same
-    if content["registry"] != _digest(registry):
-        return None
-    streams = {raw["name"]: _view(raw) for raw in content["streams"]}
-    plain = {
-        raw["view"]: PlainLayout(raw["view"], tuple((n, k) for n, k in raw["fields"]), raw["ttl_us"])
-        for raw in content["plain"]
-    }
+        if content["registry"] != hashlib.sha256(registry.read_bytes()).hexdigest():
+            return None
+        streams = {raw["name"]: _view(raw) for raw in content["streams"]}
+        plain = {
+            raw["view"]: PlainLayout(raw["view"], tuple((n, k) for n, k in raw["fields"]), raw["ttl_us"])
+            for raw in content["plain"]
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None  # damaged, or of another version of this code: the registry itself is there, and says the same
     return Definitions(streams, plain)
 
 
-def _view(raw: dict[str, object]) -> ViewSpec:
-    aggregates = tuple(AggregateSpec(**a | {"types": tuple(a["types"])}) for a in raw["aggregates"])  # type: ignore[attr-defined]
-    return ViewSpec(**raw | {"aggregates": aggregates})  # type: ignore[arg-type]
-
-
-def _digest(registry: Path) -> str:
-    return hashlib.sha256(registry.read_bytes()).hexdigest()
+def _view(raw: Mapping[str, Any]) -> ViewSpec:
+    aggregates = tuple(AggregateSpec(**each | {"types": tuple(each["types"])}) for each in raw["aggregates"])
+    return ViewSpec(**{**raw, "aggregates": aggregates})

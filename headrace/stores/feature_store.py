@@ -1,6 +1,7 @@
 """How a process opens the Feast feature store, and what the engines take from it."""
 
 import warnings
+from functools import lru_cache
 
 from feast import FeatureStore, FeatureView
 from feast.repo_config import load_repo_config
@@ -16,7 +17,8 @@ def open_feature_store(settings: Settings) -> FeatureStore:
     quieten_feast()
     repo = settings.feature_repo.resolve()
     config = load_repo_config(repo, repo / "feature_store.yaml")
-    config.registry.path = str(settings.registry_path.resolve())
+    if config.registry.registry_type == "file":
+        config.registry.path = str(settings.registry_path.resolve())
     for store in (config.online_store, config.offline_store):
         if "settings" in type(store).model_fields:
             store.settings = settings
@@ -29,10 +31,19 @@ def quieten_feast() -> None:
 
 
 def plain_layout(view: FeatureView) -> PlainLayout:
-    """How the rows of a plain view are packed. Read back from the registry, a view may list its entity columns as features."""
-    entity_columns = {column.name for column in view.entity_columns}
+    """How the rows of a plain view are packed; the same object for equal views.
+
+    Read back from the registry, a view may list its entity columns as features. Views on demand have neither these nor a TTL.
+    """
+    entity_columns = {column.name for column in getattr(view, "entity_columns", [])}
     fields = tuple((f.name, f.dtype.to_value_type().name) for f in view.features if f.name not in entity_columns)
-    return PlainLayout(view.name, fields, int(view.ttl.total_seconds() * 1_000_000) or None if view.ttl else None)
+    ttl = getattr(view, "ttl", None)
+    return _layout(view.name, fields, int(ttl.total_seconds() * 1_000_000) or None if ttl else None)
+
+
+@lru_cache(maxsize=1_000)
+def _layout(view: str, fields: tuple[tuple[str, str], ...], ttl_us: int | None) -> PlainLayout:
+    return PlainLayout(view, fields, ttl_us)
 
 
 def compile_registry(store: FeatureStore) -> Definitions:

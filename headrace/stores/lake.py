@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from headrace import names
 from headrace.events import EVENT_SCHEMA
@@ -46,7 +46,8 @@ class EventLake:
     def append(self, events: pa.Table, positions: Mapping[int, int]) -> int:
         """Append events (EVENT_SCHEMA) and record, in the same commit, the log position reached in each partition.
 
-        What the table covers already is left out; returns the number of rows written. Raises LakeConflictError.
+        What the table covers already is left out; returns the number of rows written. Raises LakeConflictError, and OSError
+        where the disk does not take it.
         """
         beyond = pc.invert(_within(events, positions))
         if pc.any(beyond).as_py():
@@ -69,6 +70,8 @@ class EventLake:
             )
         except CommitFailedError as error:
             raise LakeConflictError(f"{self.path} was written by somebody else at the same time: {error}") from error
+        except (OSError, DeltaError) as error:
+            raise OSError(f"{self.path} could not be written, nothing of it counts: {error}") from error
         return int(fresh.num_rows)
 
     def compact(self) -> None:

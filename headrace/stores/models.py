@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -148,11 +149,24 @@ def _connect(settings: Settings) -> "MlflowClient":
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
-        try:
-            client.get_registered_model(names.REGISTERED_MODEL)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            client.create_registered_model(names.REGISTERED_MODEL)
+        with _loggers_kept():
+            client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+            try:
+                client.get_registered_model(names.REGISTERED_MODEL)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                client.create_registered_model(names.REGISTERED_MODEL)
     return client
+
+
+@contextmanager
+def _loggers_kept() -> Iterator[None]:
+    """MLflow makes its tables with alembic, whose logging configuration silences every logger that there is."""
+    known = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    disabled = [(logger, logger.disabled) for logger in known]
+    try:
+        yield
+    finally:
+        for logger, was_disabled in disabled:
+            logger.disabled = was_disabled

@@ -1,4 +1,4 @@
-"""Feast's offline store on Polars: point-in-time joins for plain views, as-of aggregates for stream views.
+"""Feast's offline store on Polars and compiled sweeps: point-in-time joins for plain views, as-of aggregates for stream views.
 
 One row for each row asked for, in the order asked (law 4). Plain views: the newest row with timestamp <= t, of equal
 timestamps the one created later. Stream views: `headrace.aggregates.batch` over the event lake, which is the batch
@@ -6,87 +6,49 @@ source of the view's push source. A source that does not exist yet reads as empt
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-from deltalake import write_deltalake
-from feast import FeatureView, OnDemandFeatureView
+from feast import FeatureView, OnDemandFeatureView, StreamFeatureView
 from feast.data_source import DataSource
-from feast.errors import FeastJoinKeysDuringMaterialization, SavedDatasetLocationAlreadyExists
+from feast.errors import FeastJoinKeysDuringMaterialization
 from feast.feature_logging import LoggingConfig, LoggingSource
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
-from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource, SavedDatasetFileStorage
-from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob, RetrievalMetadata
+from feast.infra.offline_stores.file_source import FileLoggingDestination, FileSource
+from feast.infra.offline_stores.offline_store import OfflineStore, RetrievalJob
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.repo_config import FeastConfigBaseModel, RepoConfig
-from feast.saved_dataset import SavedDatasetStorage
+from feast.utils import compute_non_entity_date_range
+from pydantic import Field
 
-from headrace.clock import system_clock
+from headrace.aggregates.compile import compile_view
 from headrace.settings import MICROS, Settings
-from headrace.stores.point_in_time import EntityFrame, Labels, check_columns, join, wanted_features
-from headrace.stores.sources import OfflineStoreError, delta_table, file_source, is_delta, scan, utc, write_parquet
+from headrace.stores.offline_append import append_rows
+from headrace.stores.offline_job import PolarsRetrievalJob
+from headrace.stores.offline_labels import EntityFrame, Labels
+from headrace.stores.offline_memory import memory_bound
+from headrace.stores.offline_newest import ROW
+from headrace.stores.offline_plain import created_times, latest_rows, source_rows
+from headrace.stores.offline_range import entities_between
+from headrace.stores.point_in_time import check_columns, join, wanted_features
+from headrace.stores.sources import OfflineStoreError, Source, file_source, open_source
 
 
 class PolarsOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     """`offline_store:` in feature_store.yaml."""
 
     type: Literal["headrace.stores.offline.PolarsOfflineStore"] = "headrace.stores.offline.PolarsOfflineStore"
-    rows_at_a_time: int = 200_000
-    """Label rows of a stream view that are computed together: bounds memory, each batch scans the lake once."""
+    memory_mb: float | None = Field(default=None, gt=0)
+    """Of a source's rows, so much is held at a time: more is joined in ranges of entities. Half of the free memory if unset."""
     settings: Settings | None = None
     """Those of the process that opened the store; from the environment where Feast opened it."""
-
-
-class PolarsRetrievalJob(RetrievalJob):  # type: ignore[misc]
-    """A lazy retrieval: computed when it is read, on-demand views by Feast's base class."""
-
-    def __init__(
-        self,
-        evaluate: Callable[[], pa.Table],
-        repo_path: Path | None,
-        full_feature_names: bool = False,
-        on_demand_feature_views: Sequence[OnDemandFeatureView] = (),
-        metadata: RetrievalMetadata | None = None,
-    ) -> None:
-        self._evaluate = evaluate
-        self._repo_path = repo_path
-        self._full_feature_names = full_feature_names
-        self._on_demand_feature_views = list(on_demand_feature_views)
-        self._metadata = metadata
-
-    @property
-    def full_feature_names(self) -> bool:
-        return self._full_feature_names
-
-    @property
-    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
-        return self._on_demand_feature_views
-
-    @property
-    def metadata(self) -> RetrievalMetadata | None:
-        return self._metadata
-
-    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
-        return self._evaluate()
-
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._evaluate().to_pandas()
-
-    def persist(self, storage: SavedDatasetStorage, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result to a Parquet file. Raises SavedDatasetLocationAlreadyExists."""
-        if not isinstance(storage, SavedDatasetFileStorage):
-            raise OfflineStoreError(f"cannot save to {type(storage).__name__}: use SavedDatasetFileStorage")
-        path = Path(FileSource.get_uri_for_file_path(self._repo_path, storage.file_options.uri))
-        if path.exists() and not allow_overwrite:
-            raise SavedDatasetLocationAlreadyExists(location=str(path))
-        write_parquet(self.to_arrow(), path)
 
 
 class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
@@ -104,23 +66,37 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
         project: str,
         full_feature_names: bool = False,
         filter_by_created_timestamp: bool = False,
-        **kwargs: Any,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
     ) -> RetrievalJob:
         """The features as they were known at each row's time; `entity_df` in pandas, Polars, Arrow or a Parquet path.
 
-        With `filter_by_created_timestamp`, only what had been created (received, for events) by that time.
+        Without `entity_df`: of every entity with a row or an event from `start_date` to `end_date`, as of `end_date`. With
+        `filter_by_created_timestamp`, only what had been created (received, for events) by that time.
         """
-        if entity_df is None:
-            raise OfflineStoreError(
-                "pass entity_df with keys and times: retrieval by start_date and end_date alone is not offered"
-            )
-        labels = Labels.read(entity_df)
+        settings = config.offline_store.settings or Settings()
+        lateness_us = round(settings.lateness_horizon_s * MICROS)
+        specs = {
+            view.name: compile_view(view, lateness_us) for view in feature_views if isinstance(view, StreamFeatureView)
+        }
         wanted = wanted_features(feature_views, feature_refs, full_feature_names)
-        check_columns(labels, wanted)
-        lateness_us = round((config.offline_store.settings or Settings()).lateness_horizon_s * MICROS)
 
-        def evaluate() -> pa.Table:
-            return join(config, labels, wanted, lateness_us, arrived_only=filter_by_created_timestamp)
+        @cache
+        def sources() -> dict[str, Source | None]:
+            """As they stand when the job is first read; all batches of it see the same."""
+            return {view.name: open_source(config, view.batch_source, f"view '{view.name}'") for view in feature_views}
+
+        if entity_df is None:
+            start, end = compute_non_entity_date_range(feature_views, start_date, end_date)
+            labels = Labels.read(entities_between(feature_views, specs, sources(), start, end))
+        else:
+            labels = Labels.read(entity_df)
+        check_columns(labels, wanted)
+
+        def evaluate(start: int, length: int | None) -> pa.Table:
+            some = labels if length is None else labels.slice(start, length)
+            bound = memory_bound(config.offline_store.memory_mb)
+            return join(some, wanted, specs, sources(), bound, arrived_only=filter_by_created_timestamp)
 
         return PolarsRetrievalJob(
             evaluate,
@@ -128,6 +104,7 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
             full_feature_names,
             OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             labels.metadata(feature_refs),
+            len(labels),
         )
 
     @staticmethod
@@ -141,18 +118,15 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
         start_date: datetime,
         end_date: datetime,
     ) -> RetrievalJob:
-        """The newest row of each entity with start <= timestamp <= end."""
+        """The newest row of each entity with start <= timestamp <= end, by (timestamp, created), of equal ones the later write."""
+        times = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
 
-        def evaluate() -> pa.Table:
-            times = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
-            frame = _pull(config, data_source, join_key_columns, feature_name_columns, times, start_date, end_date)
-            if join_key_columns:
-                # Newest write first, so that the first of equal rows survives.
-                frame = frame.sort(times, descending=True, nulls_last=True, maintain_order=True)
-                frame = frame.unique(join_key_columns, keep="first", maintain_order=True)
-            return frame.to_arrow()
+        def evaluate(source: Source, rows: pl.LazyFrame) -> pl.DataFrame:
+            numbered = _between(rows.with_row_index(ROW), timestamp_field, start_date, end_date)
+            created = created_times(source, times[-1])
+            return source_rows(source, rows, latest_rows(source, numbered, join_key_columns, timestamp_field, created))
 
-        return PolarsRetrievalJob(evaluate, config.repo_path)
+        return _pull(config, data_source, join_key_columns, feature_name_columns, times, evaluate)
 
     @staticmethod
     def pull_all_from_table_or_query(
@@ -165,36 +139,29 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
         start_date: datetime | None = None,
         end_date: datetime | None = None,
     ) -> RetrievalJob:
-        """Every row with start <= timestamp <= end; without feature names, every column."""
+        """Every row with start <= timestamp <= end, the newest write first; without feature names, every column."""
+        times = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
 
-        def evaluate() -> pa.Table:
-            times = [timestamp_field, *([created_timestamp_column] if created_timestamp_column else [])]
-            return _pull(
-                config, data_source, join_key_columns, feature_name_columns, times, start_date, end_date
-            ).to_arrow()
+        def evaluate(source: Source, rows: pl.LazyFrame) -> pl.DataFrame:
+            return source.collect(_between(rows, timestamp_field, start_date, end_date))
 
-        return PolarsRetrievalJob(evaluate, config.repo_path)
+        return _pull(config, data_source, join_key_columns, feature_name_columns, times, evaluate)
 
     @staticmethod
     def offline_write_batch(
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Append rows to a view's source: a commit to its Delta table, or a new file in its Parquet folder."""
-        source = file_source(feature_view.batch_source)
-        path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
-        if is_delta(source):
-            existing = delta_table(path)
-            write_deltalake(
-                path, table if existing is None else table.cast(pa.schema(existing.schema().to_arrow())), mode="append"
+        """Append rows to a view's source: a commit to its Delta table, or a new file in its Parquet folder.
+
+        Of rows that agree in keys and times the later one counts. Raises OfflineStoreError for a stream view: its source is
+        the event lake, which the log alone fills.
+        """
+        if isinstance(feature_view, StreamFeatureView):
+            raise OfflineStoreError(
+                f"stream view '{feature_view.name}' is computed from the event lake, which cannot be written to through Feast: "
+                "send events to POST /v1/events, or rebuild the state with `headrace backfill`"
             )
-        else:
-            if Path(path).is_file():
-                raise OfflineStoreError(
-                    f"view '{feature_view.name}': {path} is one Parquet file and cannot be appended to; "
-                    "give the source a folder, or use DeltaFormat"
-                )
-            # Names sort by time of writing, which is how a scan knows the newest.
-            write_parquet(table, Path(path) / f"{system_clock():020d}-{uuid.uuid4().hex}.parquet")
+        append_rows(config, file_source(feature_view.batch_source), table, f"view '{feature_view.name}'")
         if progress:
             progress(table.num_rows)
 
@@ -215,6 +182,7 @@ class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
             base_dir=FileSource.get_uri_for_file_path(config.repo_path, destination.path),
             basename_template=f"{uuid.uuid4().hex}-{{i}}.parquet",
             partitioning=destination.partition_by,
+            partitioning_flavor="hive",
             format="parquet",
             existing_data_behavior="overwrite_or_ignore",
         )
@@ -226,22 +194,31 @@ def _pull(
     join_keys: list[str],
     features: list[str],
     times: list[str],
-    start: datetime | None,
-    end: datetime | None,
-) -> pl.DataFrame:
-    """Rows of a source between two times, both included, newest write first; its first time column decides."""
+    evaluate: Callable[[Source, pl.LazyFrame], pl.DataFrame],
+) -> RetrievalJob:
+    """Rows of a source, their times in UTC; without join keys under Feast's dummy entity. One chunk: Feast reads the first alone."""
     columns = list(dict.fromkeys([*join_keys, *features, *times]))
-    lazy = scan(config, data_source)
-    if lazy is None:
-        frame = pl.DataFrame(schema=dict.fromkeys(columns, pl.Null))
-    else:
-        schema = lazy.collect_schema()
-        if not set(join_keys) <= set(schema.names()):
-            raise FeastJoinKeysDuringMaterialization(data_source.path, set(join_keys), set(schema.names()))
-        lazy = lazy.with_columns(utc(schema, name).alias(name) for name in times)
-        if start is not None:
-            lazy = lazy.filter(pl.col(times[0]) >= start)
-        if end is not None:
-            lazy = lazy.filter(pl.col(times[0]) <= end)
-        frame = (lazy.select(columns) if features else lazy).collect()
-    return frame if join_keys else frame.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+
+    def pulled(start: int, length: int | None) -> pa.Table:
+        source = open_source(config, data_source, "materialize")
+        if source is None:
+            frame = pl.DataFrame(schema=dict.fromkeys(columns, pl.Null))
+        else:
+            if not set(join_keys) <= set(source.schema):
+                raise FeastJoinKeysDuringMaterialization(data_source.path, set(join_keys), set(source.schema))
+            for name in features:
+                source.column(name, "a feature")
+            rows = source.rows.with_columns(source.time(name, "a time").alias(name) for name in times)
+            frame = evaluate(source, rows.select(columns) if features else rows)
+        if not join_keys:
+            frame = frame.with_columns(pl.lit(DUMMY_ENTITY_VAL).alias(DUMMY_ENTITY_ID))
+        return frame.rechunk().to_arrow().combine_chunks().slice(start, length)
+
+    return PolarsRetrievalJob(pulled, config.repo_path)
+
+
+def _between(rows: pl.LazyFrame, time: str, start: datetime | None, end: datetime | None) -> pl.LazyFrame:
+    """Rows between two times, both included."""
+    if start is not None:
+        rows = rows.filter(pl.col(time) >= start)
+    return rows if end is None else rows.filter(pl.col(time) <= end)

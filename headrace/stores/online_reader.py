@@ -5,22 +5,27 @@ from dataclasses import dataclass
 
 import redis
 
-from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
-from headrace.identity import shard_of
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
+from headrace.stores.online_wire import place_all, read
 from headrace.stores.plain_rows import PlainRows
-from headrace.stores.shards import ShardStatus, check_deployment, commit_key, row_key
+from headrace.stores.shards import ShardStatus, check_deployment
+from headrace.stores.state_rows import MixedRows, StateReader
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rows of several views fetched in one round trip. `complete_us`: every event appended before that is in the stream rows."""
+    """Rows of several views fetched in one round trip. `complete_us`: every event appended before that is in the stream rows.
 
-    streams: dict[str, StreamRows]
+    `waiting` names features of these views, `view.feature`, that are applied and not in the state yet: their values are null, or
+    the old definition's. A stream view that the state does not have at all is in none of them.
+    """
+
+    streams: dict[str, StreamRows | MixedRows]
     plain: dict[str, PlainRows]
     complete_us: int
+    waiting: tuple[str, ...] = ()
 
     @property
     def newest_us(self) -> int:
@@ -29,47 +34,45 @@ class Snapshot:
 
 
 class OnlineReader:
-    """Reads the online store's rows. One per thread or process; holds a client, opens nothing itself."""
+    """Reads the online store's rows, by the definitions that they were made by. One per thread or process; opens nothing itself.
+
+    `definitions` are those that are applied.
+    """
 
     def __init__(self, client: "redis.Redis", definitions: Definitions, settings: Settings) -> None:
         self._redis = client
-        self._layouts = {name: Layout(spec) for name, spec in definitions.streams.items()}
+        self._state = StateReader(client, settings, definitions)
         self._plain = definitions.plain
         self._settings = settings
         self._checked = False
+
+    @property
+    def definitions(self) -> Definitions:
+        """What the rows are read by, at the last look. Raises redis.RedisError."""
+        return self._state.state.definitions
 
     def fetch(self, wanted: Mapping[str, Sequence[str]]) -> Snapshot:
         """Rows of `{view: entity keys}`, in one round trip.
 
         Raises DeploymentError where the store was made with another number of shards, redis.RedisError when the store does
-        not answer, StateMismatchError on rows of another definition.
+        not answer, StateMismatchError on rows that are damaged or of a definition nobody knows.
         """
         shards = self._settings.shards
         if not self._checked:
             check_deployment(self._redis, record=False, shards=shards)
             self._checked = True
-        placed = {view: [shard_of(key, shards) for key in keys] for view, keys in wanted.items()}
-        stream_shards = sorted(
-            {shard for view, numbers in placed.items() if view in self._layouts for shard in numbers}
-        )
-        keys = [
-            row_key(shard, view, key) for view in wanted for shard, key in zip(placed[view], wanted[view], strict=True)
-        ]
+        placed = place_all(wanted, shards)
+        stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards.tolist()})
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
-        pipeline = self._redis.pipeline(transaction=False)
-        for shard in stream_shards:
-            pipeline.hgetall(commit_key(shard))
-        if keys:
-            pipeline.mget(keys)
-        answers = pipeline.execute()
-        statuses = [ShardStatus.parse(raw) for raw in answers[: len(stream_shards)]]
-        rows = iter(answers[-1] if keys else [])
-        streams, plain = {}, {}
-        for view, entity_keys in wanted.items():
-            own = [next(rows) for _ in entity_keys]
-            if view in self._layouts:
-                streams[view] = StreamRows(self._layouts[view], own)
-            else:
-                plain[view] = self._plain[view].rows(own)
+        answer = read(self._redis, placed, stream_shards)
+        statuses = [ShardStatus.parse(raw) for raw in answer.statuses]
+        found = dict(zip(wanted, answer.rows, strict=True))
+        self._state.note(statuses)
+        read_by_state = {
+            view: self._state.rows(view, rows.to_list()) for view, rows in found.items() if view not in self._plain
+        }
+        streams = {view: rows for view, rows in read_by_state.items() if rows is not None}
+        plain = {view: self._plain[view].rows(rows) for view, rows in found.items() if view in self._plain}
         complete = min((status.complete_us(self._settings.log_partitions) for status in statuses), default=0)
-        return Snapshot(streams, plain, complete)
+        waiting = tuple(name for name in self._state.state.waiting if name.partition(".")[0] in wanted)
+        return Snapshot(streams, plain, complete, waiting)

@@ -1,26 +1,37 @@
-"""Packed rows of plain feature views: any Feast value type, numbers at fixed places, the newest write by (timestamp, created).
+"""Packed rows of plain feature views: any Feast value type, fixed places for all but the bytes, read as columns.
 
-    row = u64 fingerprint | i64be timestamp | i64be created | u8 present, a field | 8 bytes a number | per other field: u32 length, bytes
+    row = u64 fingerprint | i64be timestamp | i64be created | u8 present, a field | 8 bytes a number | u32 end, another field | bodies
 
-The two times are big-endian so that the server's script can compare them. Times in Unix microseconds.
+The two times are big-endian so that the server's script can compare them. `ends` count from where the bodies begin, in the order of
+the fields. Times in Unix microseconds.
 """
 
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
-from headrace.aggregates.layout import StateMismatchError
+from headrace.aggregates.rows import StateMismatchError
+from headrace.kernel import kernel
+from headrace.stores.online_raw import NO_SUCH_KEY, Bytes, Ints, RawRows
 
-_INTEGERS: Final = frozenset({"INT32", "INT64", "UNIX_TIMESTAMP", "BOOL"})
-_FLOATS: Final = frozenset({"FLOAT", "DOUBLE"})
-_NUMBERS: Final = _INTEGERS | _FLOATS
-_U32 = struct.Struct("<I")
+INTEGERS: Final = frozenset({"INT32", "INT64", "UNIX_TIMESTAMP", "BOOL"})
+FLOATS: Final = frozenset({"FLOAT", "DOUBLE"})
+NUMBERS: Final = INTEGERS | FLOATS
+STRING: Final = "STRING"
+UNIX_TIMESTAMP: Final = "UNIX_TIMESTAMP"
+FORMAT: Final = 2
+"""Part of every fingerprint: raise it when rows are laid out another way."""
+
+Mask = npt.NDArray[np.bool_]
+_TIMES = struct.Struct(">qq")
 
 
 class FeastValue(Protocol):
@@ -30,6 +41,10 @@ class FeastValue(Protocol):
 
     def WhichOneof(self, oneof_group: str) -> str | None: ...
     def SerializeToString(self) -> bytes: ...
+
+
+class RowValueError(ValueError):
+    """A value that does not fit the type of its field."""
 
 
 @dataclass(frozen=True)
@@ -42,116 +57,244 @@ class PlainLayout:
 
     @cached_property
     def fingerprint(self) -> int:
-        return int(xxhash.xxh64_intdigest(repr((1, self.view, self.fields)).encode()))
+        return int(xxhash.xxh64_intdigest(repr((FORMAT, self.view, self.fields)).encode()))
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        return tuple(name for name, kind in self.fields if kind in NUMBERS)
+
+    @cached_property
+    def others(self) -> tuple[str, ...]:
+        """Fields whose values vary in length."""
+        return tuple(name for name, kind in self.fields if kind not in NUMBERS)
+
+    @cached_property
+    def number_places(self) -> dict[str, int]:
+        """Where each number comes among the numbers."""
+        return {name: place for place, name in enumerate(self.numbers)}
+
+    @cached_property
+    def numbers_at(self) -> int:
+        """Where the numbers begin in a row."""
+        return self.dtype.itemsize - 8 * len(self.numbers) - 4 * len(self.others)
 
     @cached_property
     def dtype(self) -> np.dtype[np.void]:
-        head: list[tuple[str, str] | tuple[str, str, tuple[int]]] = [
+        """What every row begins with."""
+        kinds = dict(self.fields)
+        return np.dtype([
             ("@fingerprint", "<u8"), ("@timestamp", ">i8"), ("@created", ">i8"), ("@present", "u1", (len(self.fields),)),
-        ]  # fmt: skip
-        numbers = [(name, "<i8" if kind in _INTEGERS else "<f8") for name, kind in self.fields if kind in _NUMBERS]
-        return np.dtype([*head, *numbers])
+            *((name, "<i8" if kinds[name] in INTEGERS else "<f8") for name in self.numbers),
+            ("@ends", "<u4", (len(self.others),)),
+        ])  # fmt: skip
+
+    def place(self, name: str) -> int:
+        """The place of a field among all."""
+        return self._places[name]
 
     def pack(self, values: Mapping[str, FeastValue], timestamp_us: int, created_us: int) -> bytes:
-        """One row. Fields that are missing, or hold no value, are null."""
-        fixed = np.zeros((), self.dtype)
-        fixed["@fingerprint"], fixed["@timestamp"], fixed["@created"] = self.fingerprint, timestamp_us, created_us
-        parts: list[bytes] = []
-        for index, (name, kind) in enumerate(self.fields):
+        """One row. Fields that are missing, or hold no value, are null. Raises RowValueError."""
+        present, numbers, ends, bodies = bytearray(len(self.fields)), [], [], []
+        end = 0
+        for index, (name, numeric) in enumerate(self._packing):
             value = values.get(name)
             which = value.WhichOneof("val") if value is not None else None
-            if value is None or which is None or which == "null_val":
-                if kind not in _NUMBERS:
-                    parts.append(_U32.pack(0))
+            here = present[index] = which is not None and which != "null_val"
+            if numeric:
+                numbers.append(getattr(value, which) if here else 0)  # type: ignore[arg-type]
                 continue
-            fixed["@present"][index] = True
-            if kind in _NUMBERS:
-                fixed[name] = getattr(value, which)
-            else:
-                body = value.string_val.encode() if which == "string_val" else value.SerializeToString()
-                parts += [_U32.pack(len(body)), body]
-        return fixed.tobytes() + b"".join(parts)
+            if here:
+                body = value.string_val.encode() if which == "string_val" else value.SerializeToString()  # type: ignore[union-attr]
+                bodies.append(body)
+                end += len(body)
+            ends.append(end)
+        try:
+            rest = self._record.pack(*numbers, *ends)
+        except struct.error as error:
+            raise RowValueError(self._misfit(values)) from error
+        return b"".join((self._head, _TIMES.pack(timestamp_us, created_us), present, rest, *bodies))
 
-    def rows(self, raws: Sequence[bytes | None]) -> "PlainRows":
+    def rows(self, raws: RawRows | Sequence[bytes | None]) -> "PlainRows":
         """Rows as fetched, ready to read. Raises StateMismatchError on a row of another definition."""
-        return PlainRows(self, raws)
+        return PlainRows(self, raws if isinstance(raws, RawRows) else RawRows.join(raws))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: index for index, (name, _) in enumerate(self.fields)}
+
+    @cached_property
+    def _head(self) -> bytes:
+        return self.fingerprint.to_bytes(8, "little")
+
+    @cached_property
+    def _packing(self) -> tuple[tuple[str, bool], ...]:
+        return tuple((name, kind in NUMBERS) for name, kind in self.fields)
+
+    @cached_property
+    def _record(self) -> struct.Struct:
+        """Numbers and ends."""
+        kinds = dict(self.fields)
+        letters = ["q" if kinds[name] in INTEGERS else "d" for name in self.numbers]
+        return struct.Struct(f"<{''.join(letters)}{len(self.others)}I")
+
+    def _misfit(self, values: Mapping[str, FeastValue]) -> str:
+        kinds = {name: kind for name, kind in self.fields if kind in NUMBERS}
+        given = {name: values[name].WhichOneof("val") for name in kinds if name in values}
+        return f"view '{self.view}': the fields are {kinds}, the values came as {given}; correct the view's schema or the rows"
 
 
 class PlainRows:
-    """Rows of one plain view, fetched at one moment."""
+    """Rows of one plain view, fetched at one moment. Columns have shape (n,)."""
 
-    def __init__(self, layout: PlainLayout, raws: Sequence[bytes | None]) -> None:
+    def __init__(self, layout: PlainLayout, raws: RawRows) -> None:
         self.layout = layout
-        self._raws = list(raws)
-        size = layout.dtype.itemsize
-        empty = np.zeros((), layout.dtype).tobytes()
-        expected = layout.fingerprint.to_bytes(8, "little")
-        for raw in self._raws:
-            if raw is not None and (len(raw) < size or raw[:8] != expected):
-                raise StateMismatchError(
-                    f"a stored row of view '{layout.view}' has another schema: materialize the view again"
-                )
-        self._fixed: npt.NDArray[np.void] = np.frombuffer(
-            b"".join(empty if raw is None else raw[:size] for raw in self._raws), layout.dtype
-        )
+        self._raws = raws
+        records = np.zeros((len(raws), layout.dtype.itemsize), np.uint8)
+        _copy_records(raws.buffer, raws.starts, raws.lengths, records)
+        self._bytes = records
+        self._records = records.view(layout.dtype)[:, 0]
+        self._check()
 
     def __len__(self) -> int:
         return len(self._raws)
 
     def timestamps_us(self) -> list[int | None]:
         """Time of each row, None where there is none."""
-        return [None if raw is None else int(t) for raw, t in zip(self._raws, self._fixed["@timestamp"], strict=True)]
+        times = self._records["@timestamp"].tolist()
+        return [at if here else None for at, here in zip(times, self._raws.found.tolist(), strict=True)]
 
-    def values(self, t_us: int | None = None) -> dict[str, list[Any]]:
-        """Python values by field, None for null; past the view's TTL at `t_us` everything is null."""
-        gone = self._expired(t_us)
-        others = [self._others(raw) for raw in self._raws]
-        columns: dict[str, list[Any]] = {}
-        other = 0
+    def expired(self, t_us: int | None) -> Mask:
+        """Rows past the view's TTL at `t_us`. Rows that do not exist are not."""
+        if self.layout.ttl_us is None or t_us is None:
+            return np.zeros(len(self), np.bool_)
+        age = t_us - self._records["@timestamp"].astype(np.int64)
+        return np.asarray((age > self.layout.ttl_us) & self._raws.found)
+
+    def present(self, t_us: int | None = None) -> Mask:
+        """Which values are there at `t_us`: not null, their row not past the TTL. Shape (n, fields)."""
+        return np.asarray((self._records["@present"] != 0) & ~self.expired(t_us)[:, None])
+
+    def numbers(self, name: str) -> npt.NDArray[Any]:
+        """A column of numbers, 0 where there is none. int64 or float64."""
+        return np.asarray(self._records[name])
+
+    @property
+    def buffer(self) -> Bytes:
+        """What the places of `bodies` are in."""
+        return self._raws.buffer
+
+    def bits(self, names: Sequence[str]) -> npt.NDArray[np.uint64]:
+        """Numbers as they are stored, of fields that are none anything. Shape (len(names), n)."""
+        first = self.layout.numbers_at
+        numbers = self._bytes[:, first : first + 8 * len(self.layout.numbers)].copy().view(np.uint64)
+        if not self.layout.numbers:
+            return np.zeros((len(names), len(self)), np.uint64)
+        place = self.layout.number_places
+        return numbers[:, [place.get(name, 0) for name in names]].T
+
+    def bodies(self, names: Sequence[str]) -> tuple[Ints, Ints]:
+        """Where the bodies of fields begin and end in `buffer`: UTF-8 of strings, of all else but numbers Feast's own message.
+
+        Shape (len(names), n) each; of numbers both are 0.
+        """
+        starts, ends = np.zeros((len(names), len(self)), np.int64), np.zeros((len(names), len(self)), np.int64)
+        rows = [row for row, name in enumerate(names) if name in self.layout.others]
+        if rows:
+            places = [self.layout.others.index(names[row]) for row in rows]
+            first = (self._raws.starts + self.layout.dtype.itemsize)[:, None]
+            all_ends = self._records["@ends"] + first
+            starts[rows] = np.concatenate([first, all_ends[:, :-1]], axis=1)[:, places].T
+            ends[rows] = all_ends[:, places].T
+        return starts, ends
+
+    def texts(self, names: Sequence[str], present: Mask) -> list[list[str | None]]:
+        """Columns of strings; `present` has the shape (len(names), n)."""
+        starts, ends = self.bodies(names)
+        offsets = np.zeros(starts.size + 1, np.int32)
+        np.cumsum(np.where(present, ends - starts, 0), out=offsets[1:])
+        data = np.empty(offsets[-1], np.uint8)
+        _copy_texts(self.buffer, starts.ravel(), offsets, data)
+        bits = np.packbits(present.ravel(), bitorder="little")
+        texts = pa.StringArray.from_buffers(starts.size, pa.py_buffer(offsets), pa.py_buffer(data), pa.py_buffer(bits))
+        flat: list[str | None] = texts.to_pylist()
+        count = len(self)
+        return [flat[column * count : (column + 1) * count] for column in range(len(names))]
+
+    def messages(self, name: str, present: Mask) -> list[bytes | None]:
+        """A column that is neither numbers nor strings: Feast's own messages, serialized."""
+        starts, ends = self.bodies([name])
+        return RawRows(self.buffer, starts[0], np.where(present, ends[0] - starts[0], NO_SUCH_KEY)).to_list()
+
+    def values(self, t_us: int | None = None) -> dict[str, npt.NDArray[np.float64] | list[Any]]:
+        """Each field's column: floats as an array with NaN for null, all else as a list with None for null.
+
+        Python values are those of Feast's own `to_dict`. Past the view's TTL at `t_us` everything is null.
+        """
+        present = self.present(t_us)
+        complete: list[bool] = np.asarray(present.all(axis=0)).tolist()
+        strings = [index for index, (_, kind) in enumerate(self.layout.fields) if kind == STRING]
+        texts = iter(self.texts([self.layout.fields[index][0] for index in strings], present.T[strings]))
+        columns: dict[str, npt.NDArray[np.float64] | list[Any]] = {}
         for index, (name, kind) in enumerate(self.layout.fields):
-            present = (self._fixed["@present"][:, index] != 0) & ~gone
-            if kind in _NUMBERS:
-                found: list[Any] = self._fixed[name].tolist()
-                if kind == "BOOL":
-                    found = [bool(value) for value in found]
+            if kind == STRING:
+                columns[name] = next(texts)
+            elif kind in FLOATS:
+                columns[name] = np.where(present[:, index], self.numbers(name), np.nan)
+            elif kind in INTEGERS:
+                found = _integers(self.numbers(name), kind)
+                columns[name] = found if complete[index] else _nulled(found, present[:, index])
             else:
-                found = [
-                    _python(body[other], kind) if here else None for body, here in zip(others, present, strict=True)
-                ]
-                other += 1
-            columns[name] = [value if here else None for value, here in zip(found, present, strict=True)]
+                columns[name] = _feast_values(self.messages(name, present[:, index]), kind)
         return columns
 
-    def present_at(self, t_us: int) -> list[bool]:
-        """Which rows exist and are not past the view's TTL."""
-        return [raw is not None and not gone for raw, gone in zip(self._raws, self._expired(t_us), strict=True)]
-
-    def _expired(self, t_us: int | None) -> npt.NDArray[np.bool_]:
-        if self.layout.ttl_us is None or t_us is None:
-            return np.zeros(len(self._raws), np.bool_)
-        return np.asarray(t_us - self._fixed["@timestamp"].astype(np.int64) > self.layout.ttl_us)
-
-    def _others(self, raw: bytes | None) -> list[bytes]:
-        """Bodies of the fields that are no numbers."""
-        if raw is None:
-            return []
-        offset, bodies = self.layout.dtype.itemsize, []
-        while offset < len(raw):
-            length = _U32.unpack_from(raw, offset)[0]
-            bodies.append(raw[offset + 4 : offset + 4 + length])
-            offset += 4 + length
-        return bodies
+    def _check(self) -> None:
+        found = self._raws.found
+        foreign = found & (self._records["@fingerprint"] != self.layout.fingerprint)
+        if foreign.any():
+            raise StateMismatchError(
+                f"a stored row of view '{self.layout.view}' has another schema: materialize the view again"
+            )
+        size = self.layout.dtype.itemsize + (self._records["@ends"][:, -1] if self.layout.others else 0)
+        if (found & (self._raws.lengths != size)).any():
+            raise StateMismatchError(
+                f"a stored row of view '{self.layout.view}' is damaged: materialize the view again"
+            )
 
 
-def _python(body: bytes, kind: str) -> Any:
-    if kind == "STRING":
-        return body.decode()
-    # Arrays, maps and the like are kept as Feast's own message. Its import takes seconds: only views that have them pay.
+def _integers(column: Ints, kind: str) -> list[Any]:
+    if kind == "BOOL":
+        return np.asarray(column != 0).tolist()  # type: ignore[no-any-return]
+    found: list[Any] = column.tolist()
+    return [datetime.fromtimestamp(seconds, tz=UTC) for seconds in found] if kind == UNIX_TIMESTAMP else found
+
+
+def _nulled(values: list[Any], present: Mask) -> list[Any]:
+    return [value if here else None for value, here in zip(values, present.tolist(), strict=True)]
+
+
+def _feast_values(messages: Sequence[bytes | None], kind: str) -> list[Any]:
+    """Python values of Feast's messages. Its import takes seconds: only views that have arrays, maps and the like pay."""
     from feast.protos.feast.types.Value_pb2 import Value
+    from feast.type_map import feast_value_type_to_python_type
+    from feast.value_type import ValueType
 
-    value = Value.FromString(body)
-    which = value.WhichOneof("val")
-    if which is None:
-        return None
-    found: Any = getattr(value, which)
-    return list(found.val) if which.endswith(("_list_val", "_set_val")) else found
+    return [
+        None if message is None else feast_value_type_to_python_type(Value.FromString(message), ValueType[kind])
+        for message in messages
+    ]
+
+
+@kernel
+def _copy_records(buffer: Bytes, starts: Ints, lengths: Ints, records: Bytes) -> None:
+    """The beginning of each row; zeros remain where there is none, or where it is cut short."""
+    size = records.shape[1]
+    for row in range(len(starts)):
+        if lengths[row] >= size:
+            records[row, :] = buffer[starts[row] : starts[row] + size]
+
+
+@kernel
+def _copy_texts(buffer: Bytes, starts: Ints, offsets: npt.NDArray[np.int32], data: Bytes) -> None:
+    for place in range(len(starts)):
+        length = offsets[place + 1] - offsets[place]
+        data[offsets[place] : offsets[place + 1]] = buffer[starts[place] : starts[place] + length]

@@ -4,7 +4,6 @@ Ownership is a *lease* (a key that expires) and an *epoch* (a number that grows 
 refused by the server, so a flow that was paused, or started twice, cannot overwrite what its successor wrote.
 """
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,23 +11,14 @@ import redis
 
 from headrace.names import PROJECT
 
-_EPOCH, _COMMIT, _LEASE = b"epoch", "@commit", "@lease"
-_STAGE_BATCH = 1_000
+_COMMIT, _LEASE = "@commit", "@lease"
 _DEPLOYMENT = f"{PROJECT}:@deployment"
 
-# KEYS: commit hash, lease, rows...   ARGV: epoch, owner, lease ms, number of hash fields, field, value, ..., counters..., rows...
-_COMMIT_SCRIPT = """
-if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
-local at = 4
-local fields = tonumber(ARGV[at])
-for i = 1, fields do redis.call('HSET', KEYS[1], ARGV[at + 2 * i - 1], ARGV[at + 2 * i]) end
-at = at + 2 * fields + 1
-local counters = tonumber(ARGV[at])
-for i = 1, counters do redis.call('HINCRBY', KEYS[1], ARGV[at + 2 * i - 1], ARGV[at + 2 * i]) end
-at = at + 2 * counters
-for i = 3, #KEYS do redis.call('SET', KEYS[i], ARGV[at + i - 2]) end
-return 1
+# KEYS: commit hash, rows...
+_READ_SCRIPT = """
+local found = {redis.call('HGETALL', KEYS[1])}
+for i = 2, #KEYS do found[i] = redis.call('GET', KEYS[i]) end
+return found
 """
 # KEYS: commit hash, lease   ARGV: owner, lease ms
 _ACQUIRE_SCRIPT = """
@@ -62,6 +52,10 @@ class ShardStatus:
     complete: dict[int, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
     counters: dict[str, int] = field(default_factory=dict)
+    counted: dict[int, int] = field(default_factory=dict)
+    """Positions up to which `counters` have counted, where a backfill has put positions back."""
+    exchanging: bool = False
+    """Rows are of two states at this moment (headrace.stores.exchange); positions are those of the old one."""
 
     def complete_us(self, partitions: int) -> int:
         """Time up to which every partition is included, 0 if one is not known yet."""
@@ -69,27 +63,17 @@ class ShardStatus:
 
     @classmethod
     def parse(cls, raw: Mapping[bytes, bytes]) -> "ShardStatus":
-        status = cls()
-        kinds: dict[str, dict[int, int] | dict[str, int]] = {"position": status.positions, "complete": status.complete}
+        status = cls(exchanging=b"exchanging" in raw)
+        kinds = {"position": status.positions, "complete": status.complete, "counted": status.counted}
         for name, value in raw.items():
             kind, _, rest = name.decode().partition(":")
             if kind in kinds:
-                kinds[kind][int(rest)] = int(value)  # type: ignore[index]
+                kinds[kind][int(rest)] = int(value)
             elif kind == "fingerprint":
                 status.fingerprints[rest] = int(value)
             elif kind == "count":
                 status.counters[rest] = int(value)
         return status
-
-
-@dataclass(frozen=True)
-class ShardCommit:
-    """What one commit changes. Row keys are (view, entity key)."""
-
-    rows: Mapping[tuple[str, str], bytes]
-    positions: Mapping[int, int]
-    complete: Mapping[int, int]
-    counters: Mapping[str, int] = field(default_factory=dict)
 
 
 def shard_tag(shard: int) -> str:
@@ -100,6 +84,11 @@ def shard_tag(shard: int) -> str:
 def commit_key(shard: int) -> str:
     """The hash that holds a shard's positions, epoch and completeness."""
     return shard_tag(shard) + _COMMIT
+
+
+def lease_key(shard: int) -> str:
+    """The key that names a shard's owner while its lease lasts."""
+    return shard_tag(shard) + _LEASE
 
 
 def row_key(shard: int, view: str, entity_key: str) -> str:
@@ -119,12 +108,9 @@ def read_rows(
     client: "redis.Redis", shard: int, keys: Sequence[tuple[str, str]]
 ) -> tuple[ShardStatus, list[bytes | None]]:
     """Rows of one shard with the status that they belong to, read at one moment."""
-    pipeline = client.pipeline(transaction=True)
-    pipeline.hgetall(commit_key(shard))
-    if keys:
-        pipeline.mget([row_key(shard, view, key) for view, key in keys])
-    answers = pipeline.execute()
-    return ShardStatus.parse(answers[0]), answers[1] if keys else []
+    names = [commit_key(shard), *(row_key(shard, view, key) for view, key in keys)]
+    fields, *rows = client.eval(_READ_SCRIPT, len(names), *names)
+    return ShardStatus.parse(dict(zip(fields[::2], fields[1::2], strict=True))), rows
 
 
 def scan_keys(client: "redis.Redis", shard: int, view: str) -> list[str]:
@@ -150,101 +136,34 @@ def check_deployment(client: "redis.Redis", *, record: bool = True, **numbers: i
 
 
 class OwnedShard:
-    """One shard, owned: acquire, then commit until released or superseded."""
+    """One shard, owned: acquire, then commit (headrace.stores.commits) until released or superseded."""
 
     def __init__(self, client: "redis.Redis", shard: int, owner: str, lease_ms: int) -> None:
         self._redis = client
         self.shard = shard
-        self._owner = owner
-        self._lease_ms = lease_ms
-        self._keys = [commit_key(shard), shard_tag(shard) + _LEASE]
-        self._epoch = 0
-        self.in_flight = 0
-        """Commits handed on and not confirmed yet."""
-        self._commit_script = client.register_script(_COMMIT_SCRIPT)
+        self.owner = owner
+        self.lease_ms = lease_ms
+        self.epoch = 0
+        self.keys = (commit_key(shard), lease_key(shard))
 
-    def acquire(self, wait_s: float = 0.0, force: bool = False) -> ShardStatus:
-        """Take the shard, waiting up to `wait_s` for another owner's lease to end; with `force`, end it. Raises OwnershipError."""
+    def acquire(self, force: bool = False) -> ShardStatus:
+        """Take the shard; with `force`, from whoever has it. Raises OwnershipError while another owner's lease lasts."""
         if force:
-            self._redis.delete(self._keys[1])
-        deadline = time.monotonic() + wait_s
-        while True:
-            self._epoch = int(self._redis.eval(_ACQUIRE_SCRIPT, 2, *self._keys, self._owner, self._lease_ms))
-            if self._epoch:
-                return read_status(self._redis, [self.shard])[self.shard]
-            if time.monotonic() >= deadline:
-                holder = (self._redis.get(self._keys[1]) or b"somebody").decode()
-                raise OwnershipError(
-                    f"shard {self.shard} is owned by {holder}: stop that flow first, or wait until its lease ends"
-                )
-            time.sleep(0.05)
+            self._redis.delete(self.keys[1])
+        self.epoch = int(self._redis.eval(_ACQUIRE_SCRIPT, 2, *self.keys, self.owner, self.lease_ms))
+        if not self.epoch:
+            holder = (self._redis.get(self.keys[1]) or b"somebody").decode()
+            raise OwnershipError(f"shard {self.shard} is owned by {holder} until it lets go, or its lease ends")
+        return read_status(self._redis, [self.shard])[self.shard]
 
     def renew(self) -> None:
         """Keep the lease without a commit. Raises OwnershipError if another owner has taken the shard."""
-        self.check_answer(
-            int(self._redis.eval(_RENEW_SCRIPT, 2, *self._keys, self._epoch, self._owner, self._lease_ms))
-        )
+        self.check_answer(int(self._redis.eval(_RENEW_SCRIPT, 2, *self.keys, self.epoch, self.owner, self.lease_ms)))
 
     def release(self) -> None:
-        self._redis.eval(_RELEASE_SCRIPT, 1, self._keys[1], self._owner)
-
-    def queue_commit(
-        self, pipeline: "redis.client.Pipeline", commit: ShardCommit, fingerprints: Mapping[str, int]
-    ) -> None:
-        """Add one atomic commit to a pipeline; its answer must go to `check_answer`."""
-        fields: list[str | int] = []
-        for kind, numbers in (
-            ("position", commit.positions),
-            ("complete", commit.complete),
-            ("fingerprint", fingerprints),
-        ):
-            for name, value in numbers.items():
-                fields += [f"{kind}:{name}", value]
-        counters = [part for name, value in commit.counters.items() if value for part in (f"count:{name}", value)]
-        keys = self._keys + [row_key(self.shard, view, key) for view, key in commit.rows]
-        head = [self._epoch, self._owner, self._lease_ms, len(fields) // 2, *fields, len(counters) // 2, *counters]
-        self._commit_script(keys=keys, args=[*head, *commit.rows.values()], client=pipeline)
-
-    def replace(
-        self,
-        rows: Mapping[tuple[str, str], bytes],
-        stale: Iterable[tuple[str, str]],
-        positions: Mapping[int, int],
-        fingerprints: Mapping[str, int],
-    ) -> None:
-        """Exchange the shard's rows and positions for others, in one transaction; the old ones serve until then.
-
-        Rows are staged under other names first, so the transaction only renames. Raises OwnershipError.
-        """
-        prefix = f"{shard_tag(self.shard)}@staged:"
-        for leftover in self._redis.scan_iter(match=f"{prefix}*", count=10_000):
-            self._redis.unlink(leftover)
-        staged = [(f"{prefix}{view}:{key}", row_key(self.shard, view, key)) for view, key in rows]
-        values = list(rows.values())
-        for start in range(0, len(staged), _STAGE_BATCH):
-            batch = zip(staged[start : start + _STAGE_BATCH], values[start : start + _STAGE_BATCH], strict=True)
-            self._redis.mset({name: value for (name, _), value in batch})
-        with self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.watch(self._keys[0])
-            if int(pipeline.hget(self._keys[0], _EPOCH) or 0) != self._epoch:
-                raise OwnershipError(
-                    f"shard {self.shard} was taken over while it was rebuilt; epoch {self._epoch} is past"
-                )
-            known = [name for name in pipeline.hkeys(self._keys[0]) if name != _EPOCH]
-            pipeline.multi()
-            for name, final in staged:
-                pipeline.rename(name, final)
-            for view, key in stale:
-                pipeline.unlink(row_key(self.shard, view, key))
-            if known:
-                pipeline.hdel(self._keys[0], *known)
-            pipeline.hset(
-                self._keys[0], mapping={f"position:{partition}": position for partition, position in positions.items()}
-            )
-            pipeline.hset(self._keys[0], mapping={f"fingerprint:{view}": value for view, value in fingerprints.items()})
-            pipeline.execute()
+        self._redis.eval(_RELEASE_SCRIPT, 1, self.keys[1], self.owner)
 
     def check_answer(self, answer: int) -> None:
-        """Raises OwnershipError if the commit came too late: another owner has taken the shard."""
+        """Raises OwnershipError if another owner has taken the shard."""
         if answer != 1:
-            raise OwnershipError(f"shard {self.shard} was taken over by another flow; epoch {self._epoch} is past")
+            raise OwnershipError(f"shard {self.shard} was taken over by another flow; epoch {self.epoch} is past")

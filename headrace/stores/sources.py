@@ -4,34 +4,130 @@ A scan yields the newest write first; of rows that agree in keys, timestamp and 
 here as in Feast's own `materialize`.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 from feast.data_format import DeltaFormat, ParquetFormat
 from feast.data_source import DataSource
 from feast.infra.offline_stores.file_source import FileSource
 from feast.repo_config import RepoConfig
+
+from headrace.stores.lake_files import DamagedLakeError, check_files
 
 
 class OfflineStoreError(ValueError):
     """A request that the store cannot answer: says what, and what to do instead."""
 
 
-def scan(config: RepoConfig, source: DataSource) -> pl.LazyFrame | None:
-    """A source's rows, newest write first; None where nothing has been written yet."""
+@dataclass(frozen=True)
+class Source:
+    """The rows of a source at one moment: what is written to it later is not seen."""
+
+    name: str
+    """For messages: who asked, and where the source lies."""
+    rows: pl.LazyFrame
+    files: tuple[str, ...]
+    count: Callable[[], int]
+    """Number of rows, without reading them."""
+
+    @cached_property
+    def schema(self) -> pl.Schema:
+        with self.reading():
+            return self.rows.collect_schema()
+
+    def column(self, name: str, what: str) -> pl.Expr:
+        """A column that must be there; `what` says what for."""
+        if name not in self.schema:
+            raise OfflineStoreError(
+                f"{self.name} has no column '{name}' ({what}); it has {', '.join(self.schema.names())}: "
+                "correct the definition, or write the source with that column"
+            )
+        return pl.col(name)
+
+    def time(self, name: str, what: str) -> pl.Expr:
+        """A time column as Datetime[us, UTC]; naive times are UTC, as Feast has it."""
+        expression, kind = self.column(name, what), self.schema[name]
+        if not isinstance(kind, pl.Datetime | pl.Date):
+            raise OfflineStoreError(
+                f"{self.name}: column '{name}' ({what}) is {kind}, not a time: store it as a timestamp"
+            )
+        return utc(expression, kind)
+
+    def collect(self, rows: pl.LazyFrame) -> pl.DataFrame:
+        with self.reading():
+            return rows.collect(engine="streaming")
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Says which file is at fault where the rows cannot be read."""
+        try:
+            yield
+        except (pl.exceptions.ComputeError, pl.exceptions.PanicException, OSError) as error:
+            found = _damage(self.files) or str(error).splitlines()[0]
+            raise OfflineStoreError(
+                f"{self.name} cannot be read: {found}. Put the file back from a copy; a Delta table can also be taken back "
+                "to a version before the damage with DeltaTable.restore"
+            ) from error
+
+
+def open_source(config: RepoConfig, source: DataSource, reader: str) -> Source | None:
+    """A source as it stands now; None where nothing has been written yet. `reader` says for whom, as in "view 'x'"."""
     source = file_source(source)
-    path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
+    path = source_path(config, source)
+    name = f"{reader}: source '{source.name}' ({path})"
     if is_delta(source):
-        table = delta_table(path)
-        return None if table is None else pl.scan_delta(table)
+        table = delta_table(path, name)
+        return None if table is None else _delta(table, path, name)
     if Path(path).is_dir():
-        files = sorted(Path(path).rglob("*.parquet"), reverse=True)
-        return pl.scan_parquet(files, hive_partitioning=True) if files else None
-    return pl.scan_parquet(path) if "://" in path or Path(path).exists() else None
+        files = tuple(str(file) for file in sorted(Path(path).rglob("*.parquet"), reverse=True))
+        rows = pl.scan_parquet(list(files), hive_partitioning=True) if files else None
+    else:
+        files = (path,)
+        rows = pl.scan_parquet(path) if "://" in path or Path(path).exists() else None
+    if rows is None:
+        return None
+    return Source(name, rows, files, lambda: _length(rows))
+
+
+def _delta(table: DeltaTable, path: str, name: str) -> Source:
+    """Raises OfflineStoreError where a file is missing or not as long as the table's log says."""
+    try:
+        check_files(table)
+    except DamagedLakeError as error:
+        raise OfflineStoreError(f"{name} is damaged: {error}") from error
+    files = tuple(unquote(uri.removeprefix("file://")) for uri in table.file_uris())
+    # delta-rs names the table's folder by a URI: Polars takes "%20" in it for the name of a folder.
+    quoted = "://" not in path and quote(path) != path
+    rows = pl.scan_delta(table, use_pyarrow=quoted)
+    counts = pl.Series(pa.table(table.get_add_actions())["num_records"])
+    return Source(name, rows, files, lambda: _length(rows) if counts.null_count() else int(counts.sum()))
+
+
+def _length(rows: pl.LazyFrame) -> int:
+    return int(rows.select(pl.len()).collect().item())
+
+
+def _damage(files: Iterable[str]) -> str | None:
+    """The first file that cannot be read whole. Reads them all: for when something has failed."""
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as parquet:
+                for _ in parquet.iter_batches():
+                    pass
+        except FileNotFoundError:
+            return f"{file} is missing"
+        except (pa.ArrowException, OSError) as error:
+            return f"{file} is damaged ({str(error).splitlines()[0]})"
+    return None
 
 
 def file_source(source: DataSource) -> FileSource:
@@ -46,32 +142,43 @@ def file_source(source: DataSource) -> FileSource:
     return source
 
 
+def source_path(config: RepoConfig, source: FileSource) -> str:
+    return str(FileSource.get_uri_for_file_path(config.repo_path, source.path))
+
+
 def is_delta(source: FileSource) -> bool:
     return isinstance(source.file_format, DeltaFormat)
 
 
-def delta_table(path: str) -> DeltaTable | None:
+def delta_table(path: str, name: str) -> DeltaTable | None:
+    """The current version; None before the first write."""
     try:
         return DeltaTable(path)
     except TableNotFoundError:
         return None
+    except DeltaError as error:
+        raise OfflineStoreError(
+            f"{name}: its Delta log cannot be read ({str(error).splitlines()[0]}): put _delta_log back from a copy"
+        ) from error
 
 
-def utc(schema: pl.Schema, column: str) -> pl.Expr:
-    """A time column as Datetime[us, UTC]; naive times are UTC, as Feast has it."""
-    kind = schema[column]
-    expression = pl.col(column)
+def utc(expression: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    """A Date or Datetime as Datetime[us, UTC]; naive times are UTC."""
     if kind == pl.Date:
-        expression, kind = expression.cast(pl.Datetime("us")), pl.Datetime("us")
-    if not isinstance(kind, pl.Datetime):
-        raise OfflineStoreError(f"column '{column}' is {kind}, not a time: store it as a timestamp")
-    utc = expression.dt.replace_time_zone("UTC") if kind.time_zone is None else expression.dt.convert_time_zone("UTC")
-    return utc.dt.cast_time_unit("us")
+        return expression.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    assert isinstance(kind, pl.Datetime)
+    zoned = expression.dt.replace_time_zone("UTC") if kind.time_zone is None else expression.dt.convert_time_zone("UTC")
+    return zoned.dt.cast_time_unit("us")
 
 
-def write_parquet(table: pa.Table, path: Path) -> None:
+def write_parquet(batches: Iterable[pa.Table], path: Path) -> None:
     """Write beside and rename, so that no reader sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial)
+    tables = iter(batches)
+    first = next(tables)
+    with pq.ParquetWriter(partial, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
     partial.replace(path)

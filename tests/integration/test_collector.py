@@ -12,7 +12,7 @@ import redis
 from fastapi import FastAPI
 
 from headrace import names
-from headrace.events import decode_payload
+from headrace.decoding import decode_payload
 from headrace.identity import shard_of
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer

@@ -2,7 +2,6 @@
 
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -17,19 +16,17 @@ from headrace.clock import system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of
 from headrace.ops.backfill import backfill
-from headrace.ops.valkey import ValkeyServer
 from headrace.ops.verify import VerifyError, verify
 from headrace.settings import Settings
-from headrace.stores.dead_letters import DeadLetters
 from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
-from headrace.stores.log import LogUnavailableError, RedisEventLog, open_log
+from headrace.stores.log import EventLog, LogUnavailableError, open_log
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import OwnedShard, OwnershipError, read_status
+from headrace.stores.shards import read_status
 from tests import oracles
-from tests.conftest import ROOT, wait_until
+from tests.conftest import wait_until
 
 START_US = 1_760_000_000_000_000
 SECOND = 1_000_000
@@ -63,7 +60,7 @@ def random_events(count: int, seed: int) -> list[dict[str, object]]:
     return events
 
 
-def append(log: RedisEventLog, events: list[dict[str, object]], entry: int = 50) -> None:
+def append(log: EventLog, events: list[dict[str, object]], entry: int = 50) -> None:
     for start in range(0, len(events), entry):
         groups: dict[int, list[dict[str, object]]] = {}
         for event in events[start : start + entry]:
@@ -168,34 +165,12 @@ def test_events_for_another_number_of_partitions_are_never_acknowledged(stack: S
 
 
 def test_state_that_was_put_out_of_memory_is_read_again(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.features.MAX_CACHED_ENTITIES", 2)
+    monkeypatch.setattr("flows.shard_state.MAX_CACHED_ENTITIES", 2)
     events = random_events(400, seed=10)
     log = open_log(connect(stack), stack)
     for start in range(0, 400, 50):
         append(log, events[start : start + 50], entry=10)
-        run_main(feature_flow(stack, system_clock, StopFlag(), Pace(max_entries=1), until_end=True))
-    assert_equals_oracle(stack, events, newest_of(events) + 1)
-
-
-def test_backfill_keeps_its_lease_however_long_it_takes(stack: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    events = random_events(100, seed=11)
-    append(open_log(connect(stack), stack), events)
-    run_lake_to_end(stack)
-    monkeypatch.setattr("headrace.ops.backfill._LEASE_MS", 6_000)
-    client, lease = connect(stack), "headrace:{s0}:@lease"
-    slow = OwnedShard(client, 0, "another flow", 1_000)
-    taken: list[str] = []
-
-    def try_to_take_it(what: str, done: int, total: int) -> None:
-        if not taken:
-            left = client.pttl(lease)
-            wait_until(lambda: client.pttl(lease) > left)  # a lease only runs down, unless it is renewed
-        with pytest.raises(OwnershipError):
-            slow.acquire()
-        taken.append(what)
-
-    backfill(stack, try_to_take_it)
-    assert len(taken) == stack.shards
+        run_main(feature_flow(stack, system_clock, StopFlag(), Pace(max_events=10), until_end=True))
     assert_equals_oracle(stack, events, newest_of(events) + 1)
 
 
@@ -216,32 +191,20 @@ def test_backfill_gives_the_state_that_the_flow_gave_and_the_flow_goes_on_from_i
     assert_equals_oracle(stack, events, newest_of(events) + 1)
 
 
-def test_a_bad_line_in_the_log_goes_to_the_dead_letters_and_the_rest_is_kept(stack: Settings) -> None:
-    good = random_events(3, seed=5)
-    log = open_log(connect(stack), stack)
-    log.append({0: encode_records(good[:1]) + b"\n{cut off\n" + encode_records(good[1:])}, {0: 4})
-    run_to_end(stack)
-    letters = list(DeadLetters(connect(stack)))
-    assert [(letter.origin, letter.raw) for letter in letters] == [
-        (f"event log, partition 0, position {log.end()[0]}, line 1", "{cut off")
-    ]
-    assert_equals_oracle(stack, good, START_US + 86_400 * SECOND)
-
-
 def newest_of(events: list[dict[str, object]]) -> int:
     return max(int(event["timestamp"]) for event in events)  # type: ignore[call-overload]
 
 
 def wait_until_taken_in(stack: Settings) -> None:
-    """Until every shard stands at the end of the log."""
+    """Until every shard stands where the log ends now."""
     client = connect(stack)
     end = {p: position for p, position in open_log(client, stack).end().items() if position}
 
     def taken_in() -> bool:
         statuses = read_status(client, range(stack.shards)).values()
-        return all(status.positions.get(p, 0) == position for status in statuses for p, position in end.items())
+        return all(status.positions.get(p, 0) >= position for status in statuses for p, position in end.items())
 
-    wait_until(taken_in, timeout_s=60)
+    wait_until(taken_in, timeout_s=180)
 
 
 def committed_positions(stack: Settings) -> int:
@@ -258,43 +221,9 @@ def test_sigkill_in_mid_stream_loses_nothing_and_counts_nothing_twice(stack: Set
         before = committed_positions(stack)
         append(log, events[start : start + 25], entry=5)
         if start in (500, 1_000):
-            wait_until(lambda before=before: committed_positions(stack) > before)  # type: ignore[misc]
+            wait_until(lambda before=before: committed_positions(stack) > before, timeout_s=180)  # type: ignore[misc]
             flow.kill()
             flow.wait()
             flow = start_flow("features")
     wait_until_taken_in(stack)
     assert_equals_oracle(stack, events, newest_of(events) + 1)
-
-
-def test_a_valkey_that_is_killed_and_comes_back_loses_nothing_that_was_acknowledged(
-    stack: Settings,
-    make_valkey: Callable[[], ValkeyServer],
-    start_flow: Start,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    server = make_valkey()
-    monkeypatch.setenv("HEADRACE_REDIS_URL", server.url)
-    own = Settings()
-    events = random_events(600, seed=8)
-    flow = start_flow("features")
-    append(open_log(connect(own), own), events[:300])
-    wait_until(lambda: committed_positions(own) > 0)
-    server.kill()
-    assert flow.wait(timeout=20) != 0  # it says why and ends; whoever watches it starts it again
-    server.start()
-    append(open_log(connect(own), own), events[300:])
-    start_flow("features")
-    wait_until_taken_in(own)
-    assert_equals_oracle(own, events, newest_of(events) + 1)
-
-
-def test_a_second_flow_started_by_mistake_stops_and_harms_nothing(stack: Settings, start_flow: Start) -> None:
-    append(open_log(connect(stack), stack), random_events(100, seed=7))
-    first = start_flow("features")
-    wait_until(lambda: committed_positions(stack) > 0, timeout_s=30)
-    second = subprocess.run(
-        [sys.executable, "-m", "flows.features"], cwd=ROOT, capture_output=True, timeout=60, check=False
-    )
-    assert second.returncode != 0
-    assert b"is owned by" in second.stderr
-    assert first.poll() is None

@@ -12,7 +12,8 @@ import redis
 
 from headrace import names
 from headrace.clock import from_micros
-from headrace.events import EVENT_SCHEMA, decode_payload
+from headrace.decoding import decode_payload
+from headrace.events import EVENT_SCHEMA
 from headrace.identity import shard_of
 from headrace.ingest.feed import ENTRY_EVENTS
 from headrace.ingest.jsonl import JsonLines
@@ -26,7 +27,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetters
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake, LakeBehindError
-from headrace.stores.log import RedisEventLog, open_log
+from headrace.stores.log import EventLog, open_log
 
 NOW_US = 1_800_000_000 * MICROS
 
@@ -41,7 +42,7 @@ def stack(settings: Settings, valkey: str) -> Settings:
 
 
 @pytest.fixture
-def log(stack: Settings) -> Iterator[RedisEventLog]:
+def log(stack: Settings) -> Iterator[EventLog]:
     with redis.Redis.from_url(stack.redis_url) as client:
         yield open_log(client, stack)
 
@@ -62,7 +63,7 @@ def write(path: Path, *rows: object) -> JsonLines:
     return JsonLines(path)
 
 
-def logged(log: RedisEventLog) -> pl.DataFrame:
+def logged(log: EventLog) -> pl.DataFrame:
     """All that the log holds, entry by entry."""
     tables = []
     for entry in log.read(dict.fromkeys(range(log.partitions), 0), 10_000):
@@ -75,7 +76,7 @@ def logged(log: RedisEventLog) -> pl.DataFrame:
     return frame
 
 
-def move_log_into_lake(log: RedisEventLog, stack: Settings) -> None:
+def move_log_into_lake(log: EventLog, stack: Settings) -> None:
     """What the lake flow does, in one go."""
     tables, positions = [], dict.fromkeys(range(log.partitions), 0)
     for entry in log.read(positions, 10_000):
@@ -93,7 +94,7 @@ def move_log_into_lake(log: RedisEventLog, stack: Settings) -> None:
 
 
 def test_events_reach_the_log_in_order_of_time_and_id_with_arrival_at_their_own_time(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "a.jsonl", view("c", 20), view("b", 10), view("a", 20), view("d", 15, user="other"))
     report = ingest(source, stack, clock=clock)
@@ -105,7 +106,7 @@ def test_events_reach_the_log_in_order_of_time_and_id_with_arrival_at_their_own_
 
 
 def test_a_repeated_event_goes_to_the_log_where_the_flow_drops_it(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     report = ingest(write(tmp_path / "a.jsonl", view("a", 10), view("a", 10)), stack, clock=clock)
     assert (report.read, report.duplicates, report.appended) == (2, 1, 2)
@@ -155,7 +156,7 @@ def test_an_event_larger_than_the_bound_is_refused(stack: Settings, letters: Dea
     assert [letter.field for letter in letters] == ["event"]
 
 
-def test_loading_again_what_the_lake_holds_changes_nothing(stack: Settings, log: RedisEventLog, tmp_path: Path) -> None:
+def test_loading_again_what_the_lake_holds_changes_nothing(stack: Settings, log: EventLog, tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", view("a", 10), view("b", 20))
     ingest(source, stack, clock=clock)
     move_log_into_lake(log, stack)
@@ -168,7 +169,7 @@ def test_loading_again_what_the_lake_holds_changes_nothing(stack: Settings, log:
 
 
 def test_the_shift_takes_the_last_event_to_now_moves_all_times_alike_and_leaves_ids(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     shown = view("b", 20, as_of=from_micros(19 * MICROS).isoformat(), score=0.5) | {"type": "impression"}
     source = write(tmp_path / "a.jsonl", view("a", 10), shown)
@@ -182,7 +183,7 @@ def test_the_shift_takes_the_last_event_to_now_moves_all_times_alike_and_leaves_
 
 
 def test_a_later_load_with_a_shift_keeps_the_shift_of_what_is_loaded(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     first = ingest(
         write(tmp_path / "a.jsonl", view("a", 10), view("b", 20)), stack, bulk=True, shift_to_now=True, clock=clock
@@ -193,7 +194,7 @@ def test_a_later_load_with_a_shift_keeps_the_shift_of_what_is_loaded(
 
 
 def test_a_bulk_load_goes_to_the_lake_once_under_the_next_bulk_position(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     report = ingest(
         write(tmp_path / "a.jsonl", view("b", 20), view("a", 10), view("a", 10)), stack, bulk=True, clock=clock
@@ -220,7 +221,7 @@ def test_a_bulk_load_is_refused_while_the_lake_lags_behind_the_log(
 
 
 def test_what_exceeds_the_logs_bound_is_refused_whole_and_bulk_is_named(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     source = write(tmp_path / "a.jsonl", *(view(f"e{n}", n) for n in range(100)))
     small = stack.model_copy(update={"log_max_bytes": 10_000})
@@ -231,9 +232,7 @@ def test_what_exceeds_the_logs_bound_is_refused_whole_and_bulk_is_named(
     assert ingest(source, small, bulk=True, clock=clock).appended == 100
 
 
-def test_the_shops_catalogue_and_profiles_are_loaded_once_with_the_same_shift(
-    stack: Settings, log: RedisEventLog
-) -> None:
+def test_the_shops_catalogue_and_profiles_are_loaded_once_with_the_same_shift(stack: Settings, log: EventLog) -> None:
     shop = simulate(ShopConfig(users=20, items=30, categories=3, events=500, days=1))
     report = ingest(shop, stack, shift_to_now=True, clock=clock)
     assert (report.appended, report.items, report.profiles) == (len(shop.events), shop.catalogue.num_rows, 17)
@@ -244,9 +243,7 @@ def test_the_shops_catalogue_and_profiles_are_loaded_once_with_the_same_shift(
     assert (again.items, again.profiles) == (0, 0)
 
 
-def test_a_lake_is_replayed_into_an_empty_stack_and_only_there(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
-) -> None:
+def test_a_lake_is_replayed_into_an_empty_stack_and_only_there(stack: Settings, log: EventLog, tmp_path: Path) -> None:
     origin = stack.model_copy(update={"data": tmp_path / "origin"})
     shop = simulate(ShopConfig(users=20, items=30, categories=3, events=500, days=1))
     ingest(shop, origin, bulk=True, clock=clock)
@@ -269,7 +266,7 @@ def test_a_stack_whose_lake_holds_events_is_not_replayed_into(stack: Settings, t
 
 
 def test_a_replay_keeps_the_gaps_of_the_history_divided_by_the_speed(
-    stack: Settings, log: RedisEventLog, tmp_path: Path
+    stack: Settings, log: EventLog, tmp_path: Path
 ) -> None:
     origin = stack.model_copy(update={"data": tmp_path / "origin"})
     ingest(write(tmp_path / "a.jsonl", view("a", 0), view("b", 60), view("c", 180)), origin, bulk=True, clock=clock)
@@ -303,7 +300,7 @@ def test_the_newest_catalogue_row_is_read_online_after_plain_views_are_materiali
 
 @pytest.mark.data
 def test_the_public_sample_is_loaded_to_the_last_good_row(
-    stack: Settings, log: RedisEventLog, letters: DeadLetters, datasets: Path
+    stack: Settings, log: EventLog, letters: DeadLetters, datasets: Path
 ) -> None:
     report = ingest(Rees46(datasets / "rees46"), stack, shift_to_now=True, clock=clock)
     assert (report.read, report.refused, report.duplicates, report.appended) == (17_435, 1, 5, 17_434)

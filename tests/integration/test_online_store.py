@@ -17,8 +17,9 @@ from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.log import open_log
-from headrace.stores.online import FutureRowError, StreamViewWriteError
+from headrace.stores.online import StreamViewWriteError
 from headrace.stores.online_reader import OnlineReader
+from headrace.stores.online_writes import FutureRowError
 from headrace.stores.redis_client import connect
 
 NOW = datetime.now(UTC).replace(microsecond=0)

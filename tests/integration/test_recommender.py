@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from headrace.events import decode_payload
+from headrace.decoding import decode_payload
 from headrace.ops.ports import free_port, is_free
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings

@@ -1,8 +1,6 @@
-"""A real store's events through the whole of the feature path: counts, as-of verification, and two kills in a paced replay."""
+"""A real store's events through the whole of the feature path: counts, as-of verification, the oracle. Kills: tests/laws."""
 
-import random
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +11,6 @@ from headrace import names
 from headrace.aggregates.compile import compile_views
 from headrace.ingest.load import ingest
 from headrace.ingest.rees46 import Rees46
-from headrace.ingest.replay import replay
 from headrace.ops.verify import verify
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetters
@@ -32,11 +29,6 @@ pytestmark = [pytest.mark.data, pytest.mark.timeout(180)]
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 AGES_US = [1] + [minutes * 60 * MICROS for minutes in (1, 9, 10, 11, 59, 61)]
 BY_TYPE = {"view": 17_051, "add_to_cart": 164, "purchase": 214}
-
-
-def commits(stack: Settings) -> int:
-    """Events that the online state has taken in so far: it grows with every commit that brings some."""
-    return sum(status.counters.get("events", 0) for status in read_status(connect(stack), range(stack.shards)).values())
 
 
 def wait_for_the_flows(stack: Settings) -> None:
@@ -105,29 +97,3 @@ def test_every_row_is_in_once_the_cut_one_is_named_and_both_engines_agree(
     catalogue = pl.read_delta(str(stack.lake_dir / names.ITEMS_TABLE))
     assert catalogue[names.ITEM_ID].n_unique() == 6_493
     assert catalogue["category"].null_count() == 0
-
-
-@pytest.mark.parametrize(
-    ("kills", "speed"), [(2, 700.0), pytest.param(20, 50.0, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
-)
-def test_kills_in_a_paced_replay_change_none_of_it(
-    stack: Settings, tmp_path: Path, datasets: Path, start_flow: Start, kills: int, speed: float
-) -> None:
-    origin = stack.model_copy(update={"data": tmp_path / "origin"})
-    ingest(Rees46(datasets / "rees46"), origin, bulk=True)
-    flow = start_flow("features")
-    start_flow("lake")
-    feeder = threading.Thread(target=replay, args=(origin.lake_dir, stack), kwargs={"speed": speed})
-    feeder.start()
-    moment = random.Random(kills)
-    for _ in range(kills):
-        # At a moment of its own, some commits after the start: a kill at the first one would be an easy one.
-        goal = commits(stack) + moment.randrange(1, 40)
-        wait_until(lambda goal=goal: commits(stack) > goal, timeout_s=120)  # type: ignore[misc]
-        assert feeder.is_alive(), "the replay was over before the kill: nothing was proved"
-        flow.kill()
-        flow.wait()
-        flow = start_flow("features")
-    feeder.join()
-    wait_for_the_flows(stack)
-    assert_verified(stack, assert_counts(stack))

@@ -23,9 +23,9 @@ from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import append_rows
-from headrace.stores.log import RedisEventLog
 from headrace.stores.models import POINTER
 from headrace.stores.redis_client import connect
+from headrace.stores.redis_log import RedisEventLog
 from serving.metrics import RecommenderMetrics
 from serving.recommender import build_recommender
 from serving.refresher import Refresher

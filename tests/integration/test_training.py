@@ -10,7 +10,8 @@ import pytest
 
 from headrace import names
 from headrace.clock import to_micros
-from headrace.events import EVENT_SCHEMA, EventIn, decode_payload, encode_records, to_record
+from headrace.decoding import decode_payload
+from headrace.events import EVENT_SCHEMA, EventIn, encode_records, to_record
 from headrace.ingest.shop import ShopConfig
 from headrace.ingest.simulator import simulate
 from headrace.models import columns

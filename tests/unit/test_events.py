@@ -6,12 +6,12 @@ import pyarrow as pa
 import pytest
 
 from headrace.clock import from_micros
+from headrace.decoding import decode_payload
 from headrace.events import (
     EVENT_SCHEMA,
     ClockError,
     EventIn,
     Refusal,
-    decode_payload,
     encode_records,
     parse,
     stamp,

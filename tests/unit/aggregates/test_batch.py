@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.aggregates import batch
-from headrace.aggregates.batch import as_of, combine_ranges
+from headrace.aggregates import batch_arrivals, batch_counts, batch_tables
+from headrace.aggregates.batch import as_of
 from headrace.aggregates.spec import AggregateSpec, ViewSpec, arrow_type
 from headrace.events import RECORD_SCHEMA
 from headrace.settings import MICROS
@@ -29,8 +29,9 @@ def aggregate(
     n: int = 1,
     window: int | None = None,
     hop: int = MINUTE,
+    span: int | None = None,
 ) -> AggregateSpec:
-    return AggregateSpec(name, tuple(types.split("|")), expression, function, n, window, hop if window else None)
+    return AggregateSpec(name, tuple(types.split("|")), expression, function, n, window, hop if window else None, span)
 
 
 AGGREGATES = (
@@ -50,9 +51,29 @@ AGGREGATES = (
     aggregate("times", "view", "last_n", "timestamp", n=2),
     aggregate("queries", "click|view", "last_n", "query", n=2, window=10 * MINUTE),
     aggregate("quantities", "view", "last_n", "quantity", n=2),
+    aggregate("spread", "view", "std", "price", window=10 * MINUTE),
+    aggregate("spread_ever", "click|view", "std", "price*quantity"),
+    aggregate("different_items", "click|view", "count_distinct", "item_id", window=HOUR, hop=5 * MINUTE),
+    aggregate("different_prices", "view", "count_distinct", "price"),
+    aggregate("different_amounts", "view", "count_distinct", "quantity", window=10 * MINUTE),
+    aggregate("different_queries", "click|view", "count_distinct", "query", window=10 * MINUTE),
+    aggregate("different_times", "view", "count_distinct", "timestamp"),
+    aggregate("different_ratios", "view", "count_distinct", "price/quantity", window=10 * MINUTE),
+    aggregate("interest", "click|view", "decayed_sum", span=7 * MINUTE),
+    aggregate("worth", "view", "decayed_sum", "price-1", window=HOUR, hop=5 * MINUTE, span=HOUR),
+    aggregate("burst", "view", "zscore", window=HOUR, hop=5 * MINUTE, span=15 * MINUTE),
+    aggregate("burst_short", "click|view", "zscore", window=10 * MINUTE, span=5 * MINUTE),
+    aggregate("views_ever", "view", "count"),
+    aggregate("spent_ever", "view", "sum", "price"),
+    aggregate("mean_ever", "click|view", "mean", "price-quantity"),
+    aggregate("cheapest_ever", "view", "min", "price"),
+    aggregate("dearest_ever", "view", "max", "price"),
     aggregate("session_count", "click|view", "session_count"),
     aggregate("session_seconds", "click|view", "session_seconds"),
 )  # fmt: skip
+
+
+FLOATS = ("sum", "mean", "std", "decayed_sum", "zscore")
 
 
 def view(*aggregates: AggregateSpec, ttl_us: int | None = None) -> ViewSpec:
@@ -132,10 +153,9 @@ def assert_equals_oracle(
         for (key, t), got in zip(pairs, answer[one.name].to_pylist(), strict=True):
             known = [e for e in events if e["received_at"] <= t] if arrived_only else events
             expected = oracles.value(spec, one, known, key, t)
-            if isinstance(expected, float) and one.function in ("sum", "mean"):
-                assert got == pytest.approx(expected, rel=0, abs=1e-9 * oracles.scale(one, spec, known, key, t)), (
-                    one.name
-                )
+            if isinstance(expected, float) and one.function in FLOATS:
+                tolerance = 1e-9 * oracles.scale(one, spec, known, key, t)
+                assert got == pytest.approx(expected, rel=0, abs=tolerance), one.name
             else:
                 assert got == expected, one.name
 
@@ -167,7 +187,7 @@ def test_arrived_only_equals_the_oracle_over_what_had_arrived(
     events: list[oracles.Event], pairs: list[tuple[str, int]], ttl_us: int | None, copied: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batch, "_MAX_COPIED_EVENTS", copied)
+        patch.setattr(batch_arrivals, "_MAX_COPIED_EVENTS", copied)
         assert_equals_oracle(view(*AGGREGATES, ttl_us=ttl_us), events, pairs, arrived_only=True)
 
 
@@ -203,11 +223,11 @@ def test_an_event_beyond_the_lateness_horizon_counts_but_is_in_no_session() -> N
 
 def test_a_null_expression_is_skipped_and_empty_windows_read_as_the_rules_say() -> None:
     spec = view(*AGGREGATES)
-    zeros = {"views": 0, "acts": 0, "priced": 0, "with_query": 0, "spent": 0.0, "spent_long": 0.0}
-    sessions = {"session_count": 0, "session_seconds": 0.0}
-    lists: dict[str, list[Any]] = {"items": [], "times": [], "queries": [], "quantities": []}
-    nulls = dict.fromkeys(("ratio", "cheapest", "dearest", "last_item", "last_price", "last_sum"))
-    expected = zeros | nulls | lists | sessions
+    empty = {
+        "count": 0, "count_distinct": 0, "session_count": 0, "sum": 0.0, "decayed_sum": 0.0, "session_seconds": 0.0,
+        "last_n": [], "last": None, "mean": None, "std": None, "min": None, "max": None, "zscore": None,
+    }  # fmt: skip
+    expected = {one.name: empty[one.function] for one in AGGREGATES}
     for events in ([], [event("a", NOON, key="u2", price=1.0)]):
         assert ask(spec, events, ("u1", NOON + 1), (None, NOON + 1)) == {name: [v, v] for name, v in expected.items()}
 
@@ -238,9 +258,61 @@ def test_a_small_sum_is_exact_after_a_huge_one_of_the_same_entity() -> None:
     assert ask(spec, events, ("u1", NOON + HOUR + 1)) == {"spent": [0.1]}
 
 
-def test_combined_ranges_cover_exactly_their_values() -> None:
-    values = np.arange(1.0, 12.0)
-    first, last = (side.ravel() for side in np.meshgrid(np.arange(12), np.arange(12)))
-    first, last = first[first <= last], last[first <= last]
-    expected = [values[a:b].sum() for a, b in zip(first, last, strict=True)]
-    assert combine_ranges(np.add, 0.0, values, first, last).tolist() == expected
+@settings(max_examples=25, deadline=None)
+@given(GENERATED, PAIRS)
+def test_different_values_beyond_the_bound_are_estimated_as_the_oracle_does(
+    events: list[oracles.Event], pairs: list[tuple[str, int]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (oracles, batch_counts):
+            patch.setattr(module, "DISTINCT_BOUND", 2)
+        assert_equals_oracle(view(*[one for one in AGGREGATES if one.function == "count_distinct"]), events, pairs)
+
+
+def test_256_different_values_are_counted_and_5000_estimated_from_their_set_alone() -> None:
+    spec = view(aggregate("items", "view", "count_distinct", "item_id", window=HOUR))
+    few = [event(f"{n}", NOON + n, item_id=f"i{n % 256}") for n in range(600)]
+    many = [event(f"{n}", NOON + n, item_id=f"i{n}") for n in range(5_000)]
+    assert ask(spec, few, ("u1", NOON + MINUTE)) == {"items": [256]}
+    estimate = ask(spec, many, ("u1", NOON + MINUTE))["items"][0]
+    assert estimate == oracles.distinct([f"i{n}" for n in range(5_000)])
+    assert abs(estimate - 5_000) < 0.2 * 5_000
+    again = [event(f"{n}", NOON + n, item_id=f"i{n * 7_919 % 5_000}") for n in range(10_000)]
+    assert ask(spec, again, ("u1", NOON + MINUTE))["items"][0] == estimate
+
+
+def test_a_deviation_survives_a_mean_a_billion_times_as_large() -> None:
+    spec = view(aggregate("spread", "view", "std", "price", window=HOUR))
+    events = [event(str(n), NOON + n, price=1e9 + n % 2) for n in range(1_000)]
+    assert ask(spec, events, ("u1", NOON + MINUTE))["spread"] == [pytest.approx(0.5, rel=1e-8)]
+
+
+def test_a_decayed_sum_halves_with_each_half_life() -> None:
+    spec = view(aggregate("interest", "view", "decayed_sum", "price", span=HOUR))
+    events = [event("a", NOON, price=8.0), event("b", NOON + HOUR, price=4.0)]
+    asked = [("u1", NOON + hours * HOUR) for hours in (1, 2, 3)]
+    assert ask(spec, events, *asked) == {"interest": [4.0, 4.0, 2.0]}
+
+
+def test_a_zscore_compares_the_newest_whole_bucket_with_those_before_it() -> None:
+    spec = view(aggregate("burst", "view", "zscore", window=40 * MINUTE, hop=10 * MINUTE, span=10 * MINUTE))
+    counts = [1, 2, 3, 9]  # of the four buckets before NOON; then one event that no whole bucket holds
+    events = [
+        event(f"{bucket}{n}", NOON + (bucket - 4) * 10 * MINUTE + n)
+        for bucket in range(4)
+        for n in range(counts[bucket])
+    ]
+    score = ask(spec, [*events, event("x", NOON)], ("u1", NOON + 9 * MINUTE))["burst"][0]
+    assert score == pytest.approx((9 - 2) / (2 / 3) ** 0.5)
+    assert ask(spec, events[-9:], ("u1", NOON)) == {"burst": [None]}
+
+
+def test_lists_of_many_pairs_are_built_in_chunks_and_stay_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_tables, "_CHUNK_BYTES", 8)
+    spec = view(aggregate("items", "view", "last_n", "item_id", n=2), aggregate("views", "view", "count", window=HOUR))
+    events = [event(f"{n}", NOON + n, item_id=f"i{n}", received_at=NOON + n + n % 2 * 9) for n in range(9)]
+    pairs = [("u1", NOON + n) for n in (9, 0, 4, 2, 7)]
+    expected = {"items": [["i7", "i8"], [], ["i2", "i3"], ["i0", "i1"], ["i5", "i6"]], "views": [9, 0, 4, 2, 7]}
+    assert ask(spec, events, *pairs) == expected
+    arrived = {"items": [["i6", "i8"], [], ["i0", "i2"], ["i0"], ["i4", "i6"]], "views": [5, 0, 2, 1, 4]}
+    assert ask(spec, events, *pairs, arrived_only=True) == arrived

@@ -75,6 +75,11 @@ def test_a_window_starts_at_the_floor_of_its_hop_also_before_1970() -> None:
         (count("view.timestamp", function="last_n(3)"), pa.int64(), Array(Int64)),
         (count("purchase.price*quantity", function="last_n(3)"), pa.float64(), Array(Float64)),
         (count(function="session_seconds", time_window=None), pa.float64(), Float64),
+        (count("view.price", function="std"), pa.float64(), Float64),
+        (count("view.item_id", function="count_distinct"), pa.int64(), Int64),
+        (count(function="decayed_sum(7d)"), pa.float64(), Float64),
+        (count("view.price", function="decayed_sum(90s)", time_window=None), pa.float64(), Float64),
+        (count(function="zscore(2m)"), pa.float64(), Float64),
     ],
 )
 def test_a_feature_has_the_type_of_its_function_and_column(
@@ -84,6 +89,20 @@ def test_a_feature_has_the_type_of_its_function_and_column(
     assert value_type(spec) == element
     assert arrow_type(spec) == (pa.list_(element) if spec.function == "last_n" else element)
     assert str(feast_type(spec)) == str(feature)
+
+
+def test_a_half_life_and_a_short_are_times_with_a_unit() -> None:
+    spans = {
+        text: compiled(count(function=f"decayed_sum({text})"), Float64).span_us for text in ("90s", "2 m", "1h", "7d")
+    }
+    assert spans == {"90s": 90 * MICROS, "2 m": 2 * MINUTE, "1h": 60 * MINUTE, "7d": 7 * 1_440 * MINUTE}
+    assert compiled(count(function="zscore(5m)"), Float64).span_us == 5 * MINUTE
+
+
+def test_no_window_means_all_history() -> None:
+    spec = compiled(count(time_window=None))
+    assert (spec.window_us, spec.hop_us) == (None, None)
+    assert spec.window_start(0) < -(2**61)
 
 
 def test_a_view_needs_only_the_columns_that_its_aggregates_read() -> None:
@@ -104,12 +123,38 @@ def test_a_fingerprint_follows_what_feasts_equality_ignores() -> None:
     ("aggregation", "message"),
     [
         (count("buy"), "'buy' in column 'buy' is no event type"),
-        (count(function="median"), "unknown function 'median'; use one of count, last"),
+        (count(function="median"), "unknown function 'median'; use one of count, count_distinct, decayed_sum, last"),
+        (count(function="Count"), "unknown function 'Count'"),
         (count(function="count(3)"), r"count takes no argument, remove '\(3\)'"),
         (count("view.item_id", function="last_n"), "write last_n"),
         (count("view.item_id", function="last_n(0)"), "n from 1 to 1000"),
-        (count(time_window=None), "count needs a time_window"),
+        (count("view.item_id", function="last_n(1001)"), "n from 1 to 1000"),
+        (count("view.item_id", function="last_n(ten)"), "n from 1 to 1000"),
+        (count("view.price", function="std(2)"), r"std takes no argument, remove '\(2\)'"),
+        (count(function="decayed_sum"), r"write decayed_sum\(half_life\), not 'decayed_sum'"),
+        (count(function="decayed_sum()"), "with a time like 30s, 10m, 1h or 7d, not 'decayed_sum"),
+        (count(function="decayed_sum(1 week)"), "with a time like 30s, 10m, 1h or 7d"),
+        (count(function="decayed_sum(0s)"), "with a time like 30s, 10m, 1h or 7d"),
+        (count(function="zscore"), r"write zscore\(short\), not 'zscore'"),
+        (count(function="zscore(1m)", time_window=None), "zscore needs a time_window to compare with"),
+        (count(function="zscore(3m)"), "short .180 s. must divide the window .600 s. into two parts or more"),
+        (count(function="zscore(10m)"), "into two parts or more"),
+        (count(function="zscore(30s)"), "the hop 60 s does not divide short .30 s."),
+        (count("view.price", function="zscore(1m)"), "zscore reads whole events; write 'view' without '.price'"),
+        (count(function="count_distinct"), "count_distinct needs a column; write 'view.price', say"),
+        (count(function="last"), "last needs a column"),
+        (count("view.cost", function="count_distinct"), "no such column for count_distinct: 'cost'"),
+        (count("view.item_id*2", function="count_distinct"), "no such column for count_distinct: 'item_id'"),
+        (count("view.query", function="decayed_sum(1h)"), "no such column for decayed_sum: 'query'"),
+        (count("view.ingested_at", function="last"), "no such column for last: 'ingested_at'"),
         (count(function="session_count"), "session_count takes no time_window"),
+        (
+            count(time_window=timedelta(days=7), slide_interval=timedelta(seconds=30)),
+            "choose a hop of at least 147.656 s",
+        ),
+        (count("view.price if price else 1", function="sum"), "columns, numbers and"),
+        (count("view.price<1", function="sum"), "columns, numbers and"),
+        (count("view.'a'", function="sum"), "columns, numbers and"),
         (count("view.price", function="session_count", time_window=None), "write 'view' without '.price'"),
         (count("purchase", function="sum"), "write 'purchase.price', say"),
         (count("purchase.price**2", function="sum"), "columns, numbers and"),
@@ -136,6 +181,9 @@ def test_an_aggregation_that_cannot_be_computed_is_refused_by_name(aggregation: 
         ([count()], {"schema": [Field(name="other", dtype=Int64)]}, "it differs in other, out"),
         ([count()], {"schema": [Field(name="out", dtype=Float64)]}, "the schema says Float64, count gives Int64"),
         ([count()], {"ttl": TEN_MINUTES}, "a ttl of 600 s ends state that its longest window and hop"),
+        ([count(time_window=-TEN_MINUTES)], {"enable_tiling": False}, "the window -600 s is negative"),
+        ([count()], {"timestamp_field": "received_at"}, "events happen at 'timestamp', name that"),
+        ([count()], {"udf": lambda rows: rows, "udf_string": ""}, "a transformation, which no engine runs"),
     ],
 )
 def test_a_view_that_cannot_be_computed_is_refused_by_name(

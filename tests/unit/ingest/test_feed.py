@@ -3,7 +3,8 @@ from collections.abc import Mapping
 import polars as pl
 import pytest
 
-from headrace.events import RECORD_SCHEMA, decode_payload
+from headrace.decoding import decode_payload
+from headrace.events import RECORD_SCHEMA
 from headrace.identity import shard_of
 from headrace.ingest.feed import ENTRY_EVENTS, Feeder, records_of
 from headrace.stores.log import LogEntry, LogFullError

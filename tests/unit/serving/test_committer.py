@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 import orjson
 import pytest
+import redis
 
 from headrace.identity import shard_of
 from headrace.stores.log import LogFullError, LogUnavailableError
 from serving.committer import GroupCommitter, LogWriter
+from serving.disk import DiskFullError
 from serving.metrics import CollectorMetrics
 
 
@@ -53,6 +55,26 @@ def test_records_go_to_the_partition_of_their_user_in_the_order_given():
     assert a != c
     assert log.appends == [{a: ["1", "3"], c: ["2"]}]
     assert positions == {a: 1, c: 1}
+
+
+def test_each_request_is_told_the_positions_of_its_own_partitions_alone():
+    log = MemoryLog()
+    log.gate = threading.Event()
+
+    async def story() -> list[dict[int, int]]:
+        committer = committer_of(log)
+        first = asyncio.create_task(committer.commit([record("1")]))
+        await asyncio.sleep(0)  # the first is taken up before the others arrive
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(committer.commit([record(user, user)])) for user in ("a", "c")]
+        await asyncio.sleep(0)
+        log.gate.set()
+        await first
+        return await asyncio.gather(*others)
+
+    a, c = shard_of("a", 4), shard_of("c", 4)
+    assert asyncio.run(story()) == [{a: 2}, {c: 2}]
+    assert log.appends[1] == {a: ["a"], c: ["c"]}
 
 
 def test_requests_that_arrive_during_an_append_share_the_next_one():
@@ -124,6 +146,56 @@ def test_a_fault_of_ours_is_heard_by_every_request_of_its_group_and_the_next_gro
     *failed, positions = asyncio.run(asyncio.wait_for(story(), 5))
     assert [type(each) for each in failed] == [orjson.JSONEncodeError] * 2
     assert positions == {shard_of("u", 4): 1}
+
+
+def test_without_room_on_the_disk_the_log_is_not_even_opened_and_the_next_write_looks_again():
+    opened: list[MemoryLog] = []
+    full = True
+
+    def open_log() -> MemoryLog:
+        opened.append(MemoryLog())
+        return opened[-1]
+
+    def check_disk() -> None:
+        if full:
+            raise DiskFullError("3 MB are free")
+
+    writer = LogWriter(open_log, check_disk)
+    with pytest.raises(DiskFullError):
+        writer.write([record("1")])
+    assert opened == []
+    full = False
+    assert writer.write([record("1")]) == {shard_of("u", 4): 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "becomes"),
+    [
+        (redis.ResponseError("MISCONF Errors writing to the AOF file: No space left on device"), DiskFullError),
+        (redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), LogFullError),
+        (redis.ResponseError("UNBLOCKED"), LogUnavailableError),
+    ],
+)
+def test_a_server_that_refuses_writes_is_understood(said: redis.RedisError, becomes: type[Exception]):
+    class RefusingLog(MemoryLog):
+        def append(self, payloads: Mapping[int, bytes], counts: Mapping[int, int]) -> dict[int, int]:
+            raise LogUnavailableError("the event log did not confirm the write") from said
+
+    with pytest.raises(LogUnavailableError) as caught:
+        LogWriter(RefusingLog).write([record("1")])
+    assert type(caught.value) is becomes
+
+
+def test_a_failure_is_logged_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture):
+    log = MemoryLog()
+
+    async def story() -> None:
+        committer = committer_of(log)
+        for log.down in (True, True, False, False):
+            await asyncio.gather(committer.commit([record("1")]), return_exceptions=True)
+
+    asyncio.run(story())
+    assert [entry.message for entry in caplog.records] == ["events are refused: down", "events are taken again"]
 
 
 def test_a_full_log_is_said_to_be_full():

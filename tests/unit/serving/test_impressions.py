@@ -3,7 +3,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.events import Context, decode_payload
+from headrace.decoding import decode_payload
+from headrace.events import Context
 from headrace.stores.log import LogUnavailableError
 from serving.candidates import Candidate, Slate, Trace
 from serving.committer import LogWriter

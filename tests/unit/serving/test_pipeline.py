@@ -38,6 +38,7 @@ class State:
     plain: dict[str, Rows]
     newest_us: int = NOW - 5
     complete_us: int = NOW - 2_000
+    waiting: tuple[str, ...] = ()
 
 
 @dataclass

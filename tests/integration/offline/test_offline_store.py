@@ -1,11 +1,8 @@
 """The offline store through Feast itself: a real apply, and a Delta lake written as the flow writes it."""
 
-import importlib.util
-import shutil
 import warnings
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,132 +11,29 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from deltalake import write_deltalake
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, RequestSource, ValueType
-from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
+from feast.data_format import DeltaFormat
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
 from headrace import names
 from headrace.aggregates.compile import compile_views
 from headrace.clock import from_micros
-from headrace.events import EVENT_SCHEMA
-from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store
-from headrace.stores.lake import EventLake
-from headrace.stores.offline import OfflineStoreError
+from headrace.settings import Settings
 from tests import oracles
-
-MINUTE = 60 * MICROS
-DAY = 24 * 60 * MINUTE
-NOON = 1_700_049_600 * MICROS  # 2023-11-15 12:00 UTC
-REPO = Path(__file__).parents[2] / "feature_repo"
-TIME = pa.timestamp("us", "UTC")
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Settings over an empty data directory and a copy of the feature repository that needs no online server."""
-    repo = tmp_path / "feature_repo"
-    shutil.copytree(REPO, repo, ignore=shutil.ignore_patterns("__pycache__"))
-    yaml = (repo / "feature_store.yaml").read_text()
-    online = "type: headrace.stores.online.PackedRedisOnlineStore"
-    assert online in yaml
-    (repo / "feature_store.yaml").write_text(yaml.replace(online, f"type: sqlite\n  path: {tmp_path / 'online.db'}"))
-    monkeypatch.setenv("HEADRACE_DATA", str(tmp_path / "var"))
-    return Settings(feature_repo=repo)
-
-
-@pytest.fixture
-def store(settings: Settings) -> FeatureStore:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        definitions = load_definitions(settings.feature_repo)
-        feature_store = open_feature_store(settings)
-        kinds = (Entity, FeatureView, FeatureService)
-        feature_store.apply([value for value in vars(definitions).values() if isinstance(value, kinds)])
-    return feature_store
-
-
-def load_definitions(repo: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("features_under_test", repo / "features.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def generated_events(count: int, seed: int) -> list[oracles.Event]:
-    """Events of five users and six items round NOON: ties, nights between sessions, late arrivals."""
-    rng = np.random.default_rng(seed)
-    types = [names.VIEW, names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE, names.IMPRESSION]
-    events = []
-    for number in range(count):
-        at = NOON + int(rng.choice([0, DAY, 2 * DAY])) + int(rng.integers(0, 240)) * MINUTE // 2
-        delay = int(rng.choice([0, 0, 0, MICROS, DAY + 1]))
-        events.append(
-            {
-                "event_id": f"e{int(rng.integers(10**9))}-{number}",
-                "type": str(rng.choice(types)),
-                "user_key": f"u{rng.integers(5)}",
-                "item_id": f"i{rng.integers(6)}",
-                "timestamp": at,
-                "received_at": at + delay,
-                "ingested_at": at + delay,
-                "log_partition": 0,
-                "log_position": number + 1,
-                "log_index": 0,
-                "schema_version": 1,
-            }
-        )
-    return events
-
-
-def view_event(user_key: str, item_id: str, at: int, delay: int = 0) -> oracles.Event:
-    times = {"timestamp": at, "received_at": at + delay, "ingested_at": at + delay}
-    log = {"log_partition": 0, "log_position": 1, "log_index": 0}
-    return {"event_id": "a", "type": names.VIEW, "user_key": user_key, "item_id": item_id} | times | log
-
-
-def append_events(settings: Settings, events: list[oracles.Event]) -> None:
-    lake = EventLake(settings.lake_dir)
-    position = lake.positions([0])[0] + 1
-    rows = [
-        {name: e.get(name) for name in EVENT_SCHEMA.names} | {"log_partition": 0, "log_position": position}
-        for e in events
-    ]
-    lake.append(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), {0: position})
-
-
-def append_rows(path: Path, *rows: dict[str, Any]) -> None:
-    """Catalogue or profile rows; `at` and `created` in microseconds."""
-    table = pa.Table.from_pylist([{k: v for k, v in row.items() if k not in ("at", "created")} for row in rows])
-    for column, field in (("event_timestamp", "at"), ("created", "created")):
-        table = table.append_column(column, pa.array([row[field] for row in rows], pa.int64()).cast(TIME))
-    write_deltalake(str(path), table, mode="append")
-
-
-def item(item_id: str, at: int, price: float, created: int | None = None) -> dict[str, Any]:
-    row = {"item_id": item_id, "title": "t", "category": "c", "brand": "b", "price": price, "available": True}
-    return row | {"at": at, "created": at if created is None else created}
-
-
-def asked(rows: list[tuple[str, str, int]]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "user_id": [user for user, _, _ in rows],
-            "item_id": [item for _, item, _ in rows],
-            "event_timestamp": [from_micros(t) for _, _, t in rows],
-            "label": range(len(rows)),
-        }
-    )
-
-
-def fetch(store: FeatureStore, entity_df: Any, features: Any, **options: Any) -> pa.Table:
-    if isinstance(features, str):
-        features = store.get_feature_service(features)
-    return store.get_historical_features(entity_df=entity_df, features=features, **options).to_arrow()
+from tests.integration.offline.rows import (
+    DAY,
+    MINUTE,
+    NOON,
+    TIME,
+    append_events,
+    append_rows,
+    asked,
+    fetch,
+    generated_events,
+    item,
+    view_event,
+)
 
 
 def test_both_services_return_each_row_in_order_with_the_oracles_values(
@@ -174,7 +68,7 @@ def test_label_rows_computed_a_few_at_a_time_give_the_same_answer(store: Feature
     append_events(settings, events)
     entity_df = asked([(f"u{n % 4}", f"i{n % 5}", NOON + n * 60 * MINUTE) for n in range(60)])
     whole = fetch(store, entity_df, names.RANKER_SERVICE, full_feature_names=True)
-    store.config.offline_store.rows_at_a_time = 7
+    store.config.offline_store.memory_mb = 0.003
     assert fetch(store, entity_df, names.RANKER_SERVICE, full_feature_names=True).equals(whole)
 
 
@@ -312,78 +206,54 @@ def test_an_offline_write_appends_and_the_later_one_wins(
     assert fetch(store, entity_df, ["weather:degrees"])["degrees"].to_pylist() == [2.0]
 
 
-def test_write_to_offline_store_appends_to_a_delta_table(store: FeatureStore, settings: Settings) -> None:
-    items = settings.lake_dir / names.ITEMS_TABLE
-    append_rows(items, item("i1", NOON, 1.0))
-    rows = pd.DataFrame([item("i2", NOON, 2.0)]).drop(columns=["at"])
-    rows = rows.assign(event_timestamp=[from_micros(NOON)], created=[from_micros(NOON)])
-    store.write_to_offline_store("item_catalogue", rows)
-    entity_df = asked([("u", "i1", NOON), ("u", "i2", NOON)])
-    assert fetch(store, entity_df, ["item_catalogue:price"])["price"].to_pylist() == [1.0, 2.0]
-
-
-def test_materialize_writes_the_newest_row_of_each_plain_entity_online(store: FeatureStore, settings: Settings) -> None:
-    items = [item("i1", NOON, 1.0), item("i1", NOON + 5, 2.0), item("i2", NOON, 7.0)]
-    append_rows(settings.lake_dir / names.ITEMS_TABLE, *items)
-    profile = {"user_id": "u1", "country": "SE", "age": None, "segment": None, "at": NOON, "created": NOON}
-    append_rows(settings.lake_dir / names.PROFILES_TABLE, profile | {"age": 41}, profile | {"user_id": "u2"})
-    views = ["item_catalogue", "user_profile"]
-    store.materialize(from_micros(NOON - DAY), from_micros(NOON + DAY), feature_views=views)
-    online = store.get_online_features(["item_catalogue:price"], [{"item_id": key} for key in ("i1", "i2", "i3")])
-    assert online.to_dict()["price"] == [2.0, 7.0, None]
-    user_rows = [{"user_id": "u1"}, {"user_id": "u2"}]
-    users = store.get_online_features(["user_profile:age", "user_profile:country"], user_rows)
-    assert users.to_dict()["age"] == [41, None]
-    assert users.to_dict()["country"] == ["SE", "SE"]
-
-
-def test_materialize_of_views_without_any_data_writes_nothing(store: FeatureStore) -> None:
-    store.materialize(from_micros(NOON - DAY), from_micros(NOON), feature_views=["item_catalogue", "user_profile"])
-    answer = store.get_online_features(["item_catalogue:price"], [{"item_id": "i1"}]).to_dict()
-    assert answer["price"] == [None]
-
-
-def test_pulling_the_latest_keeps_one_row_of_each_entity_in_the_range(store: FeatureStore, settings: Settings) -> None:
-    rows = [item("i1", NOON, 1.0), item("i1", NOON + 5, 2.0, created=NOON + 6), item("i1", NOON + 5, 3.0)]
-    append_rows(settings.lake_dir / names.ITEMS_TABLE, *rows, item("i2", NOON + 9, 4.0))
-    source = store.get_feature_view("item_catalogue").batch_source
-    offline = store._get_provider().offline_store
-    between = (from_micros(NOON), from_micros(NOON + 5))
-    what = (store.config, source, ["item_id"], ["price"], "event_timestamp", "created", *between)
-    job = offline.pull_latest_from_table_or_query(*what)
-    assert job.to_arrow().select(["item_id", "price"]).to_pylist() == [{"item_id": "i1", "price": 2.0}]
-    job = offline.pull_all_from_table_or_query(*what)
-    assert sorted(job.to_arrow()["price"].to_pylist()) == [1.0, 2.0, 3.0]
-
-
-def test_a_saved_dataset_comes_back_as_it_was(store: FeatureStore, settings: Settings, tmp_path: Path) -> None:
-    append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0))
-    entity_df = asked([("u", "i1", NOON + 2), ("u", "i2", NOON + 1)])
-    job = store.get_historical_features(entity_df=entity_df, features=["item_catalogue:price"])
-    storage = SavedDatasetFileStorage(path=str(tmp_path / "saved.parquet"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        store.create_saved_dataset(from_=job, name="saved", storage=storage)
-        saved = store.get_saved_dataset("saved").to_arrow()
-    assert saved.select(["item_id", "price"]).to_pylist() == [
-        {"item_id": "i1", "price": 1.0},
-        {"item_id": "i2", "price": None},
-    ]
-
-
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    "times",
     [
-        ({"item_id": ["i1"]}, "needs a column 'event_timestamp'"),
-        ({"item_id": ["i1"], "event_timestamp": [None]}, "'event_timestamp' is Null, not a time"),
-        ({"item_id": ["i1"], "event_timestamp": pa.array([None], TIME)}, "without a time in 'event_timestamp'"),
-        ({"event_timestamp": [from_micros(NOON)]}, "needs the column 'item_id'"),
-        ({"item_id": ["i1"], "price": [1.0], "event_timestamp": [from_micros(NOON)]}, "'price' twice"),
+        pa.array([NOON, NOON + DAY]).cast(pa.timestamp("us")),
+        pa.array([NOON // 1000, (NOON + DAY) // 1000]).cast(pa.timestamp("ms", "UTC")),
+        pa.array([NOON * 1000, (NOON + DAY) * 1000]).cast(pa.timestamp("ns", "Europe/Stockholm")),
+        ["2023-11-15T12:00:00", "2023-11-16T12:00:00"],
+        ["2023-11-15T12:00:00Z", "2023-11-16 14:00:00.000000+02:00"],
     ],
+    ids=["naive us", "ms", "ns elsewhere", "naive text", "text with zones"],
 )
-def test_an_entity_frame_that_cannot_be_answered_is_refused(
-    store: FeatureStore, settings: Settings, columns: dict[str, Any], message: str
+def test_label_times_may_be_of_any_unit_or_zone_or_text(store: FeatureStore, settings: Settings, times: Any) -> None:
+    append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0), item("i1", NOON + 1, 2.0))
+    table = pa.table({"item_id": ["i1", "i1"], "event_timestamp": times})
+    for form in (table, table.to_pandas(), pl.DataFrame(table)):
+        answer = fetch(store, form, ["item_catalogue:price"])
+        assert answer["price"].to_pylist() == [1.0, 2.0]
+        assert answer["event_timestamp"].to_pylist() == [from_micros(NOON), from_micros(NOON + DAY)]
+
+
+def test_label_times_of_a_day_are_its_midnight_and_the_time_column_may_have_its_own_name(
+    store: FeatureStore, settings: Settings
 ) -> None:
     append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0))
-    with pytest.raises(OfflineStoreError, match=message):
-        fetch(store, pa.table(columns), ["item_catalogue:price"])
+    days = pa.array([from_micros(NOON).date(), from_micros(NOON + DAY).date()])
+    answer = fetch(store, pa.table({"item_id": ["i1", "i1"], "event_timestamp": days}), ["item_catalogue:price"])
+    assert answer["price"].to_pylist() == [None, 1.0]
+    named = pa.table({"item_id": ["i1"], "seen_at": pa.array([NOON]).cast(TIME)})
+    assert fetch(store, named, ["item_catalogue:price"])["price"].to_pylist() == [1.0]
+
+
+def test_rows_are_kept_in_order_with_duplicates_and_null_keys(store: FeatureStore, settings: Settings) -> None:
+    append_rows(settings.lake_dir / names.ITEMS_TABLE, item("i1", NOON, 1.0), item(None, NOON, 9.0))
+    append_events(settings, [view_event("u1", "i1", NOON)])
+    rows = [("u1", "i1", NOON + 1), (None, None, NOON + 1), ("u1", "i1", NOON + 1), ("u9", "i1", NOON - 1)]
+    answer = fetch(store, asked(rows), ["item_catalogue:price", "user_activity:views_1h", "user_activity:recent_items"])
+    assert answer["label"].to_pylist() == [0, 1, 2, 3]
+    assert answer["price"].to_pylist() == [1.0, None, 1.0, None]
+    assert answer["views_1h"].to_pylist() == [1, 0, 1, 0]
+    assert answer["recent_items"].to_pylist() == [["i1"], [], ["i1"], []]
+
+
+def test_a_lake_in_a_folder_with_a_space_is_read(store: FeatureStore, tmp_path: Path) -> None:
+    folder = tmp_path / "my lake" / "rates"
+    append_rows(folder, {"pair": "a", "rate": 1.5, "at": NOON, "created": NOON})
+    source = FileSource(name="r", path=str(folder), timestamp_field="event_timestamp", file_format=DeltaFormat())
+    pair = Entity(name="pair", join_keys=["pair"], value_type=ValueType.STRING)
+    view = FeatureView(name="rates", entities=[pair], source=source, schema=[Field(name="rate", dtype=Float64)])
+    store.apply([pair, view])
+    rows = pd.DataFrame({"pair": ["a"], "event_timestamp": [from_micros(NOON)]})
+    assert fetch(store, rows, ["rates:rate"])["rate"].to_pylist() == [1.5]

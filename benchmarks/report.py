@@ -1,0 +1,106 @@
+"""What every benchmark ends with: a table on the screen, a file of evidence, one JSON object on the last line."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+CONSOLE = Console(stderr=True)
+"""For progress: standard output ends with the JSON line."""
+
+
+def publish(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], result: Mapping[str, Any]) -> None:
+    """Print the table and the JSON line, and write `results/NAME.json` with command, commit and machine."""
+    table = Table(*columns, title=name)
+    for row in rows:
+        table.add_row(*[_text(cell) for cell in row])
+    Console(width=120).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    evidence = {"benchmark": name, **result, **_circumstances(name)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(evidence, indent=1, default=float) + "\n")
+    print(json.dumps(result, default=float), flush=True)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """Milliseconds: p50, p90, p99, p99.9 and the largest."""
+    found = np.percentile(np.asarray(seconds) * 1_000, [50, 90, 99, 99.9, 100])
+    return dict(
+        zip(("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"), (round(float(x), 3) for x in found), strict=True)
+    )
+
+
+def own_peak_mb() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def watched_memory(process: psutil.Process, every_s: float = 0.05) -> Iterator[list[float]]:
+    """Resident MB of a process, sampled while the block runs."""
+    samples = [process.memory_info().rss / 2**20]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(every_s):
+            try:
+                samples.append(process.memory_info().rss / 2**20)
+            except psutil.NoSuchProcess:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def _circumstances(name: str) -> dict[str, object]:
+    return {
+        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "--", ".") else ""),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpus": os.cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30),
+            "processor": _processor(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "load_1_5_15_min": [round(x, 1) for x in os.getloadavg()],
+        },
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return answer.stdout.strip()
+
+
+def _text(cell: object) -> str:
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1_000 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)

@@ -1,0 +1,93 @@
+"""One shard in the hands of a worker: the state of its entities in memory, and the positions that it includes."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from flows.split import SplitBatch
+from headrace.aggregates.fold import ViewState
+from headrace.aggregates.layout import Layout
+from headrace.stores.commits import ShardCommit
+from headrace.stores.shards import OwnedShard, ShardStatus
+
+MAX_CACHED_ENTITIES: Final = 200_000
+"""Of each view in a shard. Beyond it the memory is emptied: rows are read again from the store."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ViewPart:
+    """What a batch means to one view of a shard: the events that are not included yet."""
+
+    view: str
+    state: ViewState
+    events: pl.DataFrame
+    entities: pl.Series
+
+
+class ShardState:
+    def __init__(self, owned: OwnedShard, status: ShardStatus, layouts: Mapping[str, Layout], shards: int) -> None:
+        self.owned = owned
+        self.positions = dict(status.positions)
+        self._complete = dict(status.complete)
+        self._counted = dict(status.counted)
+        self._shards = shards
+        self._states = {name: ViewState(layout) for name, layout in layouts.items()}
+
+    def parts(self, split: SplitBatch, may_empty: bool) -> Iterator[ViewPart]:
+        """The views that a batch changes. `may_empty`: all that was folded is committed, so memory that is full may be emptied."""
+        for name, rows in split.rows[self.owned.shard].items():
+            if may_empty and len(self._states[name]) > MAX_CACHED_ENTITIES:
+                self._states[name] = ViewState(self._states[name].layout)
+            spec = self._states[name].layout.spec
+            new = self._not_included(split, rows)
+            if len(new):
+                events = split.batch.events.select(spec.columns)[new]
+                yield ViewPart(name, self._states[name], events, events[spec.entity_column])
+
+    def _not_included(self, split: SplitBatch, rows: Ints) -> Ints:
+        piece = split.batch.slice
+        if all(after == self.positions.get(p, 0) for p, after in piece.after.items()):
+            return rows
+        places = split.batch.places
+        wanted = np.zeros(len(rows), np.bool_)
+        for partition in self._followed(piece.after):
+            here = places.partition[rows] == partition
+            wanted |= here & (places.position[rows] > self.positions.get(partition, 0))
+        return rows[wanted]
+
+    def _followed(self, after: Mapping[int, int]) -> list[int]:
+        """Partitions where a batch leaves no gap behind what the shard includes."""
+        return [partition for partition, position in after.items() if position <= self.positions.get(partition, 0)]
+
+    def advance(self, split: SplitBatch, parts: list[ViewPart]) -> ShardCommit:
+        """Fold the parts, whose entities are all loaded, and move the positions on."""
+        piece = split.batch.slice
+        for part in parts:
+            part.state.fold(part.events)
+        rows = {part.view: part.state.take_packed() for part in parts}
+        counters = self._count(split)
+        followed = self._followed(piece.after)
+        for partition in followed:
+            self.positions[partition] = max(self.positions.get(partition, 0), piece.positions[partition])
+            if partition in piece.complete and self.positions[partition] <= piece.positions[partition]:
+                self._complete[partition] = max(self._complete.get(partition, 0), piece.complete[partition])
+        positions = {partition: self.positions[partition] for partition in followed}
+        complete = {partition: self._complete[partition] for partition in followed if partition in self._complete}
+        return ShardCommit(rows, positions, complete, counters)
+
+    def _count(self, split: SplitBatch) -> dict[str, int]:
+        """Each partition's counts go to one shard, which counts what it has not counted yet."""
+        own = [p for p in self._followed(split.batch.slice.after) if p % self._shards == self.owned.shard]
+        counts: dict[str, int] = {}
+        for kind, places in split.counted.items():
+            for partition in own:
+                reached = max(self.positions.get(partition, 0), self._counted.get(partition, 0))
+                found = (places.partition == partition) & (places.position > reached)
+                counts[kind] = counts.get(kind, 0) + int(np.count_nonzero(found))
+        return counts

@@ -1,0 +1,225 @@
+"""The as-of read of tiles: packed rows and a time turned into the values of windows, all features in one pass over the bytes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from headrace.aggregates import spec as sp
+from headrace.aggregates import tiles as tl
+from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
+from headrace.aggregates.rows import part_start, tiles_start
+from headrace.aggregates.spec import AggregateSpec
+from headrace.aggregates.tiles import COUNTER, HOP, KIND, LENGTH, PLACE, RING_OF, SPAN, WIDTH, Plan, decay
+from headrace.aggregates.wire import BROKEN, get_varint, get_word
+from headrace.kernel import kernel
+
+ENDLESS: Final = 2**62
+"""The hop of the one tile that holds all history."""
+
+WINDOW_START, WINDOW_END, SHORT, BUCKET_AT = range(4)
+"""Columns of `asked`, a row for each feature: its first tile and, of a zscore, the tile where its window ends, the tiles of a bucket and
+where its buckets begin. SHORT is 0 for the others."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Some tiled features. Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `asked` lacks the times."""
+
+    aggregates: tuple[AggregateSpec, ...]
+    asked: Ints
+    first_use: Ints
+    uses: Ints
+    buckets: int
+
+    def answer(
+        self, plan: Plan, parts: int, rows: Bytes, begins: Ints, newest: Ints, alive: Mask, t_us: int
+    ) -> dict[str, Ints | Floats] | None:
+        """Values as of t, NaN for null; rows that are not alive read as never seen. None where a row is damaged. Shapes (rows,)."""
+        asked = self._asked_at(t_us)
+        counts = np.zeros((len(asked), len(newest)), np.int64)
+        buckets = np.zeros((len(newest), self.buckets), np.int64)
+        words_at = _read_counts(
+            plan, self.first_use, self.uses, asked, parts, rows, begins, newest, alive, counts, buckets
+        )
+        sums = np.zeros((len(asked), len(newest), 3))
+        if len(plan.word_cells):
+            for row, one in enumerate(self.aggregates):
+                if one.function in (sp.MIN, sp.MAX):
+                    sums[row, :, 0] = np.nan
+            _read_words(plan, self.first_use, self.uses, asked, parts, rows, begins, newest, t_us, sums, words_at)
+        if len(words_at) and words_at.min() == BROKEN:
+            return None
+        return {
+            one.name: _value(one, counts[row], sums[row], buckets[:, asked[row, BUCKET_AT] :])
+            for row, one in enumerate(self.aggregates)
+        }
+
+    def _asked_at(self, t_us: int) -> Ints:
+        """`asked` with the windows of t."""
+        asked = self.asked.copy()
+        for row, one in enumerate(self.aggregates):
+            hop_us = one.hop_us or ENDLESS
+            asked[row, WINDOW_START] = one.window_start(t_us) // hop_us
+            asked[row, WINDOW_END] = t_us // hop_us
+        return asked
+
+
+def ask(aggregates: Sequence[AggregateSpec], counters_of: Sequence[Sequence[int]], counters: int) -> Question:
+    """A question about features, of which each is computed from some of a layout's `counters`."""
+    asked, buckets = np.zeros((len(aggregates), 4), np.int64), 0
+    for row, one in enumerate(aggregates):
+        if one.function == sp.ZSCORE and one.window_us and one.hop_us and one.span_us:
+            asked[row, SHORT], asked[row, BUCKET_AT] = one.span_us // one.hop_us, buckets
+            buckets += one.window_us // one.span_us
+    pairs = sorted((k, row) for row, some in enumerate(counters_of) for k in some)
+    read, uses = np.array(pairs, np.int64).reshape(-1, 2).T
+    return Question(tuple(aggregates), asked, np.searchsorted(read, np.arange(counters + 1)), uses.copy(), buckets)
+
+
+def _value(aggregate: AggregateSpec, counts: Ints, sums: Floats, buckets: Ints) -> Ints | Floats:
+    """(rows,) from the counts (rows,), sums (rows, 3) and buckets (rows, buckets from the feature's first on)."""
+    if aggregate.function == sp.COUNT:
+        return counts
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
+        if aggregate.function == sp.MEAN:
+            return np.asarray(sums[:, 0] / counts)
+        if aggregate.function == sp.STD:
+            return np.sqrt(sums[:, 2] / sums[:, 0])
+        if aggregate.function == sp.ZSCORE:
+            newest, before = buckets[:, 0], buckets[:, 1 : (aggregate.window_us or 0) // (aggregate.span_us or 1)]
+            deviation = before.std(axis=1)
+            return np.asarray(np.where(deviation > 0, (newest - before.mean(axis=1)) / deviation, np.nan))
+    return sums[:, 0].copy()
+
+
+@kernel
+def _read_counts(
+    plan: Plan,
+    first_use: Ints,
+    uses: Ints,
+    asked: Ints,
+    parts: int,
+    rows: Bytes,
+    begins: Ints,
+    newest: Ints,
+    alive: Mask,
+    counts: Ints,
+    buckets: Ints,
+) -> Ints:
+    """Add each count of a row to the features whose window it lies in.
+
+    Returns where each row's words begin, 0 for rows that are not alive, BROKEN for damaged ones.
+    """
+    cells, rings, words = plan.count_cells, plan.rings, len(plan.word_cells)
+    heads = np.empty((len(rings), 2), np.int64)
+    after = np.zeros(len(newest), np.int64)
+    for row in range(len(newest)):
+        if not alive[row]:
+            continue
+        _find_heads(rings, newest[row], heads)
+        index = tiles_start(begins[row], parts)
+        end = part_start(rows, begins[row], begins[row + 1], parts, 0)
+        at = index + tl.index_size(len(cells)) if index + tl.index_size(len(cells)) <= end else BROKEN
+        for group in range((len(cells) + 7) // 8 if at != BROKEN else 0):
+            if not tl.is_marked(rows, index, group):
+                continue
+            held, at = tl.held_cells(rows, group, len(cells), at, end)
+            for cell in range(8 * group, 8 * group + 8):
+                if not (held >> (cell & 7)) & 1:
+                    continue
+                count, at = get_varint(rows, at, end)
+                tile = _tile(cells, rings, cell, heads)
+                k = cells[cell, COUNTER]
+                for use in range(first_use[k], first_use[k + 1]):
+                    a = uses[use]
+                    if tile < asked[a, WINDOW_START]:
+                        continue
+                    if asked[a, SHORT] == 0:
+                        counts[a, row] += count
+                    elif tile < asked[a, WINDOW_END]:
+                        buckets[row, asked[a, BUCKET_AT] + (asked[a, WINDOW_END] - 1 - tile) // asked[a, SHORT]] += (
+                            count
+                        )
+        after[row] = at if words > 0 or at == end else BROKEN
+    return after
+
+
+@kernel
+def _read_words(
+    plan: Plan,
+    first_use: Ints,
+    uses: Ints,
+    asked: Ints,
+    parts: int,
+    rows: Bytes,
+    begins: Ints,
+    newest: Ints,
+    t_us: int,
+    sums: Floats,
+    words_at: Ints,
+) -> None:
+    """Merge each cell of words of a row into the features whose window it lies in. `words_at` becomes BROKEN for damaged rows."""
+    cells, rings, counters = plan.word_cells, plan.rings, plan.counters
+    heads = np.empty((len(rings), 2), np.int64)
+    bits = np.zeros(3, np.int64)
+    words = bits.view(np.float64)
+    for row in range(len(newest)):
+        index = words_at[row]
+        if index <= 0:
+            continue
+        _find_heads(rings, newest[row], heads)
+        end = part_start(rows, begins[row], begins[row + 1], parts, 0)
+        at = index + tl.index_size(len(cells)) if index + tl.index_size(len(cells)) <= end else BROKEN
+        for group in range((len(cells) + 7) // 8 if at != BROKEN else 0):
+            if not tl.is_marked(rows, index, group):
+                continue
+            held, at = tl.held_cells(rows, group, len(cells), at, end)
+            for cell in range(8 * group, 8 * group + 8):
+                if not (held >> (cell & 7)) & 1:
+                    continue
+                for j in range(cells[cell, WIDTH]):
+                    bits[j], at = get_word(rows, at, end)
+                tile = _tile(cells, rings, cell, heads)
+                k = cells[cell, COUNTER]
+                for use in range(first_use[k], first_use[k + 1]):
+                    if tile >= asked[uses[use], WINDOW_START]:
+                        _merge(counters[k, KIND], counters[k, SPAN], words, bits, t_us, sums[uses[use], row])
+        words_at[row] = index if at == end else BROKEN
+
+
+@kernel
+def _find_heads(rings: Ints, newest: Int, heads: Ints) -> None:
+    """Number and place of each ring's newest tile."""
+    for r in range(len(rings)):
+        heads[r, 0] = newest // rings[r, HOP]
+        heads[r, 1] = heads[r, 0] % rings[r, LENGTH]
+
+
+@kernel
+def _tile(cells: Ints, rings: Ints, cell: Int, heads: Ints) -> Int:
+    """The number of a cell's tile, known by its distance from the newest."""
+    ring = cells[cell, RING_OF]
+    back = heads[ring, 1] - cells[cell, PLACE]
+    return np.int64(heads[ring, 0] - (back if back >= 0 else back + rings[ring, LENGTH]))
+
+
+@kernel
+def _merge(kind: Int, half_life: Int, words: Floats, bits: Ints, t_us: Int, sums: Floats) -> None:
+    """Merge a cell into a feature's sums; deviations as Chan, Golub and LeVeque (1979) do."""
+    if kind == tl.SUM:
+        sums[0] += words[0]
+    elif kind == tl.MIN:
+        sums[0] = np.fmin(sums[0], words[0])
+    elif kind == tl.MAX:
+        sums[0] = np.fmax(sums[0], words[0])
+    elif kind == tl.DECAYED:
+        sums[0] += words[0] * decay(t_us - bits[1], half_life)
+    else:
+        events = sums[0] + words[0]
+        share = words[0] / events if events > 0 else 0.0
+        apart = words[1] - sums[1]
+        sums[2] += words[2] + apart * apart * sums[0] * share
+        sums[1] += apart * share
+        sums[0] = events

@@ -1,0 +1,75 @@
+"""Writes of plain rows: the newest by (timestamp, created) stays, the later write wins a tie, whoever writes at the same time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+
+from headrace.clock import to_micros
+from headrace.identity import shards_of
+from headrace.stores.online_keys import key_of
+from headrace.stores.plain_rows import PlainLayout
+from headrace.stores.shards import row_key
+
+FeastRow = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]
+"""Entity, values, timestamp, created; naive times mean UTC."""
+
+_BATCH: Final = 1_000
+# A row of another schema than the new one's cannot be read by the new one's readers: it gives way whatever its times.
+_PUT_SCRIPT: Final = """
+for i = 1, #KEYS do
+  local new, old = ARGV[i], redis.call('GETRANGE', KEYS[i], 0, 23)
+  local keep = false
+  if #old == 24 and string.sub(old, 1, 8) == string.sub(new, 1, 8) then
+    local ot, oc = struct.unpack('>i8i8', string.sub(old, 9, 24))
+    local nt, nc = struct.unpack('>i8i8', string.sub(new, 9, 24))
+    keep = nt < ot or (nt == ot and nc < oc)
+  end
+  if not keep then redis.call('SET', KEYS[i], new) end
+end
+return 1
+"""
+
+
+class FutureRowError(ValueError):
+    """A plain row dated after now: it would hide every row until then."""
+
+
+def pack_rows(layout: PlainLayout, data: Sequence[FeastRow], now_us: int) -> tuple[list[str], list[bytes]]:
+    """Entity keys and packed rows. Raises FutureRowError, EntityKeyError, RowValueError: then nothing may be written."""
+    keys = [key_of(entity) for entity, _, _, _ in data]
+    times = [_micros(timestamp) for _, _, timestamp, _ in data]
+    ahead = next((place for place, at in enumerate(times) if at > now_us), None)
+    if ahead is not None:
+        raise FutureRowError(
+            f"view '{layout.view}', entity '{keys[ahead]}': the row is dated {data[ahead][2]}, which is after now; "
+            "correct its timestamp, or write it when its time has come"
+        )
+    rows = [
+        layout.pack(values, at, _micros(created) if created else 0)
+        for (_, values, _, created), at in zip(data, times, strict=True)
+    ]
+    return keys, rows
+
+
+def queue_rows(pipeline: Any, view: str, keys: Sequence[str], rows: Sequence[bytes], shards: int) -> None:
+    """Put the writes into a pipeline of redis-py, sync or async: one command for at most 1,000 rows of a shard."""
+    for shard, places in _batches(keys, shards):
+        names = [row_key(shard, view, keys[place]) for place in places]
+        pipeline.execute_command("EVAL", _PUT_SCRIPT, len(names), *names, *[rows[place] for place in places])
+
+
+def _batches(keys: Sequence[str], shards: int) -> Iterator[tuple[int, list[int]]]:
+    """Places of the rows of each shard, in their order."""
+    by_shard: dict[int, list[int]] = {}
+    for place, shard in enumerate(shards_of(keys, shards).tolist()):
+        by_shard.setdefault(shard, []).append(place)
+    for shard, places in by_shard.items():
+        for start in range(0, len(places), _BATCH):
+            yield shard, places[start : start + _BATCH]
+
+
+def _micros(moment: datetime) -> int:
+    return to_micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

@@ -1,0 +1,89 @@
+"""The fast reader on a server that goes away, comes back, or does not answer in time."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from feast.protos.feast.types.Value_pb2 import Value
+
+from headrace.identity import shard_of
+from headrace.ops.valkey import ValkeyServer
+from headrace.settings import Settings
+from headrace.stores.definitions import Definitions
+from headrace.stores.online_reader import OnlineReader
+from headrace.stores.plain_rows import PlainLayout
+from headrace.stores.redis_client import connect
+from headrace.stores.shards import row_key
+from tests.conftest import wait_until
+
+LAYOUT = PlainLayout("items", (("price", "DOUBLE"), ("title", "STRING")))
+IDS = [f"i{number}" for number in range(300)]
+
+
+@pytest.fixture
+def server(make_valkey: Callable[[], ValkeyServer]) -> ValkeyServer:
+    running = make_valkey()
+    rows = {
+        row_key(shard_of(each, 4), "items", each): LAYOUT.pack(
+            {"price": Value(double_val=float(number)), "title": Value(string_val=each * 20)}, 1_000, 0
+        )
+        for number, each in enumerate(IDS)
+    }
+    with redis.Redis.from_url(running.url) as client:
+        client.mset(rows)
+    return running
+
+
+def reader_of(server: ValkeyServer, timeout_s: float = 5.0) -> OnlineReader:
+    settings = Settings(data=Path("none"), redis_url=server.url)
+    return OnlineReader(connect(settings, timeout_s), Definitions({}, {"items": LAYOUT}), settings)
+
+
+def titles(reader: OnlineReader, ids: list[str]) -> list[object]:
+    return list(reader.fetch({"items": ids}).plain["items"].values()["title"])
+
+
+def test_after_a_restart_of_the_server_the_same_reader_reads_on(server: ValkeyServer) -> None:
+    reader = reader_of(server)
+    assert titles(reader, ["i1", "none"]) == ["i1" * 20, None]
+    server.kill()
+    with pytest.raises(redis.ConnectionError):
+        titles(reader, ["i1"])
+    server.start()
+    assert titles(reader, ["i2"]) == ["i2" * 20]
+
+
+def test_an_answer_that_comes_too_late_is_never_taken_for_the_next_one(server: ValkeyServer) -> None:
+    reader = reader_of(server, timeout_s=0.2)
+    wait_until(lambda: _succeeds(reader))
+    pid = server.child.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(redis.TimeoutError, match="in time"):
+            titles(reader, IDS)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: _succeeds(reader))
+    assert reader_of(server).fetch({"items": ["i7"]}).plain["items"].values()["title"] == ["i7" * 20]
+
+
+def _succeeds(reader: OnlineReader) -> bool:
+    try:
+        return titles(reader, ["i3", "i4"]) == ["i3" * 20, "i4" * 20]
+    except redis.TimeoutError:
+        return False
+
+
+def test_nothing_asked_is_nothing_read(server: ValkeyServer) -> None:
+    read = reader_of(server).fetch({})
+    assert (read.streams, read.plain, read.complete_us) == ({}, {}, 0)
+    assert titles(reader_of(server), []) == []
+
+
+def test_of_thousands_of_keys_every_row_goes_to_its_own(server: ValkeyServer) -> None:
+    asked = [*IDS, "none"] * 30
+    assert titles(reader_of(server), asked) == [None if each == "none" else each * 20 for each in asked]

@@ -33,7 +33,7 @@ from headrace.clock import to_micros
 from headrace.identity import user_key
 from headrace.settings import MICROS
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 1  # compiled into kernels, as is the next
 MAX_PROPERTIES_BYTES: Final = 8_192
 MAX_TEXT_BYTES: Final = 4 * 128 + len(names.ANONYMOUS_PREFIX)
 """UTF-8 of the longest identifier, or key made of one."""

@@ -83,11 +83,20 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
     fast = connect(settings, timeout_s=request_timeout_s)
     readers = Readers(OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow)
     try:
-        _ = readers.bulk.definitions, readers.request.definitions  # the first look, which no request should wait for
+        _warm_up(readers.bulk)
+        _ = readers.request.definitions  # the first look, which no request should wait for
     except redis.RedisError:
         readers.close()
         raise
     return readers
+
+
+def _warm_up(reader: OnlineReader) -> None:
+    """Read every view once, of an entity that nobody has: reading is compiled at its first call, which takes seconds."""
+    definitions = reader.definitions
+    fetched = reader.fetch({view: [""] for view in (*definitions.streams, *definitions.plain)})
+    for rows in (*fetched.streams.values(), *fetched.plain.values()):
+        rows.values(1)
 
 
 def missing_features(definitions: Definitions) -> list[str]:

@@ -34,7 +34,7 @@ FUNCTIONS: Final = TILED | LISTED | SESSIONS | {COUNT_DISTINCT}
 MAX_LAST_N: Final = 1_000
 MAX_TILES: Final = 4_096
 """Most hops in a window."""
-DISTINCT_BOUND: Final = 256
+DISTINCT_BOUND: Final = 256  # compiled into kernels
 """`count_distinct` is exact up to this many values in the window, beyond it an estimate (docs/features.md)."""
 
 

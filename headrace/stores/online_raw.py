@@ -9,7 +9,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
-NO_SUCH_KEY = -1
+NO_SUCH_KEY = -1  # compiled into kernels
 """Length of a value that is not there."""
 
 

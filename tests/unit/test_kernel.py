@@ -1,0 +1,61 @@
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from headrace.kernel import MARK
+
+ROOT = Path(__file__).parents[2]
+CALLEE = "from headrace.kernel import kernel\n\n\n@kernel\ndef rate():\n    return {rate}\n"
+CALLER = "from headrace.callee import rate\nfrom headrace.kernel import kernel\n\n\n@kernel\ndef price():\n    return 10 * rate()\n"
+
+
+def test_a_kept_kernel_is_compiled_again_when_a_kernel_that_it_calls_in_another_module_has_changed(
+    tmp_path: Path,
+) -> None:
+    package = tmp_path / "headrace"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "kernel.py").write_text((ROOT / "headrace" / "kernel.py").read_text())
+    (package / "caller.py").write_text(CALLER)
+    (package / "callee.py").write_text(CALLEE.format(rate=2))
+
+    assert _price(tmp_path) == "20 compiled"
+    assert _price(tmp_path) == "20 kept"
+    (package / "callee.py").write_text(CALLEE.format(rate=3))
+    assert _price(tmp_path) == "30 compiled"
+
+
+def test_every_module_whose_code_or_constants_go_into_kernels_says_so() -> None:
+    for path in [*(ROOT / "headrace").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
+        for name, source in _taken_into_kernels(ast.parse(path.read_bytes())):
+            assert MARK in source.read_bytes(), (
+                f"{source} says nothing of kernels, and {path} compiles its {name} into one"
+            )
+
+
+def _price(folder: Path) -> str:
+    code = (
+        "from headrace.caller import price; value = price(); "
+        "print(value, 'kept' if sum(price.stats.cache_hits.values()) else 'compiled')"
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _taken_into_kernels(module: ast.Module) -> Iterator[tuple[str, Path]]:
+    """Functions and constants that kernels of this module take from other modules of ours, and the files of those."""
+    imported = {
+        alias.asname or alias.name: ROOT / f"{node.module.replace('.', '/')}.py"
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("headrace.", "flows."))
+        for alias in node.names
+    }
+    for function in module.body:
+        if isinstance(function, ast.FunctionDef) and any(
+            ast.unparse(each) == "kernel" for each in function.decorator_list
+        ):
+            for node in (inner for statement in function.body for inner in ast.walk(statement)):
+                if isinstance(node, ast.Name) and node.id in imported and imported[node.id].is_file():
+                    yield node.id, imported[node.id]

@@ -28,7 +28,7 @@ from headrace.identity import shards_of
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
-from headrace.stores.commits import ShardCommit, commit
+from headrace.stores.commits import SentCommits, ShardCommit
 from headrace.stores.definitions import REGISTRY_STORE
 from headrace.stores.shards import OwnedShard
 
@@ -191,7 +191,7 @@ class Writer:
         for shard, state in zip(self._owned, self._states, strict=True):
             rows = {self._spec.name: state.take_packed()}
             commits.append((shard, ShardCommit(rows, {0: self._position}, {0: self._position})))
-        lost = commit(self._client, commits, {self._spec.name: self._spec.fingerprint})
+        lost = SentCommits(self._client, commits, {self._spec.name: self._spec.fingerprint}).finish()
         assert not lost, "nobody else writes here"
         return sum(len(some.keys) for _, change in commits for some in change.rows[self._spec.name])
 

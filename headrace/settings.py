@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     log_max_bytes: int = Field(
         2 * 1024**3, gt=0, description="Bound on the event log's size; the API answers 503 above it."
     )
+    disk_reserve_bytes: int = Field(
+        256 * 1024**2, ge=0, description="Kept free on the embedded log's disk; the API answers 503 below it."
+    )
     max_event_bytes: int = Field(64 * 1024, gt=0, description="Largest single event accepted.")
     max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Largest request body accepted.")
     max_batch_events: int = Field(1_000, gt=0, description="Most events in one request.")

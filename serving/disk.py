@@ -11,7 +11,6 @@ from typing import Final
 from headrace.settings import Settings
 from headrace.stores.log import LogFullError
 
-RESERVE_BYTES: Final = 256 * 1024**2
 _MB: Final = 1024**2
 
 
@@ -20,11 +19,11 @@ class DiskFullError(LogFullError):
 
 
 def check_disk(settings: Settings) -> None:
-    """Raises DiskFullError where the embedded log's disk has less than RESERVE_BYTES free. Knows nothing of another machine's disk."""
+    """Raises DiskFullError where the embedded log's disk has less than `disk_reserve_bytes` free. Another machine has a disk of its own."""
     elsewhere = settings.redis_url or settings.kafka_bootstrap
     if elsewhere or not settings.data.is_dir():
         return
-    check_free(settings.data, RESERVE_BYTES)
+    check_free(settings.data, settings.disk_reserve_bytes)
 
 
 def check_free(folder: Path, reserve_bytes: int) -> None:

@@ -32,7 +32,6 @@ from headrace.stores.definitions import load_definitions
 from headrace.stores.log import open_log
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
-from serving import disk
 from serving.collector import build_collector
 from tests.conftest import wait_until
 
@@ -156,20 +155,18 @@ def test_a_server_that_flushes_each_second_says_that_its_disk_is_full_and_goes_o
 
 
 def test_before_the_disk_is_full_the_door_closes_while_the_store_goes_on(
-    make_valkey: Callable[[], ValkeyServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_valkey: Callable[[], ValkeyServer], tmp_path: Path
 ):
     server = make_valkey()
-    embedded = Settings(data=tmp_path, event_keys="writer")
+    embedded = Settings(data=tmp_path, event_keys="writer", disk_reserve_bytes=2**62)
     (embedded.run_dir).mkdir()
     (embedded.run_dir / "valkey.json").write_text(orjson.dumps({"url": server.url}).decode())
-    monkeypatch.setattr(disk, "RESERVE_BYTES", 2**62)
-    app = build_collector(embedded)
-    answer = post(app, view("e"))
+    answer = post(build_collector(embedded), view("e"))
     assert answer.status_code == 503
     assert (answer.json()["error"], answer.headers["Retry-After"]) == ("the disk under the event log is full", "30")
     assert logged_ids(embedded) == []
-    monkeypatch.undo()
-    assert post(app, view("e")).status_code == 200
+    roomy = embedded.model_copy(update={"disk_reserve_bytes": 0})
+    assert post(build_collector(roomy), view("e")).status_code == 200
     assert logged_ids(embedded) == ["e"]
 
 

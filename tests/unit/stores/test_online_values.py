@@ -23,7 +23,7 @@ def table_of(kind: str, values: list[Any]) -> ValueTable:
         lengths = np.array([NULL if value is None else len(value) for value in values], np.int64)[None, :]
         starts[0] = np.cumsum([0, *map(len, bodies)])[:-1]
         return ValueTable(
-            [kind], np.zeros_like(starts, np.uint64), starts, lengths, np.frombuffer(b"".join(bodies), "u1")
+            (kind,), np.zeros_like(starts, np.uint64), starts, lengths, np.frombuffer(b"".join(bodies), "u1")
         )
     dtype = np.float64 if kind in ("FLOAT", "DOUBLE") else np.int64
     numbers = np.array([7 if value is None else value for value in values], dtype)

@@ -63,21 +63,23 @@ def backfill(settings: Settings, progress: Progress | None = None, part_events: 
     check_deployment(client, shards=settings.shards, log_partitions=settings.log_partitions)
     specs = load_definitions(settings).streams
     lake, log = EventLake(settings.lake_dir), open_log(client, settings)
-    owner = f"backfill:{socket.gethostname()}:{os.getpid()}"
+    name = uuid.uuid4().hex
+    owner = f"backfill:{socket.gethostname()}:{os.getpid()}:{name[:8]}"
     with one_backfill(client, owner):
         left_over = decided(client)
         if left_over is not None:
             finish(client, left_over, settings.shards, owner)
-        builder = _Builder(specs, lake, [StagedRows(client, shard) for shard in range(settings.shards)], part_events)
+        staged = [StagedRows(client, shard) for shard in range(settings.shards)]
+        builder = _Builder(name, specs, lake, staged, part_events)
         report = _build(builder, lake, log, progress or (lambda what, done, total: None))
         record_definitions(client, specs.values())
         exchange = Exchange(
-            name=uuid.uuid4().hex,
-            fingerprints={name: spec.fingerprint for name, spec in specs.items()},
+            name=name,
+            fingerprints={view: spec.fingerprint for view, spec in specs.items()},
             positions=report.positions,
             complete={p: log.appended_at(p, report.positions[p]) for p in range(log.partitions) if report.positions[p]},
         )
-        decide(client, exchange)
+        decide(client, exchange, owner)
         finish(client, exchange, settings.shards, owner)
         forget_definitions(client, keep=specs.values())
         return report
@@ -89,8 +91,7 @@ def _build(builder: "_Builder", lake: EventLake, log: EventLog, progress: Progre
     partitions = [*range(log.partitions), names.BULK_PARTITION]
     reached = lake.positions(partitions)
     _check_reach(log, reached)
-    for staged in builder.staged:
-        staged.clear()
+    builder.begin()
     report = BackfillReport(positions=reached)
     before: dict[int, int] | None = None
     for number in range(_MAX_ROUNDS):
@@ -107,15 +108,20 @@ def _build(builder: "_Builder", lake: EventLake, log: EventLog, progress: Progre
 
 
 class _Builder:
-    """Folds the lake into staged rows."""
+    """Folds the lake into the staged rows of one exchange."""
 
     def __init__(
-        self, specs: Mapping[str, ViewSpec], lake: EventLake, staged: Sequence[StagedRows], part_events: int
+        self, name: str, specs: Mapping[str, ViewSpec], lake: EventLake, staged: Sequence[StagedRows], part_events: int
     ) -> None:
-        self.staged = staged
+        self._name = name
+        self._staged = staged
         self._specs = specs
         self._lake = lake
         self._part_events = part_events
+
+    def begin(self) -> None:
+        for staged in self._staged:
+            staged.begin(self._name)
 
     def stage(self, events: int, upto: Mapping[int, int], after: Mapping[int, int] | None, progress: Progress) -> None:
         """Fold the events between two positions, a part of the entities at a time."""
@@ -130,24 +136,24 @@ class _Builder:
         state = ViewState(Layout(spec))
         keys = state.missing(events[spec.entity_column])
         for shard, members in self._by_shard(keys).items():
-            state.load_rows(members, self.staged[shard].get(spec.name, members) if again else [None] * len(members))
+            state.load_rows(members, self._staged[shard].get(spec.name, members) if again else [None] * len(members))
         for chunk in events.iter_slices(_FOLD_CHUNK):
             state.fold(chunk)
         changed = state.take_changed()
         for shard, members in self._by_shard(changed).items():
-            self.staged[shard].put(spec.name, {key: changed[key] for key in members})
+            self._staged[shard].put(self._name, spec.name, {key: changed[key] for key in members})
 
     def _by_shard(self, keys: Iterable[str]) -> dict[int, list[str]]:
         members: dict[int, list[str]] = {}
         listed = list(keys)
-        for key, shard in zip(listed, shards_of(listed, len(self.staged)).tolist(), strict=True):
+        for key, shard in zip(listed, shards_of(listed, len(self._staged)).tolist(), strict=True):
             members.setdefault(shard, []).append(key)
         return members
 
     def count_rows(self) -> dict[str, int]:
         """Staged rows by view."""
         counts = dict.fromkeys(self._specs, 0)
-        for staged in self.staged:
+        for staged in self._staged:
             for name in staged.names():
                 counts[name.partition(":")[0]] += 1
         return counts

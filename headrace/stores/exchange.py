@@ -4,6 +4,9 @@ Staged rows lie under names of their own. When all are there, the exchange is *d
 shard, whose flow is fenced off, renames its rows, some hundreds at a time so that nobody waits long for the server, and at last changes
 positions and fingerprints in one script. Meanwhile a reader may meet rows of both states: each names its definition. A process that
 dies before the decision leaves the old state; one that dies after it leaves an exchange that the next flow or backfill finishes.
+
+One backfill works at a time, under a lease. One that was stopped for longer than that can harm nothing when it goes on: a shard names
+the exchange that its staged rows are for, and refuses all others; and only who holds the lease decides.
 """
 
 import json
@@ -18,11 +21,11 @@ import redis
 
 from headrace.names import PROJECT
 from headrace.stores.row_scan import scan_views
-from headrace.stores.shards import OwnedShard, OwnershipError, ShardStatus, commit_key, shard_tag
+from headrace.stores.shards import RELEASE_SCRIPT, OwnedShard, OwnershipError, ShardStatus, commit_key, shard_tag
 from headrace.stores.staged_rows import StagedRows
 
-EXCHANGE_KEY: Final = f"{PROJECT}:@exchange"
-BACKFILL_KEY: Final = f"{PROJECT}:@backfill"
+EXCHANGE_KEY: Final = f"{PROJECT}:{{backfill}}:@exchange"
+BACKFILL_KEY: Final = f"{PROJECT}:{{backfill}}:@lease"
 _LEASE_MS: Final = 10_000
 _BUILT: Final = "built"
 
@@ -30,10 +33,28 @@ _ROWS_AT_ONCE: Final = 100
 _SCRIPTS_AT_ONCE: Final = 10
 """In one write, for one wait for the disk; between two of them the server answers others."""
 
+# KEYS: lease   ARGV: owner, lease ms
+_RENEW_SCRIPT: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+"""
+# KEYS: lease, exchange   ARGV: owner, exchange
+_DECIDE_SCRIPT: Final = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2])
+return 1
+"""
+# KEYS: exchange   ARGV: its name
+_FORGET_SCRIPT: Final = """
+local decided = redis.call('GET', KEYS[1])
+if decided and cjson.decode(decided)['name'] == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return 1
+"""
 # Every script looks at everything before it changes anything: one that fails half-way is not undone.
 # KEYS: commit hash, index of staged rows, index of rows in place, then (staged row, row)...   ARGV: exchange, epoch, names...
 _PLACE_SCRIPT: Final = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
+if redis.call('HGET', KEYS[1], 'staging') ~= ARGV[1] then return 0 end
 for i = 4, #KEYS, 2 do
   if redis.call('EXISTS', KEYS[i]) == 0 then return -1 end
 end
@@ -52,6 +73,7 @@ return 1
 # ARGV: exchange, epoch, number of fields to delete, fields..., field, value, ...
 _FINISH_SCRIPT: Final = """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
+if redis.call('HGET', KEYS[1], 'staging') ~= ARGV[1] then return 0 end
 if redis.call('SCARD', KEYS[2]) > 0 then return -1 end
 local old_end = 3 + tonumber(ARGV[3])
 for i = 4, old_end do redis.call('HDEL', KEYS[1], ARGV[i]) end
@@ -83,9 +105,16 @@ class Exchange:
         return cls(raw["name"], raw["fingerprints"], **numbers)
 
 
-def decide(client: "redis.Redis", exchange: Exchange) -> None:
-    """From here on the new state is the one: it is put in place by `finish`, whoever calls it."""
-    client.set(EXCHANGE_KEY, json.dumps(asdict(exchange)))
+def decide(client: "redis.Redis", exchange: Exchange, owner: str) -> None:
+    """From here on the new state is the one: it is put in place by `finish`, whoever calls it.
+
+    Raises OwnershipError where the lease of this backfill has run out.
+    """
+    text = json.dumps(asdict(exchange))
+    if client.eval(_DECIDE_SCRIPT, 2, BACKFILL_KEY, EXCHANGE_KEY, owner, text) != 1:
+        raise OwnershipError(
+            f"the lease of {owner} ran out before its state was complete: run `headrace backfill` again"
+        )
 
 
 def decided(client: "redis.Redis") -> Exchange | None:
@@ -103,7 +132,7 @@ def finish(client: "redis.Redis", exchange: Exchange, shards: int, owner: str) -
         stale = _stale(client, exchange, [each.shard for each in owned])
         for each in owned:
             _exchange_shard(client, exchange, each, stale.get(each.shard, []))
-    client.delete(EXCHANGE_KEY)
+    client.eval(_FORGET_SCRIPT, 1, EXCHANGE_KEY, exchange.name)
 
 
 def settle(client: "redis.Redis", shards: int, owner: str, wait_s: float = 600.0) -> None:
@@ -126,17 +155,20 @@ def settle(client: "redis.Redis", shards: int, owner: str, wait_s: float = 600.0
 
 @contextmanager
 def one_backfill(client: "redis.Redis", owner: str) -> Iterator[None]:
-    """Inside, no other backfill runs. Raises OwnershipError naming the one that does."""
+    """Inside, no other backfill runs, as long as this process is not stopped for longer than the lease.
+
+    `owner` is no other's name. Raises OwnershipError naming the backfill that runs.
+    """
     if not client.set(BACKFILL_KEY, owner, nx=True, px=_LEASE_MS):
         holder = (client.get(BACKFILL_KEY) or b"another process").decode()
         raise OwnershipError(
             f"{holder} is at work: one backfill at a time; a killed one is forgotten after {_LEASE_MS // 1_000} s"
         )
     try:
-        with _repeating(lambda: client.set(BACKFILL_KEY, owner, xx=True, px=_LEASE_MS)):
+        with _repeating(lambda: client.eval(_RENEW_SCRIPT, 1, BACKFILL_KEY, owner, _LEASE_MS)):
             yield
     finally:
-        client.delete(BACKFILL_KEY)
+        client.eval(RELEASE_SCRIPT, 1, BACKFILL_KEY, owner)
 
 
 @contextmanager

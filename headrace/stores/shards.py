@@ -33,7 +33,8 @@ if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 return 1
 """
-_RELEASE_SCRIPT = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+# KEYS: lease   ARGV: owner
+RELEASE_SCRIPT = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
 
 
 class OwnershipError(RuntimeError):
@@ -161,7 +162,7 @@ class OwnedShard:
         self.check_answer(int(self._redis.eval(_RENEW_SCRIPT, 2, *self.keys, self.epoch, self.owner, self.lease_ms)))
 
     def release(self) -> None:
-        self._redis.eval(_RELEASE_SCRIPT, 1, self.keys[1], self.owner)
+        self._redis.eval(RELEASE_SCRIPT, 1, self.keys[1], self.owner)
 
     def check_answer(self, answer: int) -> None:
         """Raises OwnershipError if another owner has taken the shard."""

@@ -6,13 +6,22 @@ from typing import Final
 import redis
 
 from headrace.stores.row_scan import unlink
-from headrace.stores.shards import shard_tag
+from headrace.stores.shards import OwnershipError, commit_key, shard_tag
 
 _STAGED_AT_ONCE: Final = 1_000
+# KEYS: commit hash, index, rows...   ARGV: exchange, name, row, name, row...
+_PUT_SCRIPT: Final = """
+if redis.call('HGET', KEYS[1], 'staging') ~= ARGV[1] then return 0 end
+for i = 3, #KEYS do
+  redis.call('SADD', KEYS[2], ARGV[2 * i - 4])
+  redis.call('SET', KEYS[i], ARGV[2 * i - 3])
+end
+return 1
+"""
 
 
 class StagedRows:
-    """The new rows of one shard."""
+    """The new rows of one shard, for one exchange at a time."""
 
     def __init__(self, client: "redis.Redis", shard: int) -> None:
         self._redis = client
@@ -21,21 +30,25 @@ class StagedRows:
         self.index_key = f"{shard_tag(shard)}@staged"
         self.placed_key = f"{shard_tag(shard)}@placed"
 
-    def clear(self) -> None:
-        """Drop what an exchange that was never decided has left."""
+    def begin(self, exchange: str) -> None:
+        """From here on the rows staged are those of this exchange. Drops what one that was never decided has left."""
+        self._redis.hset(commit_key(self.shard), "staging", exchange)
         names = [self.staged_key(name.decode()) for name in self._redis.sscan_iter(self.index_key, count=10_000)]
         unlink(self._redis, self.shard, names)
         self._redis.execute_command("UNLINK", self.index_key, self.placed_key)
 
-    def put(self, view: str, rows: Mapping[str, bytes]) -> None:
-        """Stage rows by entity key, replacing those that are staged."""
+    def put(self, exchange: str, view: str, rows: Mapping[str, bytes]) -> None:
+        """Stage rows by entity key, replacing those that are staged. Raises OwnershipError where another exchange has begun."""
         keys = list(rows)
         for start in range(0, len(keys), _STAGED_AT_ONCE):
             batch = keys[start : start + _STAGED_AT_ONCE]
-            # The index first: whatever is staged can be found again.
-            self._redis.execute_command("SADD", self.index_key, *(f"{view}:{key}" for key in batch))
-            pairs = [part for key in batch for part in (self.staged_key(f"{view}:{key}"), rows[key])]
-            self._redis.execute_command("MSET", *pairs)
+            names = [f"{view}:{key}" for key in batch]
+            places = [commit_key(self.shard), self.index_key, *(self.staged_key(name) for name in names)]
+            pairs = [part for name, key in zip(names, batch, strict=True) for part in (name, rows[key])]
+            if self._redis.eval(_PUT_SCRIPT, len(places), *places, exchange, *pairs) != 1:
+                raise OwnershipError(
+                    f"another backfill has begun to build shard {self.shard}: this one has lost its lease"
+                )
 
     def get(self, view: str, keys: Sequence[str]) -> list[bytes | None]:
         """Staged rows, None where there is none."""

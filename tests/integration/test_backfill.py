@@ -14,6 +14,7 @@ from headrace.ops.backfill import BackfillError, backfill
 from headrace.ops.child import environment_of
 from headrace.ops.verify import verify
 from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
 from headrace.stores.exchange import BACKFILL_KEY, decided
 from headrace.stores.lake import EventLake
 from headrace.stores.lake_files import DamagedLakeError
@@ -130,6 +131,34 @@ def test_one_backfill_at_a_time(settings: Settings) -> None:
     backfill(settings, another)
     assert tried
     assert connect(settings).get(BACKFILL_KEY) is None
+
+
+@pytest.mark.parametrize("stopped_at", ["the first part", "the last part"])
+def test_a_backfill_that_was_stopped_past_its_lease_changes_nothing_of_its_successors_state(
+    settings: Settings, stopped_at: str
+) -> None:
+    events, later = make_events(60), make_events(20, seed=2, first=1_000)
+    append_events(settings, events)
+    run_lake(settings)
+    run_flow(settings)
+    views = list(load_definitions(settings).streams)
+    stopped: list[str] = []
+
+    def stop_for_long(what: str, done: int, total: int) -> None:
+        at_first = what == views[0] and done == 1
+        if not stopped and (at_first if stopped_at == "the first part" else what == views[-1] and done == total):
+            stopped.append(what)
+            connect(settings).delete(BACKFILL_KEY)  # as its lease would, in ten seconds
+            append_events(settings, later)
+            run_lake(settings)
+            backfill(settings)
+
+    with pytest.raises(OwnershipError):
+        backfill(settings, stop_for_long, part_events=10)
+    assert stopped
+    run_flow(settings)
+    assert_state_equals_oracle(settings, [*events, *later])
+    assert verify(settings).ok
 
 
 def test_a_log_that_no_longer_reaches_the_lake_is_refused_and_nothing_changes(settings: Settings) -> None:

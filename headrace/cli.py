@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import redis
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -261,10 +262,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if not _is_for_the_user(error):
             raise
-        Console(stderr=True, soft_wrap=True).print(
-            " ".join(str(error).split()), style="red", markup=False, highlight=False
+        _say_in_red(error)
+    except redis.RedisError as error:
+        _say_in_red(
+            f"the store does not answer: {error}; `headrace status` shows what runs, HEADRACE_REDIS_URL which store"
         )
-        sys.exit(1)
+
+
+def _say_in_red(what: object) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(" ".join(str(what).split()), style="red", markup=False, highlight=False)
+    sys.exit(1)
 
 
 def _is_for_the_user(error: Exception) -> bool:

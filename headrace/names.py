@@ -20,7 +20,7 @@ LIKE: Final = "like"
 DISLIKE: Final = "dislike"
 HIDE: Final = "hide"
 IDENTIFY: Final = "identify"
-EVENT_TYPES: Final = (
+EVENT_TYPES: Final = (  # compiled into kernels, as is ANONYMOUS_PREFIX
     IMPRESSION, VIEW, DWELL, SCROLL, CLICK, SEARCH, ADD_TO_CART, REMOVE_FROM_CART,
     BEGIN_CHECKOUT, PURCHASE, RATE, LIKE, DISLIKE, HIDE, IDENTIFY,
 )  # fmt: skip

@@ -203,7 +203,7 @@ class Refresher:
         if self.live.readers is None:
             return []
         try:
-            return items_with_activity(self.live.readers.client, self._settings, MAX_SEEN)
+            return items_with_activity(self.live.readers.client, MAX_SEEN)
         except redis.RedisError as error:
             self._note_problem("store", error)
             return []

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from headrace.settings import Settings
 from headrace.stores.definitions import Definitions, is_registered, load_definitions
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import scan_keys
+from headrace.stores.row_scan import scan_entities
 from serving.interfaces import FeatureReader
 from serving.state import RECENT_ITEMS, RECENT_TYPES
 
@@ -61,6 +60,7 @@ class Readers:
     request: OnlineReader
     bulk: OnlineReader
     client: "redis.Redis"
+    request_client: "redis.Redis"
 
     @property
     def definitions(self) -> Definitions:
@@ -69,6 +69,7 @@ class Readers:
 
     def close(self) -> None:
         self.client.close()
+        self.request_client.close()
 
 
 def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
@@ -81,7 +82,7 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
         raise FeaturesUnknownError(f"the registry {settings.registry_path} cannot be read: {error}") from error
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
-    readers = Readers(OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow)
+    readers = Readers(OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow, fast)
     try:
         _warm_up(readers.bulk)
         _ = readers.request.definitions  # the first look, which no request should wait for
@@ -185,10 +186,14 @@ def read_popularity(reader: FeatureReader, item_ids: Sequence[str], now_us: int)
     return Popularity(overall, trend)
 
 
-def items_with_activity(client: "redis.Redis", settings: Settings, limit: int) -> list[str]:
+def items_with_activity(client: "redis.Redis", limit: int) -> list[str]:
     """Ids of at most `limit` items with rows: all that is known of a shop that never sent its catalogue."""
-    found = (item for shard in range(settings.shards) for item in scan_keys(client, shard, names.ITEM_ACTIVITY))
-    return sorted(islice(found, limit))
+    found: set[str] = set()
+    for _, items in scan_entities(client, names.ITEM_ACTIVITY):
+        found.update(items)
+        if len(found) >= limit:
+            break
+    return sorted(found)[:limit]
 
 
 def _chunks(items: Sequence[str]) -> Iterator[list[str]]:

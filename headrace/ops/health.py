@@ -21,7 +21,7 @@ def features_lag_us(settings: Settings, clock: Clock) -> int:
     return clock() - min(status.complete_us(settings.log_partitions) for status in statuses)
 
 
-def lake_lag_us(settings: Settings) -> int:
+def lake_lag_us(settings: Settings, clock: Clock) -> int:
     """By how much append time the lake is behind the end of the log, in the partition where it is furthest behind."""
     with connect(settings) as client:
         log = open_log(client, settings)
@@ -29,7 +29,7 @@ def lake_lag_us(settings: Settings) -> int:
         positions = EventLake(settings.lake_dir).positions(ends)
         first_missing = [log.read({p: positions[p]}, 1) for p, end in ends.items() if positions[p] < end]
         waiting_since = min((entries[0].ingested_at_us for entries in first_missing if entries), default=None)
-        return 0 if waiting_since is None else system_clock() - waiting_since
+        return 0 if waiting_since is None else clock() - waiting_since
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         case ["features"]:
             lag_us, bound_s = features_lag_us(settings, system_clock), settings.feature_age_bound_s
         case ["lake"]:
-            lag_us, bound_s = lake_lag_us(settings), LAKE_LAG_S
+            lag_us, bound_s = lake_lag_us(settings, system_clock), LAKE_LAG_S
         case _:
             print("usage: python -m headrace.ops.health features|lake", file=sys.stderr)
             return 2

@@ -1,8 +1,8 @@
 """`headrace verify`: recompute what the online store holds from the lake, and compare every feature of every entity.
 
-The two engines share no code for values: the online rows are tiles folded by the flow, the recomputation sorts events. Rows are read
-together with the log positions they include, and the recomputation takes exactly the events up to those positions. The definitions
-are those that the state was made by; what is applied and not in the state yet is named.
+The two engines share column expressions and hashes, and no other code for values: the online rows are tiles folded by the flow, the
+recomputation sorts events. Rows are read together with the log positions they include, and the recomputation takes exactly the events
+up to those positions. The definitions are those that the state was made by; what is applied and not in the state yet is named.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,8 @@ from headrace.settings import Settings
 from headrace.stores.lake import EventLake, covered
 from headrace.stores.lake_files import check_files, reading
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import ShardStatus, check_deployment, read_rows, read_status, scan_keys
+from headrace.stores.row_scan import scan_entities
+from headrace.stores.shards import ShardStatus, check_deployment, read_rows, read_status
 from headrace.stores.state_definitions import state_definitions
 
 Floats = npt.NDArray[np.float64]
@@ -148,7 +149,9 @@ class _Chunk:
 
 def _keys_by_shard(client: "redis.Redis", settings: Settings, spec: ViewSpec, lake: EventLake) -> dict[int, list[str]]:
     """Entities with a row, and entities that the lake knows: one without a row must read as empty."""
-    by_shard = {shard: set(scan_keys(client, shard, spec.name)) for shard in range(settings.shards)}
+    by_shard: dict[int, set[str]] = {shard: set() for shard in range(settings.shards)}
+    for shard, keys in scan_entities(client, spec.name):
+        by_shard[shard].update(keys)
     with reading(lake.table()):
         known = (
             lake.scan().filter(concerns(spec)).select(pl.col(spec.entity_column).unique()).collect(engine="streaming")

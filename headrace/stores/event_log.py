@@ -25,7 +25,7 @@ class LogUnavailableError(RuntimeError):
 
 
 class LogFullError(LogUnavailableError):
-    """The log is at its byte bound."""
+    """The log takes no more: its byte bound, its server's memory, or its disk."""
 
 
 class EventLog(Protocol):

@@ -6,6 +6,7 @@ from typing import Final
 import redis
 
 from headrace.names import PROJECT
+from headrace.stores.shards import row_key
 
 _BATCH: Final = 10_000
 _UNLINKED_AT_ONCE: Final = 1_000
@@ -27,6 +28,13 @@ def scan_views(client: "redis.Redis", views: Collection[str]) -> Iterator[tuple[
             yield from found.items()
             found, count = {}, 0
     yield from found.items()
+
+
+def scan_entities(client: "redis.Redis", view: str) -> Iterator[tuple[int, list[str]]]:
+    """(shard, entity keys) of the rows of a view, some thousands at a time. A key may come twice."""
+    for shard, keys in scan_views(client, [view]):
+        start = len(row_key(shard, view, ""))
+        yield shard, [key[start:] for key in keys]
 
 
 def unlink(client: "redis.Redis", shard: int, keys: list[str]) -> int:

@@ -114,13 +114,6 @@ def read_rows(
     return ShardStatus.parse(dict(zip(fields[::2], fields[1::2], strict=True))), rows
 
 
-def scan_keys(client: "redis.Redis", shard: int, view: str) -> list[str]:
-    """Entity keys that have a row of a view in a shard."""
-    prefix = row_key(shard, view, "")
-    pattern = prefix.replace("[", "\\[").replace("*", "\\*").replace("?", "\\?") + "*"
-    return sorted({key.decode()[len(prefix) :] for key in client.scan_iter(match=pattern, count=10_000)})
-
-
 def check_deployment(client: "redis.Redis", *, record: bool = True, **numbers: int) -> None:
     """Compare `shards` and `log_partitions` with what the store was made with; with `record`, note them where nothing is.
 

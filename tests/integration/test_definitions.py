@@ -20,7 +20,7 @@ from headrace.settings import Settings
 from headrace.stores.definitions import Definitions, load_definitions
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.redis_client import connect
-from headrace.stores.shards import scan_keys
+from headrace.stores.row_scan import scan_entities
 from serving.store import FeaturesUnknownError, open_readers
 from tests.conftest import ROOT
 from tests.integration.small_repo import (
@@ -179,5 +179,4 @@ def contents(settings: Settings) -> dict[str, bytes]:
 
 
 def stored_rows(settings: Settings) -> list[str]:
-    client = connect(settings)
-    return [key for shard in range(settings.shards) for key in scan_keys(client, shard, "user_activity")]
+    return [key for _, keys in scan_entities(connect(settings), "user_activity") for key in keys]

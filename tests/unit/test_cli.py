@@ -57,6 +57,14 @@ def test_without_a_store_the_remedy_is_named(
     assert "run `headrace up` or set the URL" in failure(capsys, "verify")
 
 
+def test_a_store_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HEADRACE_DATA", str(tmp_path))
+    monkeypatch.setenv("HEADRACE_REDIS_URL", "redis://127.0.0.1:1/0")
+    assert failure(capsys, "verify").startswith("the store does not answer: Error 111 connecting to 127.0.0.1:1.")
+
+
 def test_a_loader_that_does_not_exist_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no loader is called 'netflix': choose one of simulator, rees46" in failure(
         capsys, "ingest", "netflix", "/tmp"

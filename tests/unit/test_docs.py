@@ -1,6 +1,7 @@
 """What the documents promise is there."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,19 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 def test_ci_runs_what_the_readme_says() -> None:
     assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+
+
+def test_every_module_stands_in_the_table_of_rooms() -> None:
+    rows = re.findall(r"^\| (`[a-z]+/.+?) \|", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    named: set[Path] = set()
+    for row in rows:
+        folder = ROOT
+        for pattern in re.findall(r"`([^`]+)`", row):
+            if "/" in pattern:
+                folder = (ROOT / pattern).parent
+            found = set(folder.glob(pattern.rpartition("/")[2]))
+            assert found, f"docs/architecture.md names {pattern}, which is not in {folder.name}/"
+            named |= found
+    rooms = (ROOT / room for room in ("headrace", "flows", "serving", "training", "benchmarks"))
+    modules = {path for room in rooms for path in room.rglob("*.py") if path.name != "__init__.py"}
+    assert sorted(str(path.relative_to(ROOT)) for path in modules - named) == []

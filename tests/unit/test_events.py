@@ -1,16 +1,18 @@
 """The event contract: what is let in, what is refused and why, and the way through the log and back."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pytest
 
+from headrace import names
 from headrace.clock import from_micros
 from headrace.decoding import decode_payload
 from headrace.events import (
     EVENT_SCHEMA,
     ClockError,
     EventIn,
+    EventType,
     Refusal,
     encode_records,
     parse,
@@ -21,6 +23,10 @@ from headrace.events import (
 NOON_US = 1_760_011_200_000_000
 NOON = from_micros(NOON_US).isoformat()
 VIEW: dict[str, Any] = {"event_id": "e1", "type": "view", "user_id": "u1", "item_id": "i1", "timestamp": NOON}
+
+
+def test_the_contract_takes_the_event_types_that_the_engines_know() -> None:
+    assert get_args(EventType) == names.EVENT_TYPES
 
 
 def parsed(raw: dict[str, Any]) -> EventIn:

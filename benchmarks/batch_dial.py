@@ -1,8 +1,9 @@
-"""The one dial between latency and throughput, measured: `python -m benchmarks.batch_dial [--seconds 20] [--events 300000]`
+"""The one dial between latency and throughput, measured: `python -m benchmarks.batch_dial [--seconds 15] [--events 300000]`
 
 Each setting of linger and batch size runs twice on one worker, Valkey as `make up` has it. *Throughput*: a full log is drained; events/s
-between commits. *Freshness*: a steady load in entries of 250 events, and every 40 ms a probe, an event of a user of its own; its time from
-the acknowledged append to the value in a read (`OnlineReader`, asked each millisecond). The curve goes to results/batch_dial.png.
+between commits. *Freshness*: a steady load in entries of 25 events, and every 40 ms a probe, an event of a user of its own; its time from
+the acknowledged append to the value in a read (`OnlineReader`, asked each millisecond). What the worker takes of a processor under that
+load is what lingering saves. The curves go to results/batch_dial.png.
 
 The baseline is the first setting, the one for latency alone: an entry at a time. `ratio` is the default's throughput to its.
 """
@@ -22,8 +23,8 @@ import numpy as np
 import psutil
 from matplotlib import pyplot
 
-from benchmarks.behaviour import Behaviour, entries
-from benchmarks.flow_site import FlowSite, Run
+from benchmarks.behaviour import Behaviour
+from benchmarks.flow_site import Entry, FlowSite, Run, made
 from benchmarks.report import CONSOLE, RESULTS, percentiles, publish
 from headrace import names
 from headrace.clock import system_clock
@@ -35,29 +36,30 @@ from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
 
 PROBE_EVERY_S: Final = 0.04
+STEADY_ENTRY: Final = 25
+"""Events of an entry of the steady load: what a collector that groups requests appends."""
 LOOK_EVERY_S: Final = 0.001
 PATIENCE_S: Final = 60.0
 LINGER, BATCH = "flow_linger_ms", "flow_max_batch_events"
 DEFAULT: Final = (float(Settings.model_fields[LINGER].default), int(Settings.model_fields[BATCH].default))
+LINGERS: Final = (0.0, 5.0, 10.0, 25.0, 100.0)
+BATCHES: Final = (1_000, 5_000, 100_000)
 SETTINGS: Final = (
     (0.0, 250),
-    (0.0, 1_000),
-    (0.0, 5_000),
-    DEFAULT,
-    (0.0, 100_000),
-    (20.0, 20_000),
-    (100.0, 20_000),
-    (500.0, 100_000),
+    *sorted({DEFAULT, *((linger, DEFAULT[1]) for linger in LINGERS), *((DEFAULT[0], batch) for batch in BATCHES)}),
 )
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of the dial. `worker_share`: of a processor, under the steady load."""
+    """One setting of the dial. `cpu_us`: processor time of worker and Valkey for an event of a full log. `worker_share`: of a processor,
+    under the steady load.
+    """
 
     linger_ms: float
     max_events: int
     events_per_s: float
+    cpu_us: float
     p50_ms: float
     p99_ms: float
     worker_share: float
@@ -68,28 +70,28 @@ class Point:
         return (self.linger_ms, self.max_events) == DEFAULT
 
 
-Entry = tuple[int, bytes, int]
-"""Partition, payload, number of events."""
-
-
 def measure(
-    directory: Path, linger_ms: float, max_events: int, steady: Sequence[Entry], arguments: argparse.Namespace
+    site: FlowSite,
+    linger_ms: float,
+    max_events: int,
+    full: Sequence[Entry],
+    steady: Sequence[Entry],
+    arguments: argparse.Namespace,
 ) -> Point:
-    site = FlowSite(directory, **{LINGER: linger_ms, BATCH: max_events})
-    try:
-        site.fill(Behaviour(), arguments.events)
-        with site.workers(1) as workers:
-            run = Run.of(site.watch(workers, arguments.events))
-            process = psutil.Process(workers[0].pid)
-            with _load(site, arguments.rate, steady):
-                times_before, began = process.cpu_times(), time.monotonic()
-                waits = list(_probes(site, arguments.seconds))
-                times_after, seconds = process.cpu_times(), time.monotonic() - began
-        share = (sum(times_after[:2]) - sum(times_before[:2])) / seconds
-        found = percentiles(waits)
-        return Point(linger_ms, max_events, run.events_per_s, found["p50_ms"], found["p99_ms"], share, len(waits))
-    finally:
-        site.server.stop()
+    """`full` is drained, `steady` comes while the probes are sent."""
+    site.forget()
+    site.append(full)
+    with site.workers(1, **{LINGER: linger_ms, BATCH: max_events}) as workers:
+        run = Run.of(site.watch(workers, sum(count for _, _, count in full)))
+        process = psutil.Process(workers[0].pid)
+        with _load(site, arguments.rate, steady):
+            times_before, began = process.cpu_times(), time.monotonic()
+            waits = list(_probes(site, arguments.seconds))
+            times_after, seconds = process.cpu_times(), time.monotonic() - began
+    share = (sum(times_after[:2]) - sum(times_before[:2])) / seconds
+    found = percentiles(waits)
+    cpu_us = run.workers_us + run.valkey_us
+    return Point(linger_ms, max_events, run.events_per_s, cpu_us, found["p50_ms"], found["p99_ms"], share, len(waits))
 
 
 @contextmanager
@@ -150,20 +152,20 @@ def _count(reader: OnlineReader, user: str) -> int:
 
 def draw(points: Sequence[Point], rate: int, path: Path) -> None:
     mpl.use("Agg")
-    figure, axes = pyplot.subplots(figsize=(8, 5))
-    axes.plot([p.events_per_s for p in points], [p.p99_ms for p in points], "o", color="tab:blue")
-    for p in points:
-        note = f"{p.linger_ms:g} ms, {p.max_events:,}" + (" (default)" if p.is_default else "")
-        axes.annotate(note, (p.events_per_s, p.p99_ms), textcoords="offset points", xytext=(6, 6), fontsize=8)
-    default = next(p for p in points if p.is_default)
-    axes.plot([default.events_per_s], [default.p99_ms], "o", color="tab:red", markersize=10)
-    axes.set(
-        xlabel="events/s, one worker draining the log",
-        ylabel=f"freshness p99 in ms, at {rate:,} events/s",
-        title="The dial: linger and largest batch",
-        yscale="log",
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
+    measures = (
+        ("events/s, one worker draining the log", [p.events_per_s for p in points]),
+        (f"what a worker takes of a processor, at {rate:,} events/s", [p.worker_share for p in points]),
     )
-    axes.grid(alpha=0.3)
+    for axes, (label, across) in zip(panels, measures, strict=True):
+        for p, x in zip(points, across, strict=True):
+            axes.plot([x], [p.p99_ms], "o", color="tab:red" if p.is_default else "tab:blue")
+            note = f"{p.linger_ms:g} ms, {p.max_events:,}" + (" (default)" if p.is_default else "")
+            axes.annotate(note, (x, p.p99_ms), textcoords="offset points", xytext=(6, 6), fontsize=8)
+        axes.set(xlabel=label, yscale="log")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(f"freshness p99 in ms, at {rate:,} events/s")
+    figure.suptitle("The dial: linger, largest batch")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -172,16 +174,21 @@ def draw(points: Sequence[Point], rate: int, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=300_000, help="that are drained for the throughput")
-    parser.add_argument("--rate", type=int, default=10_000, help="events/s of the steady load")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of probes for each setting")
+    parser.add_argument("--rate", type=int, default=5_000, help="events/s of the steady load")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of probes for each setting")
     arguments = parser.parse_args()
     points: list[Point] = []
     coming = int(arguments.rate * arguments.seconds * 1.5)
-    steady = [(p, payload, len(records)) for p, payload, records in entries(Behaviour(), coming, arguments.events)]
+    full = list(made(Behaviour(), arguments.events))
+    steady = list(made(Behaviour(entry_events=STEADY_ENTRY), coming, arguments.events))
     with tempfile.TemporaryDirectory(prefix="batch_dial-") as folder:
-        for number, (linger_ms, max_events) in enumerate(SETTINGS):
-            with CONSOLE.status(f"linger {linger_ms:g} ms, {max_events:,} events"):
-                points.append(measure(Path(folder) / str(number), linger_ms, max_events, steady, arguments))
+        site = FlowSite(Path(folder))
+        try:
+            for linger_ms, max_events in SETTINGS:
+                with CONSOLE.status(f"linger {linger_ms:g} ms, {max_events:,} events"):
+                    points.append(measure(site, linger_ms, max_events, full, steady, arguments))
+        finally:
+            site.server.stop()
     RESULTS.mkdir(exist_ok=True)
     draw(points, arguments.rate, RESULTS / "batch_dial.png")
     default, first = next(p for p in points if p.is_default), points[0]
@@ -189,6 +196,7 @@ def main() -> None:
         (
             f"{p.linger_ms:g} ms, {p.max_events:,}" + (" (default)" if p.is_default else ""),
             p.events_per_s,
+            p.cpu_us,
             p.p50_ms,
             p.p99_ms,
             p.worker_share,
@@ -207,7 +215,9 @@ def main() -> None:
         "points": [asdict(p) for p in points],
         "plot": "benchmarks/results/batch_dial.png",
     }
-    publish("batch_dial", ("linger, batch", "events/s", "p50 ms", "p99 ms", "worker share"), rows, result)
+    publish(
+        "batch_dial", ("linger, batch", "events/s", "CPU us/event", "p50 ms", "p99 ms", "worker share"), rows, result
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, Final
 import psutil
 
 from benchmarks.behaviour import Behaviour, entries
+from headrace import names
 from headrace.ops.child import Child, environment_of
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
@@ -23,6 +24,10 @@ from headrace.stores.shards import read_status
 ROOT: Final = Path(__file__).parent.parent
 PATIENCE_S: Final = 900.0
 _EVERY_S: Final = 0.05
+_LOG: Final = f"{names.PROJECT}:log:".encode()
+
+Entry = tuple[int, bytes, int]
+"""Partition, payload, number of events."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,16 @@ class Look:
 
 @dataclass(frozen=True)
 class Run:
-    """From the first commit beyond a tenth of the events (start-up, entities that were never seen) to the last one."""
+    """From the first commit beyond a tenth of the events (start-up, entities that were never seen) to the last one.
+
+    `workers_us` and `valkey_us`: processor time an event. `workers_mb` and `valkey_mb`: the most; `workers_end_mb` after the last commit.
+    """
 
     events_per_s: float
     workers_us: float
     valkey_us: float
     workers_mb: float
+    workers_end_mb: float
     valkey_mb: float
 
     @classmethod
@@ -53,11 +62,16 @@ class Run:
         first = next(look for look in looks if look.events >= total / 10)
         last = next(look for look in looks if look.events == total)
         events = last.events - first.events
+        if events == 0:
+            raise ValueError(
+                f"{total:,} events were committed within {_EVERY_S} s, too few for a rate: take more events"
+            )
         return cls(
             events / (last.at_s - first.at_s),
             (last.workers_cpu_s - first.workers_cpu_s) / events * 1e6,
             (last.valkey_cpu_s - first.valkey_cpu_s) / events * 1e6,
             max(look.workers_mb for look in looks),
+            last.workers_mb,
             max(look.valkey_mb for look in looks),
         )
 
@@ -82,26 +96,40 @@ class FlowSite:
         if child.wait(PATIENCE_S) != 0:
             raise child.failure("failed")
 
-    def _child(self, name: str, module: str) -> Child:
+    def _child(self, name: str, module: str, **settings: Any) -> Child:
         command = [sys.executable, "-m", module]
-        return Child(name, command, environment_of(self.settings), self.directory / f"{name}.log")
+        environment = environment_of(self.settings.model_copy(update=settings))
+        return Child(name, command, environment, self.directory / f"{name}.log")
 
     def forget(self) -> None:
         """An empty store."""
         connect(self.settings, timeout_s=60.0).flushall()
 
-    def fill(self, behaviour: Behaviour, events: int, first: int = 0) -> int:
-        """Append made behaviour to the log; returns how many entries."""
-        log, count = self.log, 0
-        for partition, payload, records in entries(behaviour, events, first):
-            log.append({partition: payload}, {partition: len(records)})
-            count += 1
-        return count
+    def forget_state(self) -> None:
+        """Everything but the log."""
+        client = connect(self.settings, timeout_s=60.0)
+        keys = [key for key in client.scan_iter(count=10_000) if not key.startswith(_LOG)]
+        for start in range(0, len(keys), 10_000):
+            client.unlink(*keys[start : start + 10_000])
+
+    def append(self, made: Iterable[Entry]) -> None:
+        """Append entries to the log, those of different partitions together."""
+        log, together = self.log, dict[int, tuple[bytes, int]]()
+
+        def send() -> None:
+            log.append({p: payload for p, (payload, _) in together.items()}, {p: n for p, (_, n) in together.items()})
+            together.clear()
+
+        for partition, payload, count in made:
+            if partition in together:
+                send()
+            together[partition] = payload, count
+        send()
 
     @contextmanager
-    def workers(self, count: int) -> Iterator[list[Child]]:
-        """Workers of the feature flow as processes; ended in order."""
-        children = [self._child(f"features-{number}", "flows.features") for number in range(count)]
+    def workers(self, count: int, **settings: Any) -> Iterator[list[Child]]:
+        """Workers of the feature flow as processes, with changed settings; ended in order."""
+        children = [self._child(f"features-{number}", "flows.features", **settings) for number in range(count)]
         for child in children:
             child.start()
         try:
@@ -130,6 +158,11 @@ class FlowSite:
             looks.append(Look(time.perf_counter(), events, *measured[0], *measured[1]))
             time.sleep(_EVERY_S)
         return looks
+
+
+def made(behaviour: Behaviour, events: int, first: int = 0) -> Iterator[Entry]:
+    """Made behaviour as entries of the log."""
+    return ((partition, payload, len(records)) for partition, payload, records in entries(behaviour, events, first))
 
 
 def _measure(processes: Sequence[psutil.Process]) -> tuple[float, float]:

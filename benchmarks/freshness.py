@@ -1,6 +1,6 @@
 """How old a feature is: from the acknowledged `POST /v1/events` to the value in a read, the whole stack running under load.
 
-`python -m benchmarks.freshness [--seconds 120]`
+`python -m benchmarks.freshness [--seconds 50]`
 
 The stack is that of `make up` (Valkey that flushes every write, both flows, Ray Serve with collector and recommender), in a data
 directory of its own. Beside it a load of 100 posts/s with 10 events each, from another process. Every 50 to 100 ms a probe posts one
@@ -133,7 +133,7 @@ def report(ours: Measured, stock: Measured | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=120, help="how long each side is probed")
+    parser.add_argument("--seconds", type=float, default=50, help="how long each side is probed")
     parser.add_argument("--no-baseline", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headrace-freshness-") as folder:

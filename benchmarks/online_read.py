@@ -4,7 +4,7 @@ Plain: 50 stored features. Mixed: 25 stored ones and 25 over sliding windows, wh
 finished. All three read from one Valkey, each in a process of its own, in turns. Our reader's time ends with values (NumPy columns, and
 lists of strings); that of Feast's API with its response, before `to_dict`. Every value is compared.
 
-    python -m benchmarks.online_read [--rounds 3] [--seconds 1.0] [--entities 500]
+    python -m benchmarks.online_read [--rounds 3] [--seconds 0.5] [--entities 500]
 """
 
 import argparse
@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.children import peak_mb, run_child
+from benchmarks.children import peak_mb
+from benchmarks.online_sides import serve_turns, take_turns
 from benchmarks.report import percentiles, publish
 from headrace.clock import system_clock
 from headrace.settings import MICROS, Settings
@@ -29,7 +30,7 @@ from headrace.stores.redis_client import connect
 READERS: Final = ("reader", "feast_on_ours", "feast")
 PLAIN, MIXED_PLAIN, WINDOWED, FINISHED = "plain", "mixed_plain", "windowed", "finished"
 EVENTS_EACH: Final = 200
-MINIMUM_CALLS: Final = 20
+MINIMUM_CALLS: Final = 10
 
 
 def main() -> None:
@@ -44,14 +45,16 @@ def main() -> None:
         directory = Path(folder)
         with valkey(directory) as server:
             _fill(directory, server.url, sizes)
-            rounds = [{who: _run(who, directory, options.seconds) for who in READERS} for _ in range(options.rounds)]
+            more = ("--seconds", str(options.seconds))
+            turns = take_turns("online_read", READERS, options.rounds, directory, *more)
+            rounds = [{who: _with_values(who, found[who], directory) for who in READERS} for found in turns]
     _publish(options, sizes, rounds)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3, help="how often each reader has its turn")
-    parser.add_argument("--seconds", type=float, default=1.0, help="how long each case is measured in a turn")
+    parser.add_argument("--seconds", type=float, default=0.5, help="how long each case is measured in a turn")
     parser.add_argument("--entities", type=int, default=500, help="entities of the largest case")
     parser.add_argument("--child", choices=READERS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
@@ -88,25 +91,27 @@ def _fill(directory: Path, url: str, sizes: Sequence[int]) -> None:
     (directory / "cases.json").write_text(json.dumps({"url": url, "t_us": t_us, "ids": ids, "sizes": list(sizes)}))
 
 
-def _run(who: str, directory: Path, seconds: float) -> dict[str, Any]:
-    found = run_child("online_read", who, directory, "--seconds", str(seconds))
-    found["values"] = pickle.loads((directory / f"{who}.pickle").read_bytes())
-    return found
+def _with_values(who: str, found: dict[str, Any], directory: Path) -> dict[str, Any]:
+    return found | {"values": pickle.loads((directory / f"{who}.pickle").read_bytes())}
 
 
 def _child(who: str, directory: Path, seconds: float) -> None:
-    """Measure each case; leave the values in a file, times and memory on the last line."""
+    """Measure each case at each turn; values go into a file, times and memory are the answer."""
     known = json.loads((directory / "cases.json").read_text())
     read = _reader(known, directory) if who == "reader" else _feast(who, known, directory)
-    times: dict[str, list[float]] = {}
-    values: dict[str, Mapping[str, list[Any]]] = {}
-    for kind in ("plain", "mixed"):
-        for size in known["sizes"]:
-            call, value_of = read(kind, known["ids"][:size])
-            values[f"{kind}_{size}"] = value_of(call())
-            times[f"{kind}_{size}"] = _timed(call, seconds)
-    (directory / f"{who}.pickle").write_bytes(pickle.dumps(values))
-    print(json.dumps({"times": times, "peak_mb": peak_mb()}))
+
+    def measure() -> dict[str, Any]:
+        times: dict[str, list[float]] = {}
+        values: dict[str, Mapping[str, list[Any]]] = {}
+        for kind in ("plain", "mixed"):
+            for size in known["sizes"]:
+                call, value_of = read(kind, known["ids"][:size])
+                values[f"{kind}_{size}"] = value_of(call())
+                times[f"{kind}_{size}"] = _timed(call, seconds)
+        (directory / f"{who}.pickle").write_bytes(pickle.dumps(values))
+        return {"times": times, "peak_mb": peak_mb()}
+
+    serve_turns(measure)
 
 
 Case = tuple[Callable[[], Any], Callable[[Any], Mapping[str, list[Any]]]]

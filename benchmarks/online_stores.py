@@ -30,6 +30,7 @@ from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
 from headrace.stores.commits import SentCommits, ShardCommit
 from headrace.stores.definitions import REGISTRY_STORE
+from headrace.stores.feature_store import quieten_feast
 from headrace.stores.shards import OwnedShard
 
 OURS: Final = "headrace.stores.online.PackedRedisOnlineStore"
@@ -116,6 +117,7 @@ def windowed_view(name: str, count: int, directory: Path) -> StreamFeatureView:
 
 def open_store(kind: str, server: str, settings: Settings, definitions: Sequence[object] = ()) -> FeatureStore:
     """A feature store with its registry under `settings.data`; applies the definitions, if there are any."""
+    quieten_feast()
     address = server.removeprefix("redis://").removesuffix("/0")
     online = {"type": kind, "settings": settings} if kind == OURS else {"type": kind, "connection_string": address}
     registry = RegistryConfig(

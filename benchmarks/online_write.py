@@ -5,11 +5,10 @@ does; folding the events is not counted. `push` is Feast's, of data frames with 
 rows; rows are new each time. One Valkey with every write on disk before its answer; each side in a process of its own, in turns; what was
 written is read back and compared.
 
-    python -m benchmarks.online_write [--rounds 3] [--seconds 2.0] [--entities 5000]
+    python -m benchmarks.online_write [--rounds 3] [--seconds 1.0] [--entities 5000]
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,8 @@ from typing import Any, Final
 import polars as pl
 
 from benchmarks import online_stores as stores
-from benchmarks.children import peak_mb, run_child
+from benchmarks.children import peak_mb
+from benchmarks.online_sides import serve_turns, take_turns
 from benchmarks.report import publish
 from headrace import names
 from headrace.clock import system_clock
@@ -47,17 +47,14 @@ def main() -> None:
         with stores.valkey(directory) as server:
             (directory / "url").write_text(server.url)
             more = ("--seconds", str(options.seconds), "--entities", str(options.entities))
-            rounds = [
-                {who: run_child("online_write", who, directory, *more) for who in WRITERS}
-                for _ in range(options.rounds)
-            ]
+            rounds = list(take_turns("online_write", WRITERS, options.rounds, directory, *more))
     _publish(options, rounds)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3, help="how often each side has its turn")
-    parser.add_argument("--seconds", type=float, default=2.0, help="how long each case is measured in a turn")
+    parser.add_argument("--seconds", type=float, default=1.0, help="how long each case is measured in a turn")
     parser.add_argument("--entities", type=int, default=5_000, help="rows that the flow's writer writes at a time")
     parser.add_argument("--child", choices=WRITERS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
@@ -65,12 +62,15 @@ def _options() -> argparse.Namespace:
 
 
 def _child(who: str, directory: Path, options: argparse.Namespace) -> None:
-    """Measure one side; rates and memory on the last line."""
+    """Measure one side at each turn, on an empty store: rates and memory."""
     settings = Settings(data=directory / who, redis_url=(directory / "url").read_text())
-    connect(settings).flushall()
-    measure = _flow if who == "writer" else _push
-    rates = measure(who, settings, options)
-    print(json.dumps({"rows_per_s": rates, "peak_mb": peak_mb()}))
+    side = _flow if who == "writer" else _push
+
+    def measure() -> dict[str, Any]:
+        connect(settings).flushall()
+        return {"rows_per_s": side(who, settings, options), "peak_mb": peak_mb()}
+
+    serve_turns(measure)
 
 
 def _flow(who: str, settings: Settings, options: argparse.Namespace) -> dict[str, float]:
@@ -159,14 +159,14 @@ def _rate(prepare: Callable[[], None], write: Callable[[], int], seconds: float)
 
 
 def _publish(options: argparse.Namespace, rounds: Sequence[Mapping[str, Any]]) -> None:
-    def best(who: str, case: str) -> float:
+    def median(who: str, case: str) -> float:
         return float(sorted(each[who]["rows_per_s"][case] for each in rounds)[len(rounds) // 2])
 
-    ours = best("writer", f"rows_{options.entities}")
+    ours = median("writer", f"rows_{options.entities}")
     pushes = {
         f"rows_{size}": {
-            "push_rows_per_s": round(best("push_ours", f"rows_{size}")),
-            "baseline_rows_per_s": round(best("push_feast", f"rows_{size}")),
+            "push_rows_per_s": round(median("push_ours", f"rows_{size}")),
+            "baseline_rows_per_s": round(median("push_feast", f"rows_{size}")),
         }
         for size in BATCHES
     }

@@ -1,27 +1,26 @@
 """A point-in-time join through Feast: our offline store against Feast's DuckDB store, and its file store on a tenth.
 
 Each store answers `get_historical_features(...).to_arrow()` in a process of its own, over the same Parquet file, applied registry and
-pandas entity frame; the clock runs over that call alone, the peak is the process's. Answers are compared value by value.
+pandas entity frame; the clock runs over that call alone, the first of its process, what is loaded then included. The peak is the
+process's. Answers are compared value by value.
 
     python -m benchmarks.pit_join [--rows 5000000] [--labels 1000000] [--no-file-store]
 """
 
 import argparse
-import json
 import sys
 import tempfile
-import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.children import peak_mb, run_child
+from benchmarks.children import run_child
+from benchmarks.offline_side import COLUMNS, cells, compare, headline, report
 from benchmarks.report import CONSOLE, publish
 
 STORES: Final = {
@@ -47,14 +46,15 @@ def main() -> None:
         compiled = run_child("pit_join", "ours", tenth)["seconds"]
         ours, arrow = run_child("pit_join", "ours", whole), run_child("pit_join", "ours", whole, "--arrow")
         duckdb = run_child("pit_join", "duckdb", whole)
-        _compare(whole, "duckdb")
+        compare(whole / "ours.parquet", whole / "duckdb.parquet")
         stores = {"ours": ours, "ours, Arrow in": arrow, "duckdb": duckdb}
         if not options.no_file_store:
             stores |= {
                 "file (a tenth)": run_child("pit_join", "file", tenth),
                 "ours (a tenth)": run_child("pit_join", "ours", tenth),
             }
-            _compare(tenth, "file")
+            came_back = compare(tenth / "ours.parquet", tenth / "file.parquet")
+            CONSOLE.print(f"file returned {came_back:,} of {options.labels // 10:,} rows")
     _publish(options, stores, compiled)
 
 
@@ -96,23 +96,11 @@ def _child(store: str, directory: Path) -> None:
     feature_store = _open(store, directory)
     labels = pq.read_table(directory / "labels.parquet")
     entity_df: Any = labels if "--arrow" in sys.argv else labels.to_pandas()
-    before = peak_mb()
-    start, cpu = time.perf_counter(), time.process_time()
-    answer = feature_store.get_historical_features(entity_df, [f"drivers:{name}" for name in FEATURES]).to_arrow()
-    seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu
-    peak = peak_mb()
-    pq.write_table(answer, directory / f"{store}.parquet")
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "cpu_s": cpu_s,
-                "rows_per_s": labels.num_rows / seconds,
-                "rows": answer.num_rows,
-                "peak_mb": peak,
-                "before_mb": before,
-            }
-        )
+    report(
+        lambda: feature_store.get_historical_features(entity_df, [f"drivers:{name}" for name in FEATURES]).to_arrow(),
+        directory / f"{store}.parquet",
+        FEATURES,
+        again=store == "ours",
     )
 
 
@@ -144,43 +132,15 @@ def _open(kind: str, directory: Path) -> Any:
     return store
 
 
-def _compare(directory: Path, other: str) -> None:
-    """Every value of the rows that the other store returned equals ours; nulls are null in both."""
-    columns = ["label", *FEATURES]
-    ours, theirs = (
-        pl.read_parquet(directory / f"{store}.parquet", columns=columns)
-        .select("label", pl.col(*FEATURES).cast(pl.Float64).fill_nan(None))
-        .sort("label")
-        for store in ("ours", other)
-    )
-    if theirs.height < ours.height:
-        CONSOLE.print(f"{other} returned {theirs.height:,} of {ours.height:,} rows")
-    same = ours.join(theirs.select("label"), on="label", how="semi", maintain_order="left")
-    if not same.equals(theirs):
-        raise SystemExit(f"the answers of {other} and ours differ")
-
-
 def _publish(options: argparse.Namespace, stores: dict[str, dict[str, Any]], compiled: float) -> None:
-    ours, duckdb = stores["ours"], stores["duckdb"]
-    table = [
-        (name, one["rows_per_s"], one["seconds"], one["cpu_s"], one["rows"], one["peak_mb"], one["before_mb"])
-        for name, one in stores.items()
-    ]
-    result = {
-        "rows_per_s": ours["rows_per_s"],
-        "baseline_rows_per_s": duckdb["rows_per_s"],
-        "ratio": ours["rows_per_s"] / duckdb["rows_per_s"],
-        "peak_mb": ours["peak_mb"],
-        "baseline_peak_mb": duckdb["peak_mb"],
-        "cpu_ratio": duckdb["cpu_s"] / ours["cpu_s"],
-        "memory_ratio": ours["peak_mb"] / duckdb["peak_mb"],
+    result = headline(stores["ours"], stores["duckdb"]) | {
         "feature_rows": options.rows,
         "label_rows": options.labels,
         "features": len(FEATURES),
         "first_run_seconds": compiled,
         "stores": stores,
     }
-    publish("pit_join", ["store", "label rows/s", "s", "CPU s", "rows back", "peak MB", "MB before"], table, result)
+    publish("pit_join", COLUMNS, cells(stores), result)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 import orjson
 
 from benchmarks.behaviour import Behaviour, entries
-from benchmarks.flow_site import FlowSite, Run
+from benchmarks.flow_site import FlowSite, Look, Run, made
 from benchmarks.report import CONSOLE, publish
 from benchmarks.stock_windows import write_entries
 from headrace import names
@@ -33,19 +33,38 @@ from headrace.stores.redis_client import connect
 
 COUNTS: Final = {"view": "views_10m", "click": "clicks_10m", "add_to_cart": "carts_10m", "purchase": "purchases_10m"}
 MINUTE_US: Final = 60 * MICROS
-_HELD: Final = re.compile(r"held (\d+) event ids in (\d+) bytes")
+_HELD: Final = re.compile(r"held (\d+) event ids in (\d+) bytes, (\d+) entities in (\d+) bytes")
 
 
-def run_ours(site: FlowSite, behaviour: Behaviour, events: int, workers: int) -> tuple[Run, dict[str, float]]:
-    """The rate, and what the workers held of event ids when they ended."""
-    site.forget()
-    with CONSOLE.status(f"filling the log with {events:,} events"):
-        site.fill(behaviour, events)
-    with CONSOLE.status(f"{workers} worker(s), {events:,} events"), site.workers(workers) as children:
-        run = Run.of(site.watch(children, events))
-    held = [tuple(map(int, _HELD.findall(child.log.read_text())[-1])) for child in children]
-    ids, size = (sum(each) for each in zip(*held, strict=True))
-    return run, {"event_ids": ids, "index_mb": size / 2**20, "index_bytes_per_event": size / ids}
+class Filling:
+    """The log, which gets longer from run to run; each run begins with no state."""
+
+    def __init__(self, site: FlowSite, behaviour: Behaviour) -> None:
+        self._site = site
+        self._behaviour = behaviour
+        self._events = 0
+
+    def fill_up(self, events: int) -> None:
+        with CONSOLE.status(f"filling the log up to {events:,} events"):
+            self._site.append(made(self._behaviour, events - self._events, self._events))
+        self._events = events
+
+    def drain(self, workers: int) -> tuple[list[Look], dict[str, float]]:
+        """The whole log into an empty state; what was seen of it, and what the workers held when they ended."""
+        site, events = self._site, self._events
+        site.forget_state()
+        with CONSOLE.status(f"{workers} worker(s), {events:,} events"), site.workers(workers) as children:
+            looks = site.watch(children, events)
+        held = [tuple(map(int, _HELD.findall(child.log.read_text())[-1])) for child in children]
+        ids, size, entities, state = (sum(each) for each in zip(*held, strict=True))
+        index = {
+            "event_ids": ids,
+            "index_mb": size / 2**20,
+            "index_bytes_per_event": size / ids,
+            "entities": entities,
+            "state_mb": state / 2**20,
+        }
+        return looks, index | {"log_mb": site.log.size_bytes() / 2**20}
 
 
 def run_stock(directory: Path, behaviour: Behaviour, events: int, end_us: int) -> dict[str, Any]:
@@ -81,7 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--small", type=int, default=300_000, help="the smaller of the two runs that memory is compared over"
     )
-    parser.add_argument("--baseline-events", type=int, default=60_000)
+    parser.add_argument("--baseline-events", type=int, default=40_000)
     parser.add_argument("--workers", type=int, default=2, help="of the run with more than one worker")
     arguments = parser.parse_args()
     behaviour = Behaviour()
@@ -89,15 +108,19 @@ def main() -> None:
         site = FlowSite(Path(folder))
         try:
             end_us = _end_of(behaviour, arguments.baseline_events)
-            run_ours(site, behaviour, arguments.baseline_events, 1)
+            log = Filling(site, behaviour)
+            log.fill_up(arguments.baseline_events)
+            log.drain(1)
             stock = run_stock(Path(folder), behaviour, arguments.baseline_events, end_us)
             compared = check_counts(site, stock["counts"], end_us)
-            small, small_index = run_ours(site, behaviour, arguments.small, 1)
-            large, large_index = run_ours(site, behaviour, arguments.events, 1)
-            several, _ = run_ours(site, behaviour, arguments.events, arguments.workers)
+            log.fill_up(arguments.small)
+            small, small_held = log.drain(1)
+            log.fill_up(arguments.events)
+            large, large_held = log.drain(1)
+            several, _ = log.drain(arguments.workers)
         finally:
             site.server.stop()
-    report(arguments, stock, compared, (small, small_index), (large, large_index), several)
+    report(arguments, stock, compared, (Run.of(small), small_held), (Run.of(large), large_held), Run.of(several))
 
 
 def _end_of(behaviour: Behaviour, events: int) -> int:
@@ -114,9 +137,9 @@ def report(
     large: tuple[Run, dict[str, float]],
     several: Run,
 ) -> None:
-    ours, index = large
+    ours, held = large
     baseline = stock["events"] / stock["seconds"]
-    rest_mb = [run.workers_mb - held["index_mb"] for run, held in (small, large)]
+    rest_mb = [run.workers_end_mb - held["index_mb"] for run, held in (small, large)]
     columns = ("", "events/s", "ratio", "worker us/event", "Valkey us/event", "worker MB", "Valkey MB")
     rows = [
         (f"stock fold_window, {stock['events']:,} events", baseline, 1.0, 1e6 / baseline, "", stock["peak_mb"], ""),
@@ -139,8 +162,9 @@ def report(
     ]
     CONSOLE.print(
         f"{compared:,} counts of ten minutes equal those of stock Bytewax. "
-        f"Event ids: {index['index_bytes_per_event']:.1f} bytes each, {index['index_mb']:.0f} MB. "
-        f"Worker memory without them: {rest_mb[0]:.0f} MB, then {rest_mb[1]:.0f} MB."
+        f"Event ids: {held['index_bytes_per_event']:.1f} bytes each, {held['index_mb']:.0f} MB. "
+        f"Worker memory without them: {rest_mb[0]:.0f} MB, of it {small[1]['state_mb']:.0f} MB for {small[1]['entities']:,} entities, "
+        f"then {rest_mb[1]:.0f} MB, of it {held['state_mb']:.0f} MB for {held['entities']:,}."
     )
     result = {
         "events_per_s": ours.events_per_s,
@@ -151,7 +175,7 @@ def report(
         "events": arguments.events,
         "baseline_events": stock["events"],
         "counts_compared": compared,
-        "one_worker": asdict(ours) | index,
+        "one_worker": asdict(ours) | held,
         "one_worker_small": {"events": arguments.small, **asdict(small[0]), **small[1]},
         "several_workers": {"workers": arguments.workers, **asdict(several)},
         "memory_mb_without_index": {"small": rest_mb[0], "large": rest_mb[1]},

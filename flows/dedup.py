@@ -39,7 +39,7 @@ class Deduplicator:
         duplicate = np.zeros(batch.events.height, np.bool_)
         for partition in np.unique(batch.places.partition).tolist():
             rows = np.flatnonzero(batch.places.partition == partition)
-            places, ids = batch.places[rows], batch.events[names.EVENT_ID].gather(rows)
+            places, ids = batch.places[rows], batch.events[names.EVENT_ID][rows]
             known = self._reach(partition, batch.slice.after[partition], int(places.appended_us.min()))
             duplicate[rows] = known.duplicates(ids, places)
             self._known[partition] = known  # only now: what failed half-way is begun anew

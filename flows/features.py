@@ -38,7 +38,7 @@ logger = logging.getLogger("headrace.flows.features")
 
 _STORE_TIMEOUT_S: Final = 30.0
 """A commit may have to wait for a slow disk."""
-_ALWAYS: Final = (names.EVENT_ID, names.TIMESTAMP, names.RECEIVED_AT)
+_ALWAYS: Final = (names.EVENT_ID, names.TYPE, names.TIMESTAMP, names.RECEIVED_AT)
 """Columns that the flow itself reads."""
 
 
@@ -73,8 +73,15 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
         worker.send(commits)
 
     def close() -> None:
+        held = worker.held.values()
+        logger.info(
+            "held %d event ids in %d bytes, %d entities in %d bytes",
+            len(deduplicate),
+            deduplicate.size_bytes,
+            sum(state.entities for state in held),
+            sum(state.nbytes for state in held),
+        )
         worker.close()
-        logger.info("held %d event ids in %d bytes", len(deduplicate), deduplicate.size_bytes)
 
     flow = Dataflow("features")
     slices = op.input("read_log", flow, source)  # LogSlice

@@ -39,6 +39,16 @@ class ShardState:
         self._shards = shards
         self._states = {name: ViewState(layout) for name, layout in layouts.items()}
 
+    @property
+    def entities(self) -> int:
+        """In memory, those of each view counted."""
+        return sum(len(state) for state in self._states.values())
+
+    @property
+    def nbytes(self) -> int:
+        """What they take."""
+        return sum(state.nbytes for state in self._states.values())
+
     def parts(self, split: SplitBatch, may_empty: bool) -> Iterator[ViewPart]:
         """The views that a batch changes. `may_empty`: all that was folded is committed, so memory that is full may be emptied."""
         for name, rows in split.rows[self.owned.shard].items():
@@ -47,7 +57,7 @@ class ShardState:
             spec = self._states[name].layout.spec
             new = self._not_included(split, rows)
             if len(new):
-                events = split.batch.events.select(spec.columns)[new]
+                events = pl.DataFrame([split.batch.events[column] for column in spec.columns])[new]
                 yield ViewPart(name, self._states[name], events, events[spec.entity_column])
 
     def _not_included(self, split: SplitBatch, rows: Ints) -> Ints:

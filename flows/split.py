@@ -10,7 +10,7 @@ import polars as pl
 
 from flows.batches import Batch, Places
 from headrace import names
-from headrace.aggregates.columns import concerns, micros
+from headrace.aggregates.columns import is_there, micros, of_types, type_codes
 from headrace.aggregates.spec import ViewSpec
 from headrace.identity import shards_of
 
@@ -47,9 +47,10 @@ class ShardSplitter:
 
     def _split(self, events: pl.DataFrame, wanted: Collection[int]) -> Iterator[tuple[str, dict[int, Ints]]]:
         entities = dict.fromkeys(spec.entity_column for spec in self._specs.values())
-        shards = {column: shards_of(events[column].fill_null(""), self._shards) for column in entities}
+        shards = {column: shards_of(events[column], self._shards) for column in entities}
+        codes = type_codes(events)
         for name, spec in self._specs.items():
-            concerned = events.select(concerns(spec).alias("it")).to_series().fill_null(False).to_numpy()
+            concerned = of_types(codes, spec.types) & is_there(spec.entity_column, events)
             numbers = np.where(concerned, shards[spec.entity_column], -1)
             yield name, {shard: np.flatnonzero(numbers == shard) for shard in wanted}
 

@@ -98,11 +98,13 @@ class Worker:
             logger.info("%s", error)
 
     def _free(self) -> list[int]:
+        """Shards that nobody has a lease of; and those that we have one of still, but have forgotten."""
         others = [shard for shard in range(self._shards) if shard not in self.held]
         pipeline = self._redis.pipeline(transaction=False)
         for shard in others:
-            pipeline.exists(lease_key(shard))
-        return [shard for shard, leased in zip(others, pipeline.execute(), strict=True) if not leased]
+            pipeline.get(lease_key(shard))
+        free = (None, self._name.encode())
+        return [shard for shard, holder in zip(others, pipeline.execute(), strict=True) if holder in free]
 
     def fold(self, split: SplitBatch) -> Commits:
         """Fold a batch into every shard held."""

@@ -103,9 +103,10 @@ def _read64(data: npt.NDArray[np.uint8], at: int) -> np.uint64:
 
 @kernel
 def _read32(data: npt.NDArray[np.uint8], at: int) -> np.uint64:
+    first = np.uintp(at)  # an index without a sign is not looked at, and the four reads become one
     return (
-        np.uint64(data[at])
-        | (np.uint64(data[at + 1]) << np.uint64(8))
-        | (np.uint64(data[at + 2]) << np.uint64(16))
-        | (np.uint64(data[at + 3]) << np.uint64(24))
+        np.uint64(data[first])
+        | (np.uint64(data[first + np.uintp(1)]) << np.uint64(8))
+        | (np.uint64(data[first + np.uintp(2)]) << np.uint64(16))
+        | (np.uint64(data[first + np.uintp(3)]) << np.uint64(24))
     )

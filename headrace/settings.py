@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     flow_workers: int = Field(1, ge=1, le=256, description="Feature flow processes that `headrace up` starts.")
     flow_linger_ms: float = Field(
-        0,
+        10,
         ge=0,
         le=10_000,
         description="Shortest time between two micro-batches of the feature flow, unless it is behind.",

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from headrace.aggregates.batch_order import Ints, Ordered
+from headrace.aggregates.batch_order import Ints, Ordered, read_only
 from headrace.aggregates.expressions import Floats
 from headrace.aggregates.spec import DISTINCT_BOUND
 from headrace.hashing import Hashes, hash_slices, xxh64
@@ -20,7 +20,8 @@ def value_hashes(values: pl.Series) -> Hashes:
     else:
         numbers = values.to_physical().cast(pl.Int64).fill_null(0).to_numpy()
     eight = np.arange(len(numbers) + 1, dtype=np.int64) * 8
-    return np.asarray(hash_slices(np.ascontiguousarray(numbers).view(np.uint8), eight, np.uint64(0)))
+    data = read_only(np.ascontiguousarray(numbers).view(np.uint8))
+    return np.asarray(hash_slices(data, read_only(eight), np.uint64(0)))
 
 
 def distinct_in_windows(hashes: Hashes, timeline: Ordered, asked: Ordered, first: Ints, last: Ints) -> Ints:

@@ -35,10 +35,14 @@ class Keys:
 
     @classmethod
     def of(cls, keys: pl.Series) -> "Keys":
-        asked = keys.alias(_KEY).to_frame()
-        frame = asked.unique().with_row_index(_CODE)
-        codes = asked.join(frame, on=_KEY, how="left", maintain_order="left", nulls_equal=True)[_CODE]
-        return cls(codes.to_numpy(), frame)
+        return cls(*as_codes(keys.alias(_KEY).to_frame(), _CODE))
+
+
+def as_codes(rows: pl.DataFrame, code: str) -> tuple[Codes, pl.DataFrame]:
+    """(Q,) a number for each row, equal rows having the same one, and the different rows with theirs in the column `code`."""
+    different = rows.unique().with_row_index(code)
+    codes = rows.join(different, on=rows.columns, how="left", maintain_order="left", nulls_equal=True)[code]
+    return codes.to_numpy(), different
 
 
 @dataclass(frozen=True)

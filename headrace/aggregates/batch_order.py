@@ -5,6 +5,7 @@ each entity answers all of its questions: no search per row.
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from headrace.kernel import kernel
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,16 @@ class Ordered:
 
 def by_entity_and_time(codes: npt.NDArray[np.uint32], times: Ints, entities: int) -> Ordered:
     """Order rows by entity, then by time; rows that are equal in both keep their order."""
-    rows, ordered_times, starts = _group(codes, times, entities)
+    rows, ordered_times, starts = _group(read_only(codes), read_only(times), entities)
     _merge_runs(rows, ordered_times, starts)
     return Ordered(rows, ordered_times, starts)
+
+
+def read_only(values: npt.NDArray[T]) -> npt.NDArray[T]:
+    """A view that cannot be written to. What Polars lends cannot be, and a kernel is compiled anew for arrays that can."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def places_before(timeline: Ordered, asked: Ordered, times: Ints) -> Ints:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from headrace.aggregates.batch_order import Ints
+from headrace.aggregates.batch_order import Ints, read_only
 from headrace.hashing import string_buffers
 from headrace.kernel import kernel
 
@@ -37,10 +37,10 @@ def listed(values: pl.Series, first: Ints, last: Ints, kind: pa.DataType) -> pa.
         some_first, some_last = first[start:stop], last[start:stop]
         lengths = np.concatenate([[0], np.cumsum(some_last - some_first)])
         if pa.types.is_string(kind):
-            cuts, text = _copied_texts(ends, data, some_first, some_last)
+            cuts, text = _copied_texts(read_only(ends), read_only(data), some_first, some_last)
             items = pa.StringArray.from_buffers(len(cuts) - 1, pa.py_buffer(cuts), pa.py_buffer(text))
         else:
-            items = pa.array(_copied(numbers, some_first, some_last), kind)
+            items = pa.array(_copied(read_only(numbers), some_first, some_last), kind)
         chunks.append(pa.ListArray.from_arrays(pa.array(lengths, pa.int32()), items, type=pa.list_(kind)))
     return pa.chunked_array(chunks, pa.list_(kind))
 

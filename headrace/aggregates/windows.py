@@ -21,6 +21,13 @@ ENDLESS: Final = 2**62
 WINDOW_START, WINDOW_END, SHORT, BUCKET_AT = range(4)
 """Columns of `asked`, a row for each feature: its first tile and, of a zscore, the tile where its window ends, the tiles of a bucket and
 where its buckets begin. SHORT is 0 for the others."""
+HEAD, BEFORE, BEHIND = range(3)
+"""Columns of `heads`, a row for each ring: the place of its newest tile, and what makes a place up to there, or one behind it, the
+number of its tile."""
+
+_ONES_IN: Final = np.array([byte.bit_count() for byte in range(256)])
+_ONES: Final = np.array([sorted(range(8), key=lambda bit: ~byte >> bit & 1) for byte in range(256)])
+"""How many bits of a byte are set, and which, in front of those that are not: to try each bit takes twice as long."""
 
 
 @dataclass(frozen=True)
@@ -38,23 +45,24 @@ class Question:
     ) -> dict[str, Ints | Floats] | None:
         """Values as of t, NaN for null; rows that are not alive read as never seen. None where a row is damaged. Shapes (rows,)."""
         asked = self._asked_at(t_us)
-        counts = np.zeros((len(asked), len(newest)), np.int64)
+        counts = np.zeros((len(newest), len(asked)), np.int64)
         buckets = np.zeros((len(newest), self.buckets), np.int64)
         words_at = _read_counts(
             plan, self.first_use, self.uses, asked, parts, rows, begins, newest, alive, counts, buckets
         )
-        sums = np.zeros((len(asked), len(newest), 3))
+        sums = np.zeros((len(newest), len(asked), 3))
         if len(plan.word_cells):
             for row, one in enumerate(self.aggregates):
                 if one.function in (sp.MIN, sp.MAX):
-                    sums[row, :, 0] = np.nan
+                    sums[:, row, 0] = np.nan
             _read_words(plan, self.first_use, self.uses, asked, parts, rows, begins, newest, t_us, sums, words_at)
         if len(words_at) and words_at.min() == BROKEN:
             return None
-        return {
-            one.name: _value(one, counts[row], sums[row], buckets[:, asked[row, BUCKET_AT] :])
-            for row, one in enumerate(self.aggregates)
-        }
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
+            return {
+                one.name: _value(one, counts[:, row], sums[:, row], buckets[:, asked[row, BUCKET_AT] :])
+                for row, one in enumerate(self.aggregates)
+            }
 
     def _asked_at(self, t_us: int) -> Ints:
         """`asked` with the windows of t."""
@@ -81,16 +89,15 @@ def ask(aggregates: Sequence[AggregateSpec], counters_of: Sequence[Sequence[int]
 def _value(aggregate: AggregateSpec, counts: Ints, sums: Floats, buckets: Ints) -> Ints | Floats:
     """(rows,) from the counts (rows,), sums (rows, 3) and buckets (rows, buckets from the feature's first on)."""
     if aggregate.function == sp.COUNT:
-        return counts
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
-        if aggregate.function == sp.MEAN:
-            return np.asarray(sums[:, 0] / counts)
-        if aggregate.function == sp.STD:
-            return np.sqrt(sums[:, 2] / sums[:, 0])
-        if aggregate.function == sp.ZSCORE:
-            newest, before = buckets[:, 0], buckets[:, 1 : (aggregate.window_us or 0) // (aggregate.span_us or 1)]
-            deviation = before.std(axis=1)
-            return np.asarray(np.where(deviation > 0, (newest - before.mean(axis=1)) / deviation, np.nan))
+        return counts.copy()
+    if aggregate.function == sp.MEAN:
+        return np.asarray(sums[:, 0] / counts)
+    if aggregate.function == sp.STD:
+        return np.sqrt(sums[:, 2] / sums[:, 0])
+    if aggregate.function == sp.ZSCORE:
+        newest, before = buckets[:, 0], buckets[:, 1 : (aggregate.window_us or 0) // (aggregate.span_us or 1)]
+        deviation = before.std(axis=1)
+        return np.asarray(np.where(deviation > 0, (newest - before.mean(axis=1)) / deviation, np.nan))
     return sums[:, 0].copy()
 
 
@@ -113,35 +120,32 @@ def _read_counts(
     Returns where each row's words begin, 0 for rows that are not alive, BROKEN for damaged ones.
     """
     cells, rings, words = plan.count_cells, plan.rings, len(plan.word_cells)
-    heads = np.empty((len(rings), 2), np.int64)
+    heads = np.empty((len(rings), 3), np.int64)
+    groups = np.empty((len(cells) + 7) // 8, np.int64)
     after = np.zeros(len(newest), np.int64)
     for row in range(len(newest)):
         if not alive[row]:
             continue
         _find_heads(rings, newest[row], heads)
-        index = tiles_start(begins[row], parts)
         end = part_start(rows, begins[row], begins[row + 1], parts, 0)
-        at = index + tl.index_size(len(cells)) if index + tl.index_size(len(cells)) <= end else BROKEN
-        for group in range((len(cells) + 7) // 8 if at != BROKEN else 0):
-            if not tl.is_marked(rows, index, group):
-                continue
+        marked, at = _marked_groups(rows, tiles_start(begins[row], parts), end, len(cells), groups)
+        for group in groups[:marked]:
             held, at = tl.held_cells(rows, group, len(cells), at, end)
-            for cell in range(8 * group, 8 * group + 8):
-                if not (held >> (cell & 7)) & 1:
-                    continue
-                count, at = get_varint(rows, at, end)
-                tile = _tile(cells, rings, cell, heads)
-                k = cells[cell, COUNTER]
-                for use in range(first_use[k], first_use[k + 1]):
-                    a = uses[use]
-                    if tile < asked[a, WINDOW_START]:
-                        continue
+            for one in range(_ONES_IN[held]):
+                if not 0 <= at < end or rows[np.uintp(at)] > 127:
+                    count, at = get_varint(rows, at, end)
+                else:  # nearly always: a call takes longer
+                    count, at = np.int64(rows[np.uintp(at)]), at + 1
+                cell = np.uintp(8 * group + _ONES[held, one])
+                tile = _tile(cells, cell, heads)
+                k = np.uintp(cells[cell, COUNTER])
+                for use in range(first_use[k], first_use[k + np.uintp(1)]):
+                    a = np.uintp(uses[use])
                     if asked[a, SHORT] == 0:
-                        counts[a, row] += count
-                    elif tile < asked[a, WINDOW_END]:
-                        buckets[row, asked[a, BUCKET_AT] + (asked[a, WINDOW_END] - 1 - tile) // asked[a, SHORT]] += (
-                            count
-                        )
+                        counts[row, a] += count if tile >= asked[a, WINDOW_START] else 0
+                    elif asked[a, WINDOW_START] <= tile < asked[a, WINDOW_END]:
+                        bucket = (asked[a, WINDOW_END] - 1 - tile) // asked[a, SHORT]
+                        buckets[row, asked[a, BUCKET_AT] + bucket] += count
         after[row] = at if words > 0 or at == end else BROKEN
     return after
 
@@ -162,55 +166,73 @@ def _read_words(
 ) -> None:
     """Merge each cell of words of a row into the features whose window it lies in. `words_at` becomes BROKEN for damaged rows."""
     cells, rings, counters = plan.word_cells, plan.rings, plan.counters
-    heads = np.empty((len(rings), 2), np.int64)
+    heads = np.empty((len(rings), 3), np.int64)
+    groups = np.empty((len(cells) + 7) // 8, np.int64)
     bits = np.zeros(3, np.int64)
     words = bits.view(np.float64)
     for row in range(len(newest)):
-        index = words_at[row]
-        if index <= 0:
+        if words_at[row] <= 0:
             continue
         _find_heads(rings, newest[row], heads)
         end = part_start(rows, begins[row], begins[row + 1], parts, 0)
-        at = index + tl.index_size(len(cells)) if index + tl.index_size(len(cells)) <= end else BROKEN
-        for group in range((len(cells) + 7) // 8 if at != BROKEN else 0):
-            if not tl.is_marked(rows, index, group):
-                continue
+        marked, at = _marked_groups(rows, words_at[row], end, len(cells), groups)
+        for group in groups[:marked]:
             held, at = tl.held_cells(rows, group, len(cells), at, end)
-            for cell in range(8 * group, 8 * group + 8):
-                if not (held >> (cell & 7)) & 1:
-                    continue
+            for one in range(_ONES_IN[held]):
+                cell = np.uintp(8 * group + _ONES[held, one])
                 for j in range(cells[cell, WIDTH]):
                     bits[j], at = get_word(rows, at, end)
-                tile = _tile(cells, rings, cell, heads)
-                k = cells[cell, COUNTER]
-                for use in range(first_use[k], first_use[k + 1]):
-                    if tile >= asked[uses[use], WINDOW_START]:
-                        _merge(counters[k, KIND], counters[k, SPAN], words, bits, t_us, sums[uses[use], row])
-        words_at[row] = index if at == end else BROKEN
+                tile = _tile(cells, cell, heads)
+                k = np.uintp(cells[cell, COUNTER])
+                for use in range(first_use[k], first_use[k + np.uintp(1)]):
+                    a = np.uintp(uses[use])
+                    if tile < asked[a, WINDOW_START]:
+                        continue
+                    if counters[k, KIND] == tl.SUM:  # mostly: a call takes longer
+                        sums[row, a, 0] += words[0]
+                    else:
+                        _merge(counters[k, KIND], counters[k, SPAN], words, bits, t_us, sums[row, a])
+        if at != end:
+            words_at[row] = BROKEN
+
+
+@kernel
+def _marked_groups(rows: Bytes, index: Int, end: Int, cells: int, groups: Ints) -> tuple[Int, Int]:
+    """Groups of cells that hold anything, into `groups`: how many, and the place after the bits that say so."""
+    at = index + tl.index_size(cells)
+    if at > end:
+        return 0, BROKEN
+    marked = 0
+    for place in range(index, at):
+        for one in range(_ONES_IN[rows[place]]):
+            group = 8 * (place - index) + _ONES[rows[place], one]
+            if 8 * group >= cells:
+                return marked, BROKEN
+            groups[marked] = group
+            marked += 1
+    return marked, at
 
 
 @kernel
 def _find_heads(rings: Ints, newest: Int, heads: Ints) -> None:
-    """Number and place of each ring's newest tile."""
     for r in range(len(rings)):
-        heads[r, 0] = newest // rings[r, HOP]
-        heads[r, 1] = heads[r, 0] % rings[r, LENGTH]
+        tile = newest // rings[r, HOP]
+        heads[r, HEAD] = tile % rings[r, LENGTH]
+        heads[r, BEFORE] = tile - heads[r, HEAD]
+        heads[r, BEHIND] = heads[r, BEFORE] - rings[r, LENGTH]
 
 
 @kernel
-def _tile(cells: Ints, rings: Ints, cell: Int, heads: Ints) -> Int:
-    """The number of a cell's tile, known by its distance from the newest."""
-    ring = cells[cell, RING_OF]
-    back = heads[ring, 1] - cells[cell, PLACE]
-    return np.int64(heads[ring, 0] - (back if back >= 0 else back + rings[ring, LENGTH]))
+def _tile(cells: Ints, cell: np.uintp, heads: Ints) -> Int:
+    """The number of a cell's tile."""
+    ring, place = np.uintp(cells[cell, RING_OF]), cells[cell, PLACE]
+    return np.int64(place + (heads[ring, BEFORE] if place <= heads[ring, HEAD] else heads[ring, BEHIND]))
 
 
 @kernel
 def _merge(kind: Int, half_life: Int, words: Floats, bits: Ints, t_us: Int, sums: Floats) -> None:
-    """Merge a cell into a feature's sums; deviations as Chan, Golub and LeVeque (1979) do."""
-    if kind == tl.SUM:
-        sums[0] += words[0]
-    elif kind == tl.MIN:
+    """Merge a cell that is no plain sum into a feature's sums; deviations as Chan, Golub and LeVeque (1979) do."""
+    if kind == tl.MIN:
         sums[0] = np.fmin(sums[0], words[0])
     elif kind == tl.MAX:
         sums[0] = np.fmax(sums[0], words[0])

@@ -54,7 +54,7 @@ class ValkeyServer:
                 try:
                     if client.info("server")["process_id"] == self.child.pid:  # and not another one on this port
                         return
-                except redis.ConnectionError:  # not listening yet, or still loading its file
+                except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or still loading its file
                     pass
                 time.sleep(0.02)
         raise self.child.failure("did not start")

@@ -1,6 +1,7 @@
-"""Whether the files of a Delta table are whole. A Parquet file cut short makes its reader panic, or worse: look before reading."""
+"""Whether the files of a table are whole. A Parquet file cut short makes its reader panic, or worse: look before reading."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +12,9 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 _READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+_MARK = b"PAR1"
+_TAIL_BYTES = 8
+"""Length of the footer, and the mark."""
 
 
 class DamagedLakeError(RuntimeError):
@@ -24,6 +28,19 @@ def check_files(table: DeltaTable | None) -> None:
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes, it was written with {size}"
             raise DamagedLakeError(f"{path} {what}: restore it from a copy, or the lake to an earlier version")
+
+
+def check_parquet(paths: Iterable[Path]) -> None:
+    """Raises DamagedLakeError naming the first file that does not end as a Parquet file does: with its footer, and a mark."""
+    for path in paths:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL_BYTES))
+            tail = file.read()
+        if not tail.endswith(_MARK) or int.from_bytes(tail[:4], "little") + _TAIL_BYTES + len(_MARK) > size:
+            raise DamagedLakeError(
+                f"{path} was cut short, or is no Parquet file ({size} bytes, without a footer): restore it from a copy, or write it again"
+            )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from feast import FeatureView
 from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.offline_store import RetrievalMetadata
 
-from headrace.aggregates.batch_events import Codes
+from headrace.aggregates.batch_events import Codes, as_codes
 from headrace.aggregates.batch_order import Ints
 from headrace.clock import from_micros
 from headrace.stores.offline_newest import CODE
@@ -32,12 +32,28 @@ EntityFrame: TypeAlias = pd.DataFrame | pl.DataFrame | pa.Table | str | Path
 class ViewKeys:
     """The entities of one view that the rows ask about, as numbers."""
 
-    codes: Codes
-    """(Q,) the entity of each row."""
-    frame: pl.DataFrame
-    """A row for each entity: `CODE`, and its join keys under `columns`."""
+    asked: pl.DataFrame
+    """(Q,) the join keys of each row, under `columns`."""
     columns: dict[str, str]
     """Alias of each join key, by the name that the view gives it."""
+
+    def __len__(self) -> int:
+        return self.asked.height
+
+    @property
+    def codes(self) -> Codes:
+        """(Q,) the entity of each row."""
+        return self._numbered[0]
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """A row for each entity: `CODE`, and its join keys."""
+        return self._numbered[1]
+
+    @cached_property
+    def _numbered(self) -> tuple[Codes, pl.DataFrame]:
+        """Found when it is first asked for: what is joined at once may not need it."""
+        return as_codes(self.asked, CODE)
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class Labels:
         return pl.Series(column, self.table[column])
 
     def keys(self, view: FeatureView, source: Source, column_of: dict[str, str]) -> ViewKeys:
-        """Numbers the entities of a plain view; keys are compared in the type that the source gives them."""
+        """The entities of a view; keys are compared in the type that the source gives them."""
         columns, aliases = [], {}
         for number, join_key in enumerate(join_keys(view)):
             column = column_of.get(join_key, join_key)
@@ -89,9 +105,7 @@ class Labels:
             aliases[join_key] = f"__key_{number}"
             columns.append(_as_key(view, self.key(view, join_key), source.schema[column]).alias(aliases[join_key]))
         asked = pl.DataFrame(columns) if columns else pl.DataFrame({"__none": pl.zeros(len(self), pl.Int8, eager=True)})
-        frame = asked.unique().with_row_index(CODE)
-        codes = asked.join(frame, on=asked.columns, how="left", maintain_order="left", nulls_equal=True)[CODE]
-        return ViewKeys(codes.to_numpy(), frame, aliases)
+        return ViewKeys(asked, aliases)
 
     def metadata(self, feature_refs: list[str]) -> RetrievalMetadata:
         times = self.times_us

@@ -52,7 +52,7 @@ def key_ranges(
     does not fit is a range of its own.
     """
     if source.count() * bytes_per_row <= bound:
-        yield np.arange(len(keys.codes))
+        yield np.arange(len(keys))
         return
     matched = rows.select(on).join(keys.frame.lazy(), left_on=on, right_on=list(keys.columns.values()))
     counts = source.collect(matched.group_by(CODE).len())

@@ -13,7 +13,7 @@ import pyarrow as pa
 from feast import FeatureView
 from feast.types import FeastType, from_feast_to_pyarrow_type
 
-from headrace.aggregates.batch_events import Codes
+from headrace.aggregates.batch_events import Codes, as_codes
 from headrace.aggregates.batch_order import Ints
 from headrace.settings import MICROS
 from headrace.stores.offline_labels import Labels, ViewKeys
@@ -90,9 +90,8 @@ def latest_rows(source: Source, numbered: pl.LazyFrame, keys: Sequence[str], tim
     frame = source.collect(numbered.select(ROW, *keys, pl.col(time).to_physical().alias(TIME)))
     if not keys:
         return newest_of_each(frame.with_columns(pl.lit(0, pl.UInt32).alias(CODE)), created, 1)
-    entities = frame.select(keys).unique().with_row_index(CODE)
-    coded = frame.join(entities, on=list(keys), how="left", maintain_order="left", nulls_equal=True)
-    return newest_of_each(coded.select(ROW, CODE, TIME), created, entities.height)
+    codes, entities = as_codes(frame.select(keys), CODE)
+    return newest_of_each(frame.select(ROW, TIME, pl.Series(CODE, codes)), created, entities.height)
 
 
 def created_times(source: Source, column: str) -> Created:

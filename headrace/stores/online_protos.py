@@ -112,8 +112,8 @@ def plain_columns(rows: PlainRows, features: Sequence[str], t_us: int) -> Column
 
 def stream_columns(rows: StreamRows | MixedRows, features: Sequence[str], t_us: int) -> Columns:
     """Features of a stream view as of t. An entity that was never seen, or whose state has ended, has values too."""
-    spec = rows.layout.spec
-    wanted = [each for each in spec.aggregates if each.name in set(features)]
+    spec, asked = rows.layout.spec, frozenset(features)
+    wanted = [each for each in spec.aggregates if each.name in asked]
     values = rows.values(t_us, [each.name for each in wanted])
     oldest = t_us - spec.ttl_us if spec.ttl_us is not None else NEVER + 1
     times = [at if at >= oldest else None for at in rows.newest_each_us.tolist()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from feast import FeatureView, StreamFeatureView, utils
 from feast.metrics import track_feature_statuses
@@ -12,6 +13,8 @@ from feast.protos.feast.types.Value_pb2 import Value
 from headrace.stores.online_keys import entity_key, key_of
 from headrace.stores.online_protos import Columns
 from headrace.stores.online_wire import ViewKeys
+
+_PRESENT: Final = FieldStatus.PRESENT  # protobuf looks an enum's name up each time
 
 
 @dataclass(frozen=True)
@@ -70,5 +73,5 @@ def respond(
         found.add_to(response, names, each.places, each.length)
         if versions:  # of no features: it adds the view's version alone
             utils._populate_response_from_feature_data([], [], [], response, full, each.table, each.length, True)
-        present = sum(len(at) for at, s in zip(each.places, found.statuses, strict=True) if s == FieldStatus.PRESENT)
+        present = sum(len(at) for at, s in zip(each.places, found.statuses, strict=True) if s == _PRESENT)
         track_feature_statuses(each.table.name, present * len(names), (each.length - present) * len(names))

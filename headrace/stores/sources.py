@@ -21,7 +21,7 @@ from feast.data_source import DataSource
 from feast.infra.offline_stores.file_source import FileSource
 from feast.repo_config import RepoConfig
 
-from headrace.stores.lake_files import DamagedLakeError, check_files
+from headrace.stores.lake_files import DamagedLakeError, check_files, check_parquet
 
 
 class OfflineStoreError(ValueError):
@@ -87,29 +87,41 @@ def open_source(config: RepoConfig, source: DataSource, reader: str) -> Source |
     if is_delta(source):
         table = delta_table(path, name)
         return None if table is None else _delta(table, path, name)
-    if Path(path).is_dir():
-        files = tuple(str(file) for file in sorted(Path(path).rglob("*.parquet"), reverse=True))
-        rows = pl.scan_parquet(list(files), hive_partitioning=True) if files else None
-    else:
-        files = (path,)
-        rows = pl.scan_parquet(path) if "://" in path or Path(path).exists() else None
-    if rows is None:
+    if "://" in path:
+        return _parquet(name, (path,), pl.scan_parquet(path))
+    place = Path(path)
+    found = [place] if place.is_file() else [file for file in place.rglob("*.parquet") if file.is_file()]
+    files = sorted(found, reverse=True)  # the newest write first
+    with _whole(name):
+        check_parquet(files)
+    if not files:
         return None
+    return _parquet(name, tuple(map(str, files)), pl.scan_parquet(files, hive_partitioning=place.is_dir()))
+
+
+def _parquet(name: str, files: tuple[str, ...], rows: pl.LazyFrame) -> Source:
     return Source(name, rows, files, lambda: _length(rows))
 
 
 def _delta(table: DeltaTable, path: str, name: str) -> Source:
     """Raises OfflineStoreError where a file is missing or not as long as the table's log says."""
-    try:
+    with _whole(name):
         check_files(table)
-    except DamagedLakeError as error:
-        raise OfflineStoreError(f"{name} is damaged: {error}") from error
     files = tuple(unquote(uri.removeprefix("file://")) for uri in table.file_uris())
     # delta-rs names the table's folder by a URI: Polars takes "%20" in it for the name of a folder.
     quoted = "://" not in path and quote(path) != path
     rows = pl.scan_delta(table, use_pyarrow=quoted)
     counts = pl.Series(pa.table(table.get_add_actions())["num_records"])
     return Source(name, rows, files, lambda: _length(rows) if counts.null_count() else int(counts.sum()))
+
+
+@contextmanager
+def _whole(name: str) -> Iterator[None]:
+    """Says of which source a file is damaged."""
+    try:
+        yield
+    except (DamagedLakeError, OSError) as error:
+        raise OfflineStoreError(f"{name} is damaged: {error}") from error
 
 
 def _length(rows: pl.LazyFrame) -> int:

@@ -13,9 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from feast import Field
+from feast.aggregation import Aggregation
+from feast.types import String
 
 from headrace import names
-from headrace.aggregates.spec import FUNCTIONS
+from headrace.aggregates.compile import compile_view
+from headrace.aggregates.spec import FUNCTIONS, DefinitionError
 from headrace.clock import from_micros, system_clock
 from headrace.events import RECORD_SCHEMA, EventIn, encode_records, parse, stamp
 from headrace.identity import shard_of
@@ -29,6 +33,7 @@ from serving.candidates import WAITING_FEATURES, Trace
 from serving.hydrate import hydrate_user
 from serving.store import open_readers
 from tests.conftest import ROOT, wait_until
+from tests.integration.small_repo import stream_view
 
 PAGE = (ROOT / "docs" / "features.md").read_text()
 SECTION = PAGE[PAGE.index("## Add a feature") : PAGE.index("## Change a definition")]
@@ -170,3 +175,15 @@ def test_the_page_names_every_function_and_every_column_of_expressions() -> None
     listed = expressions[expressions.index("are numbers:") : expressions.index("A column by itself")]
     numbers = {each.name for each in RECORD_SCHEMA if pa.types.is_floating(each.type) or pa.types.is_integer(each.type)}
     assert set(re.findall(r"`(.+?)`", listed)) == numbers - {"schema_version"}
+
+
+def test_the_page_shows_a_refusal_as_it_is() -> None:
+    hop, window = timedelta(minutes=7), timedelta(hours=1)
+    spent = Aggregation(
+        column="purchase.price*quantity", function="sum", time_window=window, slide_interval=hop, name="spent_1h"
+    )
+    view = stream_view("user_activity", spent)
+    view.entity_columns = [Field(name="user_id", dtype=String)]  # as Feast's apply leaves it
+    with pytest.raises(DefinitionError) as refusal:
+        compile_view(view)
+    assert f"Error: {refusal.value}\n" in PAGE

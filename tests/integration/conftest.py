@@ -36,6 +36,7 @@ def stack(applied: Path, valkey: str, monkeypatch: pytest.MonkeyPatch) -> Settin
     monkeypatch.setenv("HEADRACE_DATA", str(applied / "var"))
     monkeypatch.setenv("HEADRACE_FEATURE_REPO", str(applied / "feature_repo"))
     monkeypatch.setenv("HEADRACE_REDIS_URL", valkey)
+    monkeypatch.setenv("HEADRACE_FLOW_LEASE_S", "1")  # what the successor of a killed flow waits for
     return Settings()
 
 

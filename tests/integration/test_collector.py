@@ -19,6 +19,7 @@ from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
 from headrace.stores.log import open_log
 from serving.collector import build_collector
+from tests.conftest import wait_until
 
 NOW = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 KEY = {"Authorization": "Bearer writer"}
@@ -123,6 +124,16 @@ def test_a_timestamp_little_ahead_becomes_the_time_of_arrival(app: FastAPI, sett
     record = orjson.loads(fields[b"e"])
     assert (record["timestamp"], record["received_at"]) == (NOW, NOW)
     assert record["client_timestamp"] == NOW + 300_000_000
+
+
+def test_events_refused_for_a_clock_that_is_ahead_are_counted(app: FastAPI):
+    assert post(app, [event("ahead", timestamp="2026-01-01T00:05:00.000001Z"), event()]).json()["accepted"] == 1
+
+    async def metrics() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return (await client.get("/metrics", headers={"Authorization": "Bearer reader"})).text
+
+    assert 'headrace_events_refused_total{field="timestamp"} 1.0' in asyncio.run(metrics()).splitlines()
 
 
 def test_a_batch_without_one_good_event_is_a_422_that_lists_why(app: FastAPI, settings: Settings):
@@ -278,3 +289,4 @@ def test_a_store_without_an_append_only_file_is_refused(settings: Settings, serv
             assert post(build_collector(settings, clock=lambda: NOW), event()).status_code == 503
         finally:
             client.config_set("appendonly", "yes")
+            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])  # until then it does not end

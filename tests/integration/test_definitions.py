@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -111,19 +112,20 @@ def test_both_command_lines_say_what_is_wrong_in_one_line(tmp_path: Path) -> Non
         f"{', '.join(sorted(FUNCTIONS))}"
     )
 
-    feast = subprocess.run(
-        [Path(sys.executable).parent / "feast", "apply"], cwd=settings.feature_repo, env=environment_of(settings),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    theirs = settings.model_copy(update={"data": tmp_path / "theirs"})
+    with ThreadPoolExecutor() as pool:  # at once: either takes seconds to import Feast
+        ours = pool.submit(apply, settings)
+        feast = subprocess.run(
+            [Path(sys.executable).parent / "feast", "apply"], cwd=settings.feature_repo, env=environment_of(theirs),
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        with pytest.raises(ApplyError) as refusal:
+            ours.result()
     assert feast.returncode == 1
     assert feast.stderr.splitlines()[-1] == f"Error: {message}"
     assert "Traceback" not in feast.stderr
-    assert load_definitions(settings) == Definitions({}, {})
-
-    with pytest.raises(ApplyError) as refusal:
-        apply(settings)
     assert str(refusal.value) == f"{settings.feature_repo} was not applied: {message}"
-    assert load_definitions(settings) == Definitions({}, {})
+    assert load_definitions(settings) == load_definitions(theirs) == Definitions({}, {})
 
 
 @pytest.fixture
@@ -144,11 +146,13 @@ def with_a_bad_view(tmp_path: Path, valkey: str) -> Settings:
 
 def test_every_engine_refuses_to_start_on_a_bad_definition(with_a_bad_view: Settings) -> None:
     settings, message = with_a_bad_view, BAD["a hop that does not divide"][1]
-    flow = subprocess.run(
-        [sys.executable, "-m", "flows.features"], cwd=ROOT, env=environment_of(settings), capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert flow.returncode == 1
-    assert flow.stderr.splitlines()[-1] == f"the feature flow ends: {message}"
+    flow = subprocess.Popen(
+        [sys.executable, "-m", "flows.features"],
+        cwd=ROOT,
+        env=environment_of(settings),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     with pytest.raises(DefinitionError, match="choose one that does"):
         backfill(settings)
     with pytest.raises(FeaturesUnknownError, match="choose one that does"):
@@ -159,6 +163,9 @@ def test_every_engine_refuses_to_start_on_a_bad_definition(with_a_bad_view: Sett
         store.get_historical_features(entity_df=label, features=["odd:views"]).to_arrow()
     with pytest.raises(DefinitionError, match="choose one that does"):
         store.get_online_features(["odd:views"], [{"user_id": "u1"}])
+    _, said = flow.communicate()
+    assert flow.returncode == 1
+    assert said.splitlines()[-1] == f"the feature flow ends: {message}"
 
 
 def test_a_registry_file_left_behind_by_an_earlier_choice_is_not_read(with_a_bad_view: Settings) -> None:

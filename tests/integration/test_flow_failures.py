@@ -136,8 +136,8 @@ def test_a_valkey_that_is_killed_and_comes_back_loses_nothing_that_was_acknowled
     events = random_events(900, seed=8)
     flow = start_flow("features")
     for start in range(0, 900, 300):
-        append(open_log(connect(settings), settings), events[start : start + 300], entry=2)
         before = committed_positions(settings)
+        append(open_log(connect(settings), settings), events[start : start + 300], entry=2)
         wait_until(lambda before=before: committed_positions(settings) > before, timeout_s=180)  # type: ignore[misc]
         own.kill()  # while it takes the rest in
         own.start()

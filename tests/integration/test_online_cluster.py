@@ -27,6 +27,12 @@ SHARDS = 16
 IDS = [f"i{number}" for number in range(60)]
 
 
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOW is the test's, not the import's: a suite may run for longer than a window."""
+    monkeypatch.setitem(globals(), "NOW", datetime.now(UTC))
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with valkey_cluster(tmp_path_factory.mktemp("cluster")) as running:

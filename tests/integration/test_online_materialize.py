@@ -53,6 +53,12 @@ def write_table(path: Path, *table: dict[str, object], chunk: int = 1) -> None:
     pq.write_table(pa.Table.from_pylist(list(table), TABLE), path, row_group_size=chunk)
 
 
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOW is the test's, not the import's: a suite may run for longer than a window."""
+    monkeypatch.setitem(globals(), "NOW", datetime.now(UTC))
+
+
 @pytest.fixture
 def served(settings: Settings, valkey: str) -> Settings:
     return settings.model_copy(update={"redis_url": valkey, "data": settings.data.resolve()})

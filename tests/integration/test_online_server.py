@@ -58,6 +58,12 @@ def columns_of(answer: dict[str, Any]) -> dict[str, list[Any]]:
     }
 
 
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOW is the test's, not the import's: a suite may run for longer than a window."""
+    monkeypatch.setitem(globals(), "NOW", datetime.now(UTC))
+
+
 @pytest.fixture
 def store(stack: Settings) -> FeatureStore:
     return open_feature_store(stack)

@@ -10,7 +10,7 @@ from feast.online_response import OnlineResponse
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.types import Float64
 
-from headrace.clock import system_clock
+from headrace.clock import system_clock, to_micros
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.online_reader import OnlineReader
@@ -20,6 +20,12 @@ from tests.integration.online_repo import item, make_store, plain_view, rows, ru
 NOW = datetime.now(UTC)
 FEATURES = ["views", "mean_price", "last_users"]
 REFS = [f"item_activity:{name}" for name in FEATURES]
+
+
+@pytest.fixture(autouse=True)
+def _now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NOW is the test's, not the import's: a suite may run for longer than a window."""
+    monkeypatch.setitem(globals(), "NOW", datetime.now(UTC))
 
 
 @pytest.fixture
@@ -102,3 +108,25 @@ def test_a_service_of_both_kinds_is_one_read_and_says_what_our_reader_says(serve
     assert {name: [None if v != v else v for v in column] for name, column in columns.items()} == {
         name: answer[name] for name in columns
     }
+
+
+def test_windows_decay_as_time_passes_with_no_event(served: Settings, tmp_path: Path) -> None:
+    """Law: windows decay by themselves. Nothing is written between the reads."""
+    store = make_store(served, item, stream_view(tmp_path / "lake"))
+    client, at = connect(served), NOW - timedelta(seconds=10)
+    run_events(
+        served,
+        {"type": "view", "item_id": "a", "at": at},
+        {"type": "purchase", "item_id": "a", "price": 2.0, "quantity": 1, "at": at},
+    )
+    (key,) = client.scan_iter(match="headrace:{s*}:item_activity:a")
+    row = client.get(key)
+    read = OnlineReader(client, load_definitions(served), served).fetch({"item_activity": ["a"]})
+    for minutes, views, mean_price in ((1, 1, 2.0), (11, 0, 2.0), (61, 0, None)):
+        t_us = to_micros(at + timedelta(minutes=minutes))
+        store._get_provider().online_store.clock = lambda t_us=t_us: t_us
+        answer = store.get_online_features(REFS, [{"item_id": "a"}]).to_dict()
+        assert answer == {"item_id": ["a"], "views": [views], "mean_price": [mean_price], "last_users": [["u1"]]}
+        (mean,) = read.streams["item_activity"].values(t_us)["mean_price"]
+        assert (None if mean != mean else mean) == mean_price
+    assert client.get(key) == row

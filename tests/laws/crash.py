@@ -100,15 +100,17 @@ class Trial:
         self._started_us = system_clock()
 
     def supersede(self, flow: Child) -> Child:
-        """Pause a flow until another one has taken everything in, then let it go on: it must be refused. Returns the other one."""
+        """Pause a flow until another one has all shards and everything in them; let it go on: it must be refused. Returns the other."""
         os.kill(flow.pid, signal.SIGSTOP)
-        self.site.flows.remove(flow)
         successor = self.site.start("features")
+        taken = [f"shard {shard} is ours" for shard in range(self.site.settings.shards)]
+        self.wait(lambda: all(line in successor.log.read_text() for line in taken))
         self.wait(lambda: self.feed.sent == self._share and self.site.at_the_end())
         before = self.site.progress()
         os.kill(flow.pid, signal.SIGCONT)
         wait_until(lambda: REFUSED.search(flow.log.read_text()) is not None, timeout_s=PATIENCE_S)
         flow.kill()
+        self.site.flows.remove(flow)
         assert self.site.progress() == before
         return successor
 

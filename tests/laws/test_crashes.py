@@ -18,7 +18,7 @@ from tests.laws.site import Site
 MakeSite = Callable[..., Site]
 REPEATS, LATE = 0.2, 0.05
 LEASE_S = 1.0
-"""Short, where a test waits for it."""
+"""Short, as the successor of a killed flow waits for it. The two long replays have the default."""
 SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -58,7 +58,7 @@ def kill_both_flows(trial: Trial) -> None:
 
 
 def test_kills_of_the_flows_lose_nothing_and_count_nothing_twice(make_site: MakeSite) -> None:
-    site = make_site()
+    site = make_site(flow_lease_s=LEASE_S)
     site.apply(every_function=True)
     kill_both_flows(trial_of(site, shop(3_000), rounds=3, seed=1))
 
@@ -85,7 +85,7 @@ def test_kills_in_a_paced_replay_of_rees46_change_nothing(
 @pytest.mark.parametrize(("rounds", "events"), [(2, 2_000), pytest.param(20, 20_000, marks=SLOW)])
 def test_kills_of_the_store_in_between_change_nothing(make_site: MakeSite, rounds: int, events: int) -> None:
     """Its append-only file brings back what it had acknowledged; what was not confirmed is sent again."""
-    site = make_site()
+    site = make_site(flow_lease_s=LEASE_S)
     site.apply(every_function=True)
     trial = trial_of(site, shop(events), rounds, seed=rounds)
     features = site.start("features")
@@ -102,7 +102,7 @@ def test_kills_of_the_store_in_between_change_nothing(make_site: MakeSite, round
 def test_a_second_flow_started_by_mistake_changes_nothing_whichever_is_killed(
     make_site: MakeSite, rounds: int, events: int
 ) -> None:
-    site = make_site()
+    site = make_site(flow_lease_s=LEASE_S)
     site.apply(every_function=True)
     trial = trial_of(site, shop(events), rounds, seed=rounds)
     pair = [site.start("features"), site.start("features")]

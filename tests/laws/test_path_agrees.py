@@ -28,7 +28,7 @@ from tests.conftest import wait_until
 from tests.laws.agreement import Truth, plain
 from tests.laws.definitions import WINDOWS
 from tests.laws.site import Site
-from tests.laws.streams import AGES, DAY, MINUTE, NOON, SECOND, first_deliveries, logs, renamed
+from tests.laws.streams import AGES, DAY, MINUTE, NOON, SECOND, crowd, first_deliveries, logs, renamed
 from tests.oracles import Event
 
 _EXAMPLES = count()
@@ -139,6 +139,32 @@ def test_oracle_flow_online_read_and_offline_join_agree_on_many_streams(
     site: Site, store: FeatureStore, log: list[Event], entry: int, ages: list[int]
 ) -> None:
     check_path(site, store, log, entry, ages)
+
+
+def test_thousands_of_entities_agree_and_what_came_too_late_is_counted(site: Site, store: FeatureStore) -> None:
+    """All of them are taken in; every fortieth is compared. A sixth of the events is late beyond the horizon."""
+    log = renamed(crowd(events=6_000, users=4_000, items=2_000, seed=3), "crowd-")
+    horizon_us = round(site.settings.lateness_horizon_s * SECOND)
+    before = site.counted("late")
+    take_in(site, log, 1_000)
+    late = sum(event["received_at"] - event["timestamp"] > horizon_us for event in log)
+    assert late > 500
+    assert site.counted("late") - before == late
+    newest_us = max(event["timestamp"] for event in log)
+    for name, spec in site.definitions.streams.items():
+        truth = Truth(spec, log)
+        assert len(truth.keys) > 1_000
+        keys = truth.keys[::40]
+        said, pairs = 0, [(key, newest_us + age) for age in (1, 10 * MINUTE) for key in keys]
+        rows = site.reader().fetch({name: keys}).streams[name]
+        for t_us in (newest_us + 1, newest_us + 10 * MINUTE):
+            said += truth.check("online read", [(key, t_us) for key in keys], rows.values(t_us))
+        labels = pl.DataFrame(
+            {spec.join_key: [key for key, _ in pairs], "event_timestamp": [from_micros(t_us) for _, t_us in pairs]}
+        )
+        joined = store.get_historical_features(labels, features_of(spec)).to_arrow().to_pydict()
+        assert truth.check("offline join", pairs, joined) == said
+        assert (said > len(keys)) or spec.ttl_us
 
 
 def recent_events(prefix: str, seed: int) -> list[Event]:

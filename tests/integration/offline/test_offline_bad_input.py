@@ -146,8 +146,37 @@ def test_a_source_of_another_shape_is_refused(
 def test_a_source_that_is_no_parquet_is_named(store: FeatureStore, rates: Path) -> None:
     rates.write_text("pair,rate")
     rows = pd.DataFrame({"pair": ["a"], "event_timestamp": [from_micros(NOON)]})
-    with pytest.raises(OfflineStoreError, match=f"view 'rates': .* cannot be read: {rates} is damaged"):
+    with pytest.raises(
+        OfflineStoreError, match=f"view 'rates': .* is damaged: {rates} was cut short, or is no Parquet"
+    ):
         fetch(store, rows, ["rates:rate"])
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 11, 12, 200, -9, -1], ids=str)
+def test_a_parquet_file_cut_short_is_named_wherever_the_cut_is(store: FeatureStore, rates: Path, keep: int) -> None:
+    pq.write_table(pa.table(GOOD), rates)
+    rates.write_bytes(rates.read_bytes()[:keep])
+    rows = pd.DataFrame({"pair": ["a"], "event_timestamp": [from_micros(NOON)]})
+    message = f"view 'rates': .* is damaged: {rates} was cut short.*restore it from a copy, or write it again"
+    with pytest.raises(OfflineStoreError, match=message):
+        fetch(store, rows, ["rates:rate"])
+
+
+def test_a_file_of_a_parquet_folder_cut_short_is_named_when_it_is_materialized(
+    store: FeatureStore, rates: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("whole", "short"):
+        pq.write_table(pa.table(GOOD), folder / f"{name}.parquet")
+    short = folder / "short.parquet"
+    short.write_bytes(short.read_bytes()[:-20])
+    source = FileSource(name="folder", path=str(folder), timestamp_field="event_timestamp")
+    job = store._get_provider().offline_store.pull_all_from_table_or_query(
+        store.config, source, ["pair"], ["rate"], "event_timestamp"
+    )
+    with pytest.raises(OfflineStoreError, match=f"source 'folder' .* is damaged: {short} was cut short"):
+        job.to_arrow()
 
 
 def test_pulling_a_column_that_the_source_lacks_is_refused(store: FeatureStore, rates: Path) -> None:

@@ -15,11 +15,14 @@ from tests.integration.offline.rows import DAY, NOON, append_events, append_rows
 def test_write_to_offline_store_appends_to_a_delta_table(store: FeatureStore, settings: Settings) -> None:
     items = settings.lake_dir / names.ITEMS_TABLE
     append_rows(items, item("i1", NOON, 1.0))
+    before = {file: file.read_bytes() for file in items.rglob("*.*") if file.is_file()}
     rows = pd.DataFrame([item("i2", NOON, 2.0)]).drop(columns=["at"])
     rows = rows.assign(event_timestamp=[from_micros(NOON)], created=[from_micros(NOON)])
     store.write_to_offline_store("item_catalogue", rows)
     entity_df = asked([("u", "i1", NOON), ("u", "i2", NOON)])
     assert fetch(store, entity_df, ["item_catalogue:price"])["price"].to_pylist() == [1.0, 2.0]
+    assert len(before) == 2
+    assert {file: file.read_bytes() for file in before} == before  # nothing that was there is written again
 
 
 def test_materialize_writes_the_newest_row_of_each_plain_entity_online(store: FeatureStore, settings: Settings) -> None:

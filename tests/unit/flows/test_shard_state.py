@@ -70,3 +70,11 @@ def test_all_shards_together_count_and_fold_each_event_once(shards: int) -> None
     assert sum(commit.counters.get("events", 0) for commit in commits) == 6
     assert [bool(commit.rows) for commit in commits] == [shard == shard_of("u", shards) for shard in range(shards)]
     assert {kind for commit in commits for kind in commit.counters} == set(COUNTERS)
+
+
+def test_a_shard_says_what_it_holds_in_memory() -> None:
+    shard = state()
+    assert shard.entities == 0
+    advance(shard, [entry(0, 11, "a", "b")], {0: 0})
+    assert shard.entities == 1
+    assert shard.nbytes > 0

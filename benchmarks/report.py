@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import threading
@@ -41,11 +40,6 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return dict(
         zip(("p50_ms", "p90_ms", "p99_ms", "p999_ms", "max_ms"), (round(float(x), 3) for x in found), strict=True)
     )
-
-
-def own_peak_mb() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextmanager

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--small", type=int, default=300_000, help="the smaller of the two runs that memory is compared over"
     )
-    parser.add_argument("--baseline-events", type=int, default=40_000)
+    parser.add_argument("--baseline-events", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=2, help="of the run with more than one worker")
     arguments = parser.parse_args()
     behaviour = Behaviour()

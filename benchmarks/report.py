@@ -67,7 +67,7 @@ def watched_memory(process: psutil.Process, every_s: float = 0.05) -> Iterator[l
 def _circumstances(name: str) -> dict[str, object]:
     return {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "--", ".") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "--", ":/", ":!results") else ""),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpus": os.cpu_count(),

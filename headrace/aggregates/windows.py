@@ -8,11 +8,11 @@ import numpy as np
 
 from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
-from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.aggregates.rows import part_start, tiles_start
 from headrace.aggregates.spec import AggregateSpec
 from headrace.aggregates.tiles import COUNTER, HOP, KIND, LENGTH, PLACE, RING_OF, SPAN, WIDTH, Plan, decay
 from headrace.aggregates.wire import BROKEN, get_varint, get_word
+from headrace.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.kernel import kernel
 
 ENDLESS: Final = 2**62

@@ -4,18 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from flows.source import LogSlice
 from headrace import names
+from headrace.arrays import Ints, Mask
 from headrace.decoding import BadRecord, decode
 from headrace.events import EVENT_SCHEMA
 from headrace.record_lines import COLUMNS
 from headrace.stores.log import LogEntry
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

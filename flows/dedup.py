@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from flows.batches import Batch, Mask, Places, place
+from flows.batches import Batch, Places, place
 from flows.fingerprints import Fingerprints
 from headrace import names
+from headrace.arrays import Ints, Mask
 from headrace.kernel import kernel
 from headrace.stores.log import EventLog
-
-Ints = npt.NDArray[np.int64]
 
 _RECALLED_AT_ONCE: Final = 256
 _TIDIED_AFTER: Final = 1_000

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from headrace.arrays import Ints, Mask
 from headrace.hashing import xxh64
 from headrace.kernel import kernel
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 _Keys = npt.NDArray[np.uint64]
 
 _SEEDS: Final = (secrets.randbits(64), secrets.randbits(64))

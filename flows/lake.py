@@ -51,7 +51,7 @@ def get_flow(
     batches = op.map("decode_and_validate", slices, to_batch)  # Batch
     deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS))
     fresh = op.filter_map("drop_duplicates", batches, recovery.guard(deduplicate))  # Batch
-    op.output("append", fresh, EachSink(recovery.guard_last(writer.append), writer.close))
+    op.output("append", fresh, EachSink(recovery.guard_last(writer.append)))
     return flow
 
 
@@ -87,9 +87,6 @@ class LakeWriter:
     def forget(self) -> None:
         """Ask the lake again where it stands."""
         self._reached = {}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 def trim_log(log: EventLog, client: "redis.Redis", lake: EventLake, settings: Settings, clock: Clock) -> int:

@@ -47,7 +47,7 @@ def run(name: str, make_flow: Callable[[StopFlag], Dataflow]) -> int:
 class EachSink(DynamicSink[T], Generic[T]):  # type: ignore[misc]
     """Calls a function with each item, and another one at the end."""
 
-    def __init__(self, write: Callable[[T], object], close: Callable[[], None]) -> None:
+    def __init__(self, write: Callable[[T], object], close: Callable[[], None] = lambda: None) -> None:
         self._write = write
         self._close = close
 

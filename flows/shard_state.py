@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from flows.split import SplitBatch
 from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
+from headrace.arrays import Ints
 from headrace.stores.commits import ShardCommit
 from headrace.stores.shards import OwnedShard, ShardStatus
 
 MAX_CACHED_ENTITIES: Final = 200_000
 """Of each view in a shard. Beyond it the memory is emptied: rows are read again from the store."""
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

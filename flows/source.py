@@ -7,18 +7,16 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
 
 from flows.dial import Dial
-from flows.recovery import Recovery, StopFlag
-from headrace.clock import Clock
+from flows.recovery import Recovery
+from headrace.clock import Clock, from_micros, system_clock
 from headrace.settings import Settings
 from headrace.stores.log import EventLog, LogEntry
-
-__all__ = ["LogReader", "LogSlice", "LogSource", "Pace", "StopFlag"]
 
 _ASK_AGAIN_S: Final = 0.05
 _LONGEST_REST_S: Final = 0.25
@@ -173,12 +171,12 @@ class LogReader(StatelessSourcePartition[LogSlice]):  # type: ignore[misc]
         for entry in entries:
             positions[entry.partition], complete[entry.partition] = entry.position, entry.ingested_at_us
         for partition, position in positions.items():
-            if position >= self._ends.get(
-                partition, position + 1
-            ):  # what was appended before the end was asked for is in
+            # What was appended before the end was asked for is in.
+            if position >= self._ends.get(partition, position + 1):
                 complete[partition] = max(complete.get(partition, 0), self._ends_asked_us)
         return LogSlice(entries, dict(after), positions, complete)
 
     def _rest(self, seconds: float) -> None:
         """Not so long that a signal would wait for it."""
-        self._awake = datetime.now(UTC) + timedelta(seconds=min(seconds, _LONGEST_REST_S))
+        # Of the system's clock, whatever ours is: Bytewax compares with that.
+        self._awake = from_micros(system_clock()) + timedelta(seconds=min(seconds, _LONGEST_REST_S))

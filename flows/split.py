@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from flows.batches import Batch, Places
 from headrace import names
-from headrace.aggregates.columns import is_there, micros, of_types, type_codes
+from headrace.aggregates.columns import concerned, micros, type_codes
 from headrace.aggregates.spec import ViewSpec
+from headrace.arrays import Ints
 from headrace.identity import shards_of
 
 DUPLICATES, DEAD, EVENTS, LATE = "duplicates", "dead_letters", "events", "late"
 COUNTERS: Final = (EVENTS, DUPLICATES, DEAD, LATE)
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class ShardSplitter:
         shards = {column: shards_of(events[column], self._shards) for column in entities}
         codes = type_codes(events)
         for name, spec in self._specs.items():
-            concerned = of_types(codes, spec.types) & is_there(spec.entity_column, events)
-            numbers = np.where(concerned, shards[spec.entity_column], -1)
+            rows = concerned(spec, events, codes)
+            numbers = np.where(rows, shards[spec.entity_column], -1)
             yield name, {shard: np.flatnonzero(numbers == shard) for shard in wanted}
 
     def _count(self, batch: Batch) -> dict[str, Places]:

@@ -17,7 +17,7 @@ from headrace.aggregates.layout import Layout
 from headrace.aggregates.spec import ViewSpec
 from headrace.stores.commits import SentCommits, ShardCommit
 from headrace.stores.crew import Crew, share_of
-from headrace.stores.exchange import settle
+from headrace.stores.exchange import settle as settle_exchange
 from headrace.stores.shards import OwnedShard, OwnershipError, lease_key, row_key
 from headrace.stores.state_definitions import check_state
 
@@ -85,16 +85,15 @@ class Worker:
 
     def _take(self, count: int) -> None:
         try:
-            settle(self._redis, self._shards, self._name, wait_s=0.0)
+            settle_exchange(self._redis, self._shards, self._name, wait_s=0.0)
             for shard in self._free()[:count]:
                 owned = OwnedShard(self._redis, shard, self._name, self._lease_ms)
                 status = owned.acquire()
                 check_state(shard, status, self._specs)
                 self.held[shard] = ShardState(owned, status, self._layouts, self._shards)
                 logger.info("shard %d is ours, at %s", shard, status.positions)
-        except (
-            OwnershipError
-        ) as error:  # somebody was faster, or a backfill is at it: it is looked at again at the next turn
+        except OwnershipError as error:
+            # Somebody was faster, or a backfill is at it: it is looked at again at the next turn.
             logger.info("%s", error)
 
     def _free(self) -> list[int]:

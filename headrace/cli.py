@@ -203,7 +203,7 @@ def verify(
     if not as_json:
         result["examples"] = "".join(f"\n    {example}" for example in report.examples) or "none"
     show(result, as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
-    raise typer.Exit(1 if mismatches else 0)
+    raise typer.Exit(0 if report.ok else 1)
 
 
 def _micros(moment: str) -> int:

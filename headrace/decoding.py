@@ -13,14 +13,13 @@ import orjson
 import pyarrow as pa
 
 from headrace import names
+from headrace.arrays import Ints
 from headrace.events import MAX_TEXT_BYTES, NEEDS_ITEM, RECORD_SCHEMA, SCHEMA_VERSION
 from headrace.record_lines import COLUMNS, LAST_MOMENT_US, NO_VALUE, PADDING, Scan, reals, scan, texts
 
 _REQUIRED: Final = ("event_id", "type", "user_key", "timestamp", "received_at")
 _BOUNDED: Final = ("event_id", "user_key", "item_id")
 _REAL_BOUND: Final = 1e308
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace import names
+from headrace.arrays import Bytes, Ints
 from headrace.events import MAX_TEXT_BYTES, NEEDS_ITEM, RECORD_SCHEMA, SCHEMA_VERSION
 from headrace.kernel import kernel
 from headrace.memory import address_of, byte_at, word_at
 
-Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
 Words = npt.NDArray[np.uint64]
 Lengths = npt.NDArray[np.int32]
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from headrace import names
+from headrace.arrays import Ints
 from headrace.models import columns
 from headrace.models.bundle import Bundle
 from headrace.models.inputs import UserInputs
@@ -47,7 +48,6 @@ from training.job import run
 from training.scoring import rank_logits, tower_scores
 
 Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
 
 SLATE = 100
 CUTOFFS = (10, 20)

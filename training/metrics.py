@@ -7,8 +7,9 @@ A request without a relevant item is left out of the means; with no request left
 import numpy as np
 import numpy.typing as npt
 
+from headrace.arrays import Ints
+
 Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 
 def recall_at(hits_TK: Bools, relevant_T: Ints, k: int) -> float:

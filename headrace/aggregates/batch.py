@@ -20,10 +20,9 @@ import pyarrow as pa
 from headrace.aggregates.batch_arrivals import split_by_arrival
 from headrace.aggregates.batch_counts import distinct_in_windows, session_starts, value_hashes, zscores
 from headrace.aggregates.batch_events import Events, Keys, read_events
-from headrace.aggregates.batch_order import Bools, Ints, Ordered, by_entity_and_time, first_places, places_before
+from headrace.aggregates.batch_order import Bools, Ordered, by_entity_and_time, first_places, places_before
 from headrace.aggregates.batch_tables import listed, picked, put_back
 from headrace.aggregates.batch_windows import fold_windows
-from headrace.aggregates.expressions import Floats
 from headrace.aggregates.spec import (
     COUNT,
     COUNT_DISTINCT,
@@ -40,6 +39,7 @@ from headrace.aggregates.spec import (
     never_null,
     value_type,
 )
+from headrace.arrays import Floats, Ints
 from headrace.events import RECORD_SCHEMA
 from headrace.settings import MICROS
 

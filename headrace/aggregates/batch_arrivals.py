@@ -7,7 +7,8 @@ from typing import Final
 import numpy as np
 
 from headrace.aggregates.batch_events import Events
-from headrace.aggregates.batch_order import Ints, Ordered, first_places, places_before
+from headrace.aggregates.batch_order import Ordered, first_places, places_before
+from headrace.arrays import Ints
 from headrace.kernel import kernel
 
 _MAX_COPIED_EVENTS: Final = 4_000_000

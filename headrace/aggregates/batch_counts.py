@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from headrace.aggregates.batch_order import Ints, Ordered, read_only
-from headrace.aggregates.expressions import Floats
+from headrace.aggregates.batch_order import Ordered, read_only
 from headrace.aggregates.spec import DISTINCT_BOUND
+from headrace.arrays import Floats, Ints
 from headrace.hashing import Hashes, hash_slices, xxh64
 from headrace.kernel import kernel
 

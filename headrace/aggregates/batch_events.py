@@ -14,9 +14,10 @@ import polars as pl
 import pyarrow as pa
 
 from headrace import names
-from headrace.aggregates.batch_order import Bools, Ints, Ordered, by_entity_and_time
-from headrace.aggregates.expressions import Floats, evaluate
+from headrace.aggregates.batch_order import Bools, Ordered, by_entity_and_time
+from headrace.aggregates.expressions import evaluate
 from headrace.aggregates.spec import COUNT, LISTED, SESSIONS, AggregateSpec, ViewSpec, columns_of, never_null
+from headrace.arrays import Floats, Ints
 from headrace.events import RECORD_SCHEMA
 
 _KEY, _CODE, _TIME, _TYPE, _RECEIVED = "__key", "__code", "__time", "__type", "__received"

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from headrace.aggregates.batch_order import Ints, read_only
+from headrace.aggregates.batch_order import read_only
+from headrace.arrays import Ints
 from headrace.hashing import string_buffers
 from headrace.kernel import kernel
 

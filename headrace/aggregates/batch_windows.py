@@ -14,14 +14,13 @@ from typing import Final
 
 import numpy as np
 
-from headrace.aggregates.batch_order import Ints, Ordered
-from headrace.aggregates.expressions import Floats
+from headrace.aggregates.batch_order import Ordered
 from headrace.aggregates.spec import DECAYED_SUM, MAX, MEAN, MIN, STD, SUM
+from headrace.arrays import Floats, Ints
 from headrace.kernel import kernel
 
 _SUM, _MEAN, _MIN, _MAX, _STD, _DECAYED = range(6)
 _KINDS: Final = {SUM: _SUM, MEAN: _MEAN, MIN: _MIN, MAX: _MAX, STD: _STD, DECAYED_SUM: _DECAYED}
-FOLDED: Final = frozenset(_KINDS)
 """The functions that this module computes."""
 
 

@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from headrace.aggregates.arrays import Bytes, Int, Ints
 from headrace.aggregates.wire import copy_bytes, put_word, word_at
+from headrace.arrays import Bytes, Int, Ints
 from headrace.kernel import kernel
 
 Line = Ints

@@ -10,12 +10,17 @@ import polars as pl
 
 from headrace import names
 from headrace.aggregates import spec as sp
-from headrace.aggregates.arrays import Floats, Ints, Mask
 from headrace.aggregates.expressions import evaluate
+from headrace.arrays import Floats, Ints, Mask
 from headrace.hashing import Hashes, hash_slices, xxh64
 
 _TYPES = pl.Enum(list(names.EVENT_TYPES))
 _TYPE_CODE = {event_type: code for code, event_type in enumerate(names.EVENT_TYPES)}
+
+
+def concerned(spec: sp.ViewSpec, events: pl.DataFrame, codes: Ints) -> Mask:
+    """What `concerns` says, of events whose `type_codes` are known. Shape (events,)."""
+    return of_types(codes, spec.types) & is_there(spec.entity_column, events)
 
 
 def concerns(spec: sp.ViewSpec) -> pl.Expr:

@@ -7,6 +7,7 @@ The rules are those of docs/features.md.
 import ast
 import re
 from datetime import timedelta
+from typing import Final
 
 import pyarrow as pa
 from feast import FeatureStore, StreamFeatureView
@@ -41,6 +42,9 @@ from headrace.aggregates.spec import (
 from headrace.events import RECORD_SCHEMA
 from headrace.settings import MICROS
 
+DEFAULT_HOP: Final = timedelta(minutes=5)
+"""Of a view that names none."""
+
 _NUMERIC = frozenset(
     field.name for field in RECORD_SCHEMA if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
 ) - {"schema_version"}
@@ -63,7 +67,7 @@ def compile_view(view: StreamFeatureView, lateness_us: int = DEFAULT_LATENESS_US
         )
     join_key = _join_key(view)
     _check_source(view)
-    hop = view.tiling_hop_size or timedelta(minutes=5)
+    hop = view.tiling_hop_size or DEFAULT_HOP
     aggregates = tuple(_compile_aggregation(view, aggregation, hop) for aggregation in view.aggregations)
     _check_names(view, aggregates)
     spec = ViewSpec(

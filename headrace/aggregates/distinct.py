@@ -14,11 +14,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from headrace.aggregates.arrays import Bytes, Int, Ints, Mask
 from headrace.aggregates.chunks import COUNT, ROOM, SIZE, START, Arena, Line, reserve, shift
 from headrace.aggregates.rows import part_start
 from headrace.aggregates.spec import DISTINCT_BOUND
 from headrace.aggregates.wire import BROKEN, MAX_VARINT, copy_bytes, get_varint, get_word, put_varint, put_word, word_at
+from headrace.arrays import Bytes, Int, Ints, Mask
 from headrace.kernel import kernel
 
 VALUE: Final = 16

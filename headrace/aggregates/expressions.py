@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from headrace.arrays import Floats
 
 
 def evaluate(expression: str, columns: Mapping[str, npt.NDArray[Any]]) -> Floats:

@@ -14,11 +14,8 @@ import polars as pl
 
 from headrace import names
 from headrace.aggregates import spec as sp
-from headrace.aggregates.arrays import Ints
 from headrace.aggregates.chunks import ARENA, LINE
 from headrace.aggregates.columns import (
-    concerns,
-    events_of,
     is_there,
     micros,
     numbers,
@@ -35,8 +32,7 @@ from headrace.aggregates.recent import fold_list
 from headrace.aggregates.rows import NEVER, StateMismatchError, check, damaged, joined
 from headrace.aggregates.sessions import fold_sessions
 from headrace.aggregates.tiles import HOP, Tiles, fold_tiles
-
-__all__ = ["PackedRows", "ViewState", "concerns", "events_of", "micros"]
+from headrace.arrays import Ints
 
 _PACKED_AT_ONCE: Final = 1_024
 """Rows packed into one buffer, small enough for the processor's cache."""

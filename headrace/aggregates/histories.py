@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.aggregates import payloads as pay
-from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.aggregates.recent import get_entry, list_bounds
 from headrace.aggregates.rows import StateMismatchError, damaged, part_start
 from headrace.aggregates.spec import ViewSpec
@@ -21,6 +20,7 @@ from headrace.aggregates.wire import (
     identifier_end,
     put_identifier_text,
 )
+from headrace.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.kernel import kernel
 
 _UUID_TEXT: Final = 36

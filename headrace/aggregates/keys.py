@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from headrace.aggregates.arrays import Bytes, Int, Ints
 from headrace.aggregates.wire import copy_bytes, same_bytes
+from headrace.arrays import Bytes, Int, Ints
 from headrace.hashing import hash_slices, string_buffers
 from headrace.kernel import kernel
 

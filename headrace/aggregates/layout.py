@@ -13,16 +13,13 @@ import numpy as np
 
 from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
-from headrace.aggregates.arrays import Ints
 from headrace.aggregates.packing import DISTINCT, LIST, SESSIONS
 from headrace.aggregates.payloads import in_order, kinds_of
 from headrace.aggregates.plan import Counter, Ring, make_plan
-from headrace.aggregates.rows import NEVER, StateMismatchError
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.aggregates.windows import ENDLESS, Question, ask
+from headrace.arrays import Ints
 from headrace.settings import MICROS
-
-__all__ = ["NEVER", "Counter", "DistinctSet", "Layout", "RecentList", "Ring", "SessionGroup", "StateMismatchError"]
 
 _CLOCK_SKEW_US: Final = 3_600 * MICROS
 

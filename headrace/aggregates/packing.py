@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from headrace.aggregates.arrays import Bytes, Int, Ints
 from headrace.aggregates.chunks import COUNT, SIZE, Arena, Line
 from headrace.aggregates.distinct import MAX_PACKED as MAX_PACKED_VALUE
 from headrace.aggregates.distinct import pack_distinct, prune, unpack_distinct
@@ -12,6 +11,7 @@ from headrace.aggregates.sessions import MAX_PACKED as MAX_PACKED_INTERVAL
 from headrace.aggregates.sessions import drop_old, pack_sessions, unpack_sessions
 from headrace.aggregates.tiles import Plan, Tiles, clear_tiles, pack_tiles, unpack_tiles
 from headrace.aggregates.wire import BROKEN, MAX_VARINT, put_word, word_at
+from headrace.arrays import Bytes, Int, Ints
 from headrace.kernel import kernel
 
 LIST, SESSIONS, DISTINCT = range(3)

@@ -7,7 +7,6 @@ without its length.
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
 
 import numpy as np
 import polars as pl
@@ -15,15 +14,14 @@ import pyarrow as pa
 
 from headrace import names
 from headrace.aggregates import columns as cols
-from headrace.aggregates.arrays import Bytes, Ints
 from headrace.aggregates.keys import buffers
 from headrace.aggregates.wire import MAX_VARINT, copy_bytes, put_identifier, put_signed, put_varint, put_word
+from headrace.arrays import Bytes, Ints
 from headrace.events import RECORD_SCHEMA
 from headrace.kernel import kernel
 
 TIME, ID, TYPE, INTEGER, FLOAT, STRING, REST = range(7)
 """Kinds of columns. REST is a string that ends with its payload."""
-_FREE: Final = (TIME, ID)
 
 
 @lru_cache

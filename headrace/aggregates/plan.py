@@ -7,8 +7,8 @@ import numpy as np
 
 from headrace import names
 from headrace.aggregates import tiles as tl
-from headrace.aggregates.arrays import Floats, Ints
 from headrace.aggregates.columns import type_mask
+from headrace.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.aggregates import spec as sp
-from headrace.aggregates.arrays import Floats, Int, Ints, Mask
 from headrace.aggregates.distinct import distinct_since
 from headrace.aggregates.histories import Column, Histories, read_histories
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.rows import NEVER, StateMismatchError, check, damaged, joined
 from headrace.aggregates.sessions import current_sessions
 from headrace.aggregates.spec import AggregateSpec
+from headrace.arrays import Floats, Int, Ints, Mask
 from headrace.clock import from_micros
 from headrace.settings import MICROS
 

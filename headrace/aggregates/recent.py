@@ -11,7 +11,6 @@ An event in order is appended and the oldest entry leaves by moving the head; th
 
 from typing import Final
 
-from headrace.aggregates.arrays import Bytes, Int, Ints, Mask
 from headrace.aggregates.chunks import COUNT, ROOM, SIZE, START, Arena, Line, reserve, shift
 from headrace.aggregates.wire import (
     BROKEN,
@@ -23,6 +22,7 @@ from headrace.aggregates.wire import (
     put_varint,
     varint_size,
 )
+from headrace.arrays import Bytes, Int, Ints, Mask
 from headrace.kernel import kernel
 
 HEAD: Final = 4

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
-from headrace.aggregates.arrays import Bytes, Int, Ints
 from headrace.aggregates.spec import ViewSpec
 from headrace.aggregates.wire import word_at
+from headrace.arrays import Bytes, Int, Ints
 from headrace.hashing import hash_slice
 from headrace.kernel import kernel
 
@@ -64,7 +64,7 @@ def damaged(spec: ViewSpec) -> str:
 
 @kernel
 def _check_rows(rows: Bytes, begins: Ints, fingerprint: np.uint64, parts: int) -> tuple[Ints, Int, Int]:
-    """The newest event of each row, NEVER for one of no bytes; _whether all are sound, or what is wrong with which row. Shape (rows,)."""
+    """The newest event of each row, NEVER for one of no bytes; whether all are sound, or what is wrong with which row. Shape (rows,)."""
     newest = np.empty(len(begins) - 1, np.int64)
     for i in range(len(newest)):
         newest[i] = NEVER

@@ -8,10 +8,10 @@ from typing import Final
 
 import numpy as np
 
-from headrace.aggregates.arrays import Bytes, Int, Ints, Mask
 from headrace.aggregates.chunks import COUNT, SIZE, START, Arena, Line, reserve, shift
 from headrace.aggregates.rows import part_start
 from headrace.aggregates.wire import BROKEN, MAX_VARINT, get_varint, put_varint, put_word, word_at
+from headrace.arrays import Bytes, Int, Ints, Mask
 from headrace.kernel import kernel
 
 INTERVAL: Final = 24

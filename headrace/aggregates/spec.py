@@ -101,10 +101,19 @@ class ViewSpec:
 
     def aggregate(self, name: str) -> AggregateSpec:
         """The feature of that name. Raises KeyError where there is none."""
-        for aggregate in self.aggregates:
-            if aggregate.name == name:
-                return aggregate
-        raise KeyError(f"view '{self.name}' has no feature '{name}'")
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(f"view '{self.name}' has no feature '{name}'") from None
+
+    @cached_property
+    def whole(self) -> frozenset[str]:
+        """Features that are integers, or lists of them."""
+        return frozenset(one.name for one in self.aggregates if value_type(one) == pa.int64())
+
+    @cached_property
+    def _by_name(self) -> dict[str, AggregateSpec]:
+        return {one.name: one for one in self.aggregates}
 
 
 def columns_of(expression: str | None) -> set[str]:

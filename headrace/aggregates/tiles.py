@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.aggregates import spec as sp
-from headrace.aggregates.arrays import Bytes, Floats, Int, Ints
 from headrace.aggregates.wire import BROKEN, get_varint, get_word, put_varint, put_word
+from headrace.arrays import Bytes, Floats, Int, Ints
 from headrace.kernel import kernel
 
 Counts = npt.NDArray[np.uint32]

@@ -8,11 +8,11 @@ import numpy as np
 
 from headrace.aggregates import spec as sp
 from headrace.aggregates import tiles as tl
-from headrace.aggregates.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.aggregates.rows import part_start, tiles_start
 from headrace.aggregates.spec import AggregateSpec
 from headrace.aggregates.tiles import COUNTER, HOP, KIND, LENGTH, PLACE, RING_OF, SPAN, WIDTH, Plan, decay
 from headrace.aggregates.wire import BROKEN, get_varint, get_word
+from headrace.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.kernel import kernel
 
 ENDLESS: Final = 2**62
@@ -32,10 +32,15 @@ _ONES: Final = np.array([sorted(range(8), key=lambda bit: ~byte >> bit & 1) for 
 
 @dataclass(frozen=True)
 class Question:
-    """Some tiled features. Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `asked` lacks the times."""
+    """Some tiled features. Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `asked` lacks the times.
+
+    `hops_us` and `windows_us` are those of each feature, ENDLESS where there is none. Shapes (features,).
+    """
 
     aggregates: tuple[AggregateSpec, ...]
     asked: Ints
+    hops_us: Ints
+    windows_us: Ints
     first_use: Ints
     uses: Ints
     buckets: int
@@ -67,10 +72,9 @@ class Question:
     def _asked_at(self, t_us: int) -> Ints:
         """`asked` with the windows of t."""
         asked = self.asked.copy()
-        for row, one in enumerate(self.aggregates):
-            hop_us = one.hop_us or ENDLESS
-            asked[row, WINDOW_START] = one.window_start(t_us) // hop_us
-            asked[row, WINDOW_END] = t_us // hop_us
+        starts_us = np.where(self.windows_us == ENDLESS, -ENDLESS, t_us - self.windows_us)
+        asked[:, WINDOW_START] = starts_us // self.hops_us
+        asked[:, WINDOW_END] = t_us // self.hops_us
         return asked
 
 
@@ -83,7 +87,10 @@ def ask(aggregates: Sequence[AggregateSpec], counters_of: Sequence[Sequence[int]
             buckets += one.window_us // one.span_us
     pairs = sorted((k, row) for row, some in enumerate(counters_of) for k in some)
     read, uses = np.array(pairs, np.int64).reshape(-1, 2).T
-    return Question(tuple(aggregates), asked, np.searchsorted(read, np.arange(counters + 1)), uses.copy(), buckets)
+    hops_us = np.array([one.hop_us or ENDLESS for one in aggregates], np.int64)
+    windows_us = np.array([one.window_us or ENDLESS for one in aggregates], np.int64)
+    first_use = np.searchsorted(read, np.arange(counters + 1))
+    return Question(tuple(aggregates), asked, hops_us, windows_us, first_use, uses.copy(), buckets)
 
 
 def _value(aggregate: AggregateSpec, counts: Ints, sums: Floats, buckets: Ints) -> Ints | Floats:

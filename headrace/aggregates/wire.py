@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from headrace.aggregates.arrays import Bytes, Int
+from headrace.arrays import Bytes, Int
 from headrace.kernel import kernel
 
 BROKEN: Final = -1

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from headrace.arrays import Floats, Ints
 from headrace.ingest.source import ItemRow, ProfileRow
 from headrace.settings import MICROS
 
@@ -25,9 +25,6 @@ _WORDS: Final = ("Classic", "Light", "Pro", "Mini", "Urban", "Trail", "Nova", "P
 # How many times more a segment looks at the brands that are made for it, and how fast tastes drift in a day.
 _OWN_BRAND: Final = 8.0
 _DRIFT: Final = 0.1
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

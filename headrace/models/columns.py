@@ -13,12 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.arrays import Floats, Ints
 from headrace.clock import to_micros
 
 Column = Any  # pa.ChunkedArray | pa.Array | np.ndarray | Sequence; Arrow carries no types for mypy
 Columns = Mapping[str, Column]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 CodeOf = Callable[[object], int]
 
 

@@ -24,8 +24,9 @@ import torch
 import xxhash
 
 from headrace import names
+from headrace.arrays import Floats, Ints
 from headrace.models import columns
-from headrace.models.columns import Columns, Ints
+from headrace.models.columns import Columns
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.settings import MICROS
 
@@ -89,7 +90,7 @@ class Number:
     std: float
 
     @classmethod
-    def fit(cls, name: str, kind: Literal["count", "measure"], values: columns.Floats) -> "Number":
+    def fit(cls, name: str, kind: Literal["count", "measure"], values: Floats) -> "Number":
         scaled = _log(kind, values)
         known = scaled[~np.isnan(scaled)]
         std = float(known.std()) if len(known) else 0.0
@@ -99,7 +100,7 @@ class Number:
     def width(self) -> int:
         return 1 if self.kind == "count" else 2
 
-    def apply(self, values: columns.Floats) -> Floats32:
+    def apply(self, values: Floats) -> Floats32:
         """Shape (B, width)."""
         scaled = (_log(self.kind, values) - self.mean) / self.std
         if self.kind == "count":
@@ -108,7 +109,7 @@ class Number:
         return np.stack([np.where(missing, 0.0, scaled), missing], axis=1).astype(np.float32)
 
 
-def _log(kind: str, values: columns.Floats) -> columns.Floats:
+def _log(kind: str, values: Floats) -> Floats:
     if kind == "count":
         return np.log1p(np.maximum(np.nan_to_num(values, nan=0.0), 0.0))
     return np.sign(values) * np.log1p(np.abs(values))

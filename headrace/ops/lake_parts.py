@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from headrace.aggregates.fold import concerns
+from headrace.aggregates.columns import concerns
 from headrace.aggregates.spec import ViewSpec
 from headrace.hashing import xxh64
 from headrace.stores.lake import EventLake, covered

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import redis
@@ -18,10 +17,12 @@ import redis
 from headrace import names
 from headrace.aggregates import spec as sp
 from headrace.aggregates.batch import as_of
-from headrace.aggregates.fold import concerns
-from headrace.aggregates.layout import Layout, StateMismatchError
+from headrace.aggregates.columns import concerns
+from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
+from headrace.aggregates.rows import StateMismatchError
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
+from headrace.arrays import Floats
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.identity import shard_of
 from headrace.ops.lake_parts import PART_EVENTS, Part, count_events, events_of_part, parts_for
@@ -32,8 +33,6 @@ from headrace.stores.redis_client import connect
 from headrace.stores.row_scan import scan_entities
 from headrace.stores.shards import ShardStatus, check_deployment, read_rows, read_status
 from headrace.stores.state_definitions import state_definitions
-
-Floats = npt.NDArray[np.float64]
 
 _CHUNK: Final = 2_000
 _TOLERANCE: Final = 1e-9

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import redis
 
 from headrace.aggregates.fold import PackedRows
+from headrace.arrays import Bytes, Ints
 from headrace.hashing import string_buffers
 from headrace.kernel import kernel
 from headrace.stores.shards import OwnedShard, shard_tag
@@ -32,9 +32,6 @@ for i = at, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 for i = last + 1, #ARGV, 2000 do redis.call('MSET', unpack(ARGV, i, math.min(i + 1999, #ARGV))) end
 return 1
 """
-
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.offline_stores.offline_store import RetrievalMetadata
 
 from headrace.aggregates.batch_events import Codes, as_codes
-from headrace.aggregates.batch_order import Ints
+from headrace.arrays import Ints
 from headrace.clock import from_micros
 from headrace.stores.offline_newest import CODE
 from headrace.stores.sources import OfflineStoreError, Source, utc

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import psutil
 
-from headrace.aggregates.batch_order import Ints
+from headrace.arrays import Ints
 from headrace.stores.offline_labels import ViewKeys
 from headrace.stores.offline_newest import CODE
 from headrace.stores.sources import Source

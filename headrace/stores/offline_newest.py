@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from headrace.aggregates.batch_events import Codes
-from headrace.aggregates.batch_order import Ints, Ordered, by_entity_and_time, first_places, places_before
+from headrace.aggregates.batch_order import Ordered, by_entity_and_time, first_places, places_before
+from headrace.arrays import Ints
 
 ROW: Final = "__row"
 """Number of a row in the scan, which yields the newest write first."""

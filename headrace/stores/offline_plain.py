@@ -14,7 +14,7 @@ from feast import FeatureView
 from feast.types import FeastType, from_feast_to_pyarrow_type
 
 from headrace.aggregates.batch_events import Codes, as_codes
-from headrace.aggregates.batch_order import Ints
+from headrace.arrays import Ints
 from headrace.settings import MICROS
 from headrace.stores.offline_labels import Labels, ViewKeys
 from headrace.stores.offline_memory import key_ranges

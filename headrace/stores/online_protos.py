@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus, GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.aggregates.compile import feast_type
 from headrace.aggregates.read import StreamRows
 from headrace.aggregates.rows import NEVER
-from headrace.aggregates.spec import AggregateSpec, value_type
+from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.clock import from_micros
 from headrace.settings import MICROS
 from headrace.stores.online_values import NULL, ValueTable
@@ -117,13 +116,13 @@ def stream_columns(rows: StreamRows | MixedRows, features: Sequence[str], t_us: 
     values = rows.values(t_us, [each.name for each in wanted])
     oldest = t_us - spec.ttl_us if spec.ttl_us is not None else NEVER + 1
     times = [at if at >= oldest else None for at in rows.newest_each_us.tolist()]
-    table = _stream_table([(each, values[each.name]) for each in wanted], len(times))
+    table = _stream_table(spec, [(each, values[each.name]) for each in wanted], len(times))
     return Columns([each.name for each in wanted], table, [_PRESENT] * len(times), times)
 
 
-def _stream_table(columns: Sequence[tuple[AggregateSpec, Any]], count: int) -> ValueTable:
+def _stream_table(spec: ViewSpec, columns: Sequence[tuple[AggregateSpec, Any]], count: int) -> ValueTable:
     """Feast's values of some features of `count` entities; None and NaN are null."""
-    kinds = ["INT64" if value_type(each) == pa.int64() else "DOUBLE" for each, _ in columns]
+    kinds = ["INT64" if each.name in spec.whole else "DOUBLE" for each, _ in columns]
     bits, starts = np.zeros((len(columns), count), np.uint64), np.zeros((len(columns), count), np.int64)
     lengths = np.zeros((len(columns), count), np.int64)
     numbers = [row for row, (_, values) in enumerate(columns) if isinstance(values, np.ndarray)]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Bytes = npt.NDArray[np.uint8]
-Ints = npt.NDArray[np.int64]
+from headrace.arrays import Bytes, Ints
 
 NO_SUCH_KEY = -1  # compiled into kernels
 """Length of a value that is not there."""

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from feast.protos.feast.serving.ServingService_pb2 import GetOnlineFeaturesResponse
 from feast.protos.feast.types.Value_pb2 import Value
 
+from headrace.arrays import Bytes, Ints
 from headrace.kernel import kernel
-from headrace.stores.online_raw import Bytes, Ints
 
 NULL: Final = -1
 """Length of a value that is null."""

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import redis
 
+from headrace.arrays import Bytes, Ints
 from headrace.hashing import hash_slices, string_buffers
 from headrace.kernel import kernel
-from headrace.stores.online_raw import NO_SUCH_KEY, Bytes, Ints, RawRows
+from headrace.stores.online_raw import NO_SUCH_KEY, RawRows
 from headrace.stores.redis_client import no_cluster_as_no_connection
 from headrace.stores.shards import commit_key, row_key
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 import xxhash
 
 from headrace.aggregates.rows import StateMismatchError
+from headrace.arrays import Bytes, Ints, Mask
 from headrace.kernel import kernel
-from headrace.stores.online_raw import NO_SUCH_KEY, Bytes, Ints, RawRows
+from headrace.stores.online_raw import NO_SUCH_KEY, RawRows
 
 INTEGERS: Final = frozenset({"INT32", "INT64", "UNIX_TIMESTAMP", "BOOL"})
 FLOATS: Final = frozenset({"FLOAT", "DOUBLE"})
@@ -30,7 +31,6 @@ UNIX_TIMESTAMP: Final = "UNIX_TIMESTAMP"
 FORMAT: Final = 2
 """Part of every fingerprint: raise it when rows are laid out another way."""
 
-Mask = npt.NDArray[np.bool_]
 _TIMES = struct.Struct(">qq")
 
 

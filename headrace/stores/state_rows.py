@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import redis
 
-from headrace.aggregates.layout import Layout, StateMismatchError
+from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows, Values
+from headrace.aggregates.rows import StateMismatchError
 from headrace.aggregates.spec import ViewSpec, arrow_type
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions

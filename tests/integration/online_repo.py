@@ -14,7 +14,8 @@ from feast.types import Array, Float64, Int64, String
 from feast.value_type import ValueType
 
 from flows.features import get_flow
-from flows.source import Pace, StopFlag
+from flows.recovery import StopFlag
+from flows.source import Pace
 from headrace.clock import system_clock, to_micros
 from headrace.events import encode_records
 from headrace.identity import shard_of

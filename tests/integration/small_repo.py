@@ -15,7 +15,8 @@ from feast.types import Array, Float64, Int64, String
 
 from flows.features import get_flow as feature_flow
 from flows.lake import get_flow as lake_flow
-from flows.source import Pace, StopFlag
+from flows.recovery import StopFlag
+from flows.source import Pace
 from headrace.clock import system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of

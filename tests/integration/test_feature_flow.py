@@ -10,7 +10,8 @@ from bytewax.testing import run_main
 from flows.features import get_flow as feature_flow
 from flows.lake import get_flow as lake_flow
 from flows.lake import trim_log
-from flows.source import Pace, StopFlag
+from flows.recovery import StopFlag
+from flows.source import Pace
 from headrace.aggregates.compile import compile_views
 from headrace.clock import system_clock
 from headrace.events import encode_records

@@ -13,7 +13,8 @@ import torch
 from bytewax.testing import run_main
 
 from flows.features import get_flow
-from flows.source import Pace, StopFlag
+from flows.recovery import StopFlag
+from flows.source import Pace
 from headrace import names
 from headrace.clock import system_clock
 from headrace.events import encode_records

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.aggregates.batch import as_of
-from headrace.aggregates.fold import ViewState, events_of
+from headrace.aggregates.columns import events_of
+from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
 from headrace.aggregates.spec import COUNT_DISTINCT, DISTINCT_BOUND, FUNCTIONS, SESSION_COUNT, AggregateSpec, ViewSpec

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from headrace.aggregates import columns
+from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from tests import oracles
 from tests.unit.aggregates.test_batch import NOON, event, frame
 
@@ -49,3 +50,15 @@ def test_types_are_told_apart_by_their_bits() -> None:
     codes = columns.type_codes(EVENTS)
     assert columns.of_types(codes, ["view", "purchase"]).tolist() == [True, False, True]
     assert columns.of_types(codes, []).tolist() == [False, False, False]
+
+
+def test_the_mask_of_events_that_concern_a_view_is_what_the_expression_says() -> None:
+    views = AggregateSpec("n", ("view", "purchase"), None, "count", 0, None, None)
+    spec = ViewSpec("items", "item_id", "item_id", (views,), None, 1, 1)
+    events = pl.concat([EVENTS, EVENTS.with_columns(pl.lit(None, pl.String).alias("item_id"))])
+    mask = columns.concerned(spec, events, columns.type_codes(events))
+    assert (
+        mask.tolist()
+        == events.select(columns.concerns(spec)).to_series().to_list()
+        == [True, False, True, False, False, False]
+    )

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import names
-from headrace.aggregates.fold import ViewState, events_of
+from headrace.aggregates.columns import events_of
+from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
 from headrace.aggregates.spec import ViewSpec

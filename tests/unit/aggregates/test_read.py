@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from headrace.aggregates.batch import as_of
-from headrace.aggregates.layout import NEVER, Layout
+from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows, TooEarlyError
+from headrace.aggregates.rows import NEVER
 from headrace.aggregates.spec import arrow_type
 from tests.unit.aggregates.test_batch import HOUR, MINUTE, NOON, aggregate, event, frame, view
 from tests.unit.aggregates.test_fold import EVERYTHING, KEYS, fold, read

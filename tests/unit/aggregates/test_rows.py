@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.aggregates.fold import ViewState
-from headrace.aggregates.layout import Layout, StateMismatchError
+from headrace.aggregates.layout import Layout
 from headrace.aggregates.read import StreamRows
-from headrace.aggregates.rows import CHECK, NEWEST, STARTS
+from headrace.aggregates.rows import CHECK, NEWEST, STARTS, StateMismatchError
 from headrace.aggregates.spec import ViewSpec
 from tests.unit.aggregates.test_batch import HOUR, MINUTE, NOON, aggregate, event, view
 from tests.unit.aggregates.test_fold import EVERYTHING, fold
@@ -110,11 +110,16 @@ def test_even_noise_with_a_true_check_is_refused_or_read(noise: bytes) -> None:
 
 @pytest.mark.slow
 def test_no_kernel_reads_or_writes_outside_its_arrays(tmp_path: Path) -> None:
-    """The tests of these engines once more, with every index of every kernel checked against its bounds."""
-    here = Path(__file__).parent
-    chosen = [
-        str(here / name) for name in ("test_fold.py", "test_rows.py", "test_wire.py", "test_keys.py", "test_read.py")
+    """The unit tests of kernels once more, with every index of an array checked against its bounds (headrace.memory has none)."""
+    unit = Path(__file__).parents[1]
+    others = [
+        "flows/test_fingerprints",
+        "stores/test_online_wire",
+        "stores/test_online_values",
+        "stores/test_plain_rows",
     ]
+    others += ["stores/test_commits", "test_decoding", "test_hashing"]
+    chosen = [str(unit / "aggregates"), *(str(unit / f"{name}.py") for name in others)]
     environment = os.environ | {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--timeout=900", *chosen],

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from flows.recovery import Recovery
-from flows.source import LogReader, LogSlice, LogSource, Pace, StopFlag
+from flows.recovery import Recovery, StopFlag
+from flows.source import LogReader, LogSlice, LogSource, Pace
 from headrace.stores.log import LogEntry, LogUnavailableError
 from tests.unit.flows.memory_log import MemoryLog, entry
 

@@ -45,17 +45,34 @@ def _price(folder: Path) -> str:
 
 
 def _taken_into_kernels(module: ast.Module) -> Iterator[tuple[str, Path]]:
-    """Functions and constants that kernels of this module take from other modules of ours, and the files of those."""
+    """Functions and constants that kernels of this module, and constants that they read, take from other modules of ours."""
     imported = {
-        alias.asname or alias.name: ROOT / f"{node.module.replace('.', '/')}.py"
+        alias.asname or alias.name: _source(node.module, alias.name)
         for node in ast.walk(module)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(("headrace.", "flows."))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("headrace", "flows")
         for alias in node.names
     }
-    for function in module.body:
-        if isinstance(function, ast.FunctionDef) and any(
-            ast.unparse(each) == "kernel" for each in function.decorator_list
-        ):
-            for node in (inner for statement in function.body for inner in ast.walk(statement)):
-                if isinstance(node, ast.Name) and node.id in imported and imported[node.id].is_file():
-                    yield node.id, imported[node.id]
+    constants = {
+        node.target.id: node.value
+        for node in module.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None
+    }
+    kernels = [
+        function
+        for function in module.body
+        if isinstance(function, ast.FunctionDef)
+        and any(ast.unparse(each) == "kernel" for each in function.decorator_list)
+    ]
+    waiting: list[ast.AST] = [statement for function in kernels for statement in function.body]
+    while waiting:
+        for node in ast.walk(waiting.pop()):
+            if isinstance(node, ast.Name) and node.id in imported and imported[node.id].is_file():
+                yield node.id, imported[node.id]
+            elif isinstance(node, ast.Name) and node.id in constants:
+                waiting.append(constants.pop(node.id))
+
+
+def _source(module: str, name: str) -> Path:
+    """Where `name`, a module or something in one, is written."""
+    path = ROOT / module.replace(".", "/")
+    return path / f"{name}.py" if (path / f"{name}.py").is_file() else path.with_suffix(".py")

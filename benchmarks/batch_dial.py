@@ -25,7 +25,7 @@ from matplotlib import pyplot
 
 from benchmarks.behaviour import Behaviour
 from benchmarks.flow_site import Entry, FlowSite, Run, made
-from benchmarks.report import CONSOLE, RESULTS, percentiles, publish
+from benchmarks.report import CONSOLE, percentiles, publish, results
 from headrace import names
 from headrace.clock import system_clock
 from headrace.events import encode_records
@@ -189,8 +189,7 @@ def main() -> None:
                     points.append(measure(site, linger_ms, max_events, full, steady, arguments))
         finally:
             site.server.stop()
-    RESULTS.mkdir(exist_ok=True)
-    draw(points, arguments.rate, RESULTS / "batch_dial.png")
+    draw(points, arguments.rate, results() / "batch_dial.png")
     default, first = next(p for p in points if p.is_default), points[0]
     rows = [
         (

@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks.freshness_figures import draw, stages
 from benchmarks.freshness_side import FEATURE_FLOW, Measured, feature_flows, measure
-from benchmarks.report import CONSOLE, RESULTS, percentiles, publish
+from benchmarks.report import CONSOLE, percentiles, publish, results
 from headrace import names
 from headrace.clock import system_clock
 from headrace.ops.child import Child, environment_of
@@ -126,7 +126,7 @@ def report(ours: Measured, stock: Measured | None) -> None:
         sides["Bytewax, Feast push"] = stock.probes
     taken = {name: percentiles(times) for name, times in stages(ours.probes).items()}
     rows += [[name, *found.values()] for name, found in taken.items()]
-    draw(RESULTS / "freshness.png", sides)
+    draw(results() / "freshness.png", sides)
     columns = ["milliseconds", "p50", "p90", "p99", "p99.9", "max"]
     publish("freshness", columns, rows, result | {"stages": taken} | ours.details())
 

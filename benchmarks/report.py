@@ -18,20 +18,27 @@ from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+"""Evidence of full-size runs. A run with options of its own leaves its results in `smaller/` beside it, which git ignores."""
 CONSOLE = Console(stderr=True)
 """For progress: standard output ends with the JSON line."""
 
 
 def publish(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], result: Mapping[str, Any]) -> None:
-    """Print the table and the JSON line, and write `results/NAME.json` with command, commit and machine."""
+    """Print the table and the JSON line, and write `NAME.json` in `results()` with command, commit and machine."""
     table = Table(*columns, title=name)
     for row in rows:
         table.add_row(*[_text(cell) for cell in row])
     Console(width=120).print(table)
-    RESULTS.mkdir(exist_ok=True)
     evidence = {"benchmark": name, **result, **_circumstances(name)}
-    (RESULTS / f"{name}.json").write_text(json.dumps(evidence, indent=1, default=float) + "\n")
+    (results() / f"{name}.json").write_text(json.dumps(evidence, indent=1, default=float) + "\n")
     print(json.dumps(result, default=float), flush=True)
+
+
+def results() -> Path:
+    """Where this run's results go."""
+    folder = RESULTS / "smaller" if sys.argv[1:] else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

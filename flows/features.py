@@ -25,6 +25,7 @@ from flows.split import ShardSplitter
 from flows.warm_up import warm_up
 from flows.worker import Commits, Worker
 from headrace import names
+from headrace.aggregates.rows import StateMismatchError
 from headrace.clock import Clock, system_clock
 from headrace.record_lines import COLUMNS
 from headrace.settings import MICROS, Settings
@@ -57,7 +58,7 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
         lease_s=settings.flow_lease_s,
         until_all=until_end,
     )
-    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError, DeploymentError))
+    recovery = Recovery(stop, worker.forget, fatal=(StaleStateError, DeploymentError, StateMismatchError))
     log = open_log(client, settings)
     columns = [each for each in COLUMNS if any(each in spec.columns for spec in specs.values()) or each in _ALWAYS]
     warm_up(client, specs, columns)

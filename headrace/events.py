@@ -35,6 +35,8 @@ from headrace.settings import MICROS
 
 SCHEMA_VERSION: Final = 1  # compiled into kernels, as is the next
 MAX_PROPERTIES_BYTES: Final = 8_192
+MAX_NUMBER: Final = 1e15
+"""Size of the largest number: sums of squares of products of a few of them are far from what a float64 holds."""
 MAX_TEXT_BYTES: Final = 4 * 128 + len(names.ANONYMOUS_PREFIX)
 """UTF-8 of the longest identifier, or key made of one."""
 
@@ -117,9 +119,13 @@ class EventIn(BaseModel):
     as_of: Moment | None = None
     propensity: float | None = Field(None, gt=0, le=1)
     value: float | None = Field(
-        None, allow_inf_nan=False, description="Seconds of a dwell, depth of a scroll, a rating."
+        None,
+        ge=-MAX_NUMBER,
+        le=MAX_NUMBER,
+        allow_inf_nan=False,
+        description="Seconds of a dwell, depth of a scroll, a rating.",
     )
-    price: float | None = Field(None, ge=0, allow_inf_nan=False)
+    price: float | None = Field(None, ge=0, le=MAX_NUMBER, allow_inf_nan=False)
     quantity: int | None = Field(None, ge=1, le=1_000_000)
     query: str | None = Field(None, max_length=1024)
     context: Context | None = None

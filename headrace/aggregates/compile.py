@@ -25,6 +25,7 @@ from headrace.aggregates.spec import (
     LISTED,
     MAX,
     MAX_LAST_N,
+    MAX_SPAN_US,
     MAX_TILES,
     MEAN,
     MIN,
@@ -39,11 +40,13 @@ from headrace.aggregates.spec import (
     columns_of,
     value_type,
 )
-from headrace.events import RECORD_SCHEMA
+from headrace.events import MAX_NUMBER, RECORD_SCHEMA
 from headrace.settings import MICROS
 
 DEFAULT_HOP: Final = timedelta(minutes=5)
 """Of a view that names none."""
+MAX_EXPRESSION: Final = 500
+"""Characters."""
 
 _NUMERIC = frozenset(
     field.name for field in RECORD_SCHEMA if pa.types.is_floating(field.type) or pa.types.is_integer(field.type)
@@ -144,7 +147,7 @@ def _window(
         return None, None
     if function in SESSIONS:
         raise DefinitionError(f"{where}: {function} takes no time_window; a session ends by its gap")
-    window_us, hop_us = _micros(window), _micros(slide if slide and slide < window else tiling_hop)
+    window_us, hop_us = _bounded(where, _micros(window)), _micros(slide if slide and slide < window else tiling_hop)
     if window_us < 0:
         raise DefinitionError(f"{where}: the window {window_us / MICROS:g} s is negative; say how far back it looks")
     if hop_us <= 0 or window_us % hop_us:
@@ -185,7 +188,16 @@ def _parse_span(where: str, function: str, argument: str | None) -> int:
         raise DefinitionError(
             f"{where}: write {function}({_ARGUMENT[function]}) with a time like 30s, 10m, 1h or 7d, not '{function}({argument})'"
         )
-    return int(match[1]) * _UNITS[match[2]]
+    return _bounded(where, int(match[1]) * _UNITS[match[2]])
+
+
+def _bounded(where: str, span_us: int) -> int:
+    if span_us > MAX_SPAN_US:
+        raise DefinitionError(
+            f"{where}: a time of {span_us // (86_400 * MICROS):,} days is beyond {MAX_SPAN_US // (86_400 * MICROS):,} days; "
+            "for all history leave `time_window` out"
+        )
+    return span_us
 
 
 def _check_zscore(where: str, aggregate: AggregateSpec) -> None:
@@ -212,12 +224,15 @@ def _parse_column(where: str, column: str, function: str) -> tuple[tuple[str, ..
         raise DefinitionError(f"{where}: {function} reads whole events; write '{head}' without '.{expression}'")
     if function in (SUM, MEAN, MIN, MAX, STD, COUNT_DISTINCT, *LISTED) and not expression:
         raise DefinitionError(f"{where}: {function} needs a column; write '{column}.price', say")
-    if expression:
-        _check_expression(where, expression, function)
-    return types, expression.replace(" ", "") or None
+    return types, _parse_expression(where, expression, function) if expression else None
 
 
-def _check_expression(where: str, expression: str, function: str) -> None:
+def _parse_expression(where: str, expression: str, function: str) -> str:
+    """The expression as the engines know it: without brackets, blanks and comments that mean nothing."""
+    if len(expression) > MAX_EXPRESSION:
+        raise DefinitionError(
+            f"{where}: an expression of {len(expression):,} characters; write {MAX_EXPRESSION} at most"
+        )
     try:
         tree = ast.parse(expression, mode="eval")
     except SyntaxError as error:
@@ -228,6 +243,12 @@ def _check_expression(where: str, expression: str, function: str) -> None:
             isinstance(node, ast.Constant) and not isinstance(node.value, int | float)
         ):
             raise DefinitionError(f"{where}: '{expression}' may hold columns, numbers and + - * / alone")
+        if isinstance(node, ast.Constant) and not abs(float(str(node.value))) <= MAX_NUMBER:
+            raise DefinitionError(f"{where}: a number in '{expression[:80]}' is beyond {MAX_NUMBER:g}")
+    if not columns_of(expression):
+        raise DefinitionError(
+            f"{where}: '{expression}' reads no column of the event; name one, or leave it out to count events"
+        )
     alone = isinstance(tree.body, ast.Name)
     known = frozenset(RECORD_SCHEMA.names) if alone and function in LISTED | {COUNT, COUNT_DISTINCT} else _NUMERIC
     missing = sorted(columns_of(expression) - known)
@@ -235,6 +256,7 @@ def _check_expression(where: str, expression: str, function: str) -> None:
         raise DefinitionError(
             f"{where}: events have no such column for {function}: '{missing[0]}'; use one of {', '.join(sorted(known))}"
         )
+    return ast.unparse(tree.body).replace(" ", "")
 
 
 def _check_names(view: StreamFeatureView, aggregates: tuple[AggregateSpec, ...]) -> None:

@@ -32,6 +32,8 @@ LISTED: Final = frozenset({LAST, LAST_N})
 SESSIONS: Final = frozenset({SESSION_COUNT, SESSION_SECONDS})
 FUNCTIONS: Final = TILED | LISTED | SESSIONS | {COUNT_DISTINCT}
 MAX_LAST_N: Final = 1_000
+MAX_SPAN_US: Final = 36_500 * 86_400 * MICROS
+"""Longest window, half-life or bucket."""
 MAX_TILES: Final = 4_096
 """Most hops in a window."""
 DISTINCT_BOUND: Final = 256  # compiled into kernels

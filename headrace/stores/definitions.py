@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
@@ -59,12 +60,12 @@ def save_definitions(registry: Path, content: bytes, definitions: Definitions) -
 
 def write_whole(path: Path, content: bytes) -> None:
     """Put a file in place whole and on disk: whoever reads it meanwhile, or after a crash, finds the old one or the new one."""
-    fresh = path.with_suffix(f"{path.suffix}.new")
-    with fresh.open("wb") as file:
+    with NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:  # of each writer its own
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(fresh, path)
+    Path(file.name).chmod(0o644)
+    os.replace(file.name, path)
 
 
 def view_to_json(spec: ViewSpec) -> str:

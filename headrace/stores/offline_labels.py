@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -9,6 +10,7 @@ from typing import Final, TypeAlias
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from feast import FeatureView
 from feast.feature_view import DUMMY_ENTITY_ID
@@ -16,13 +18,15 @@ from feast.infra.offline_stores.offline_store import RetrievalMetadata
 
 from headrace.aggregates.batch_events import Codes, as_codes
 from headrace.arrays import Ints
-from headrace.clock import from_micros
+from headrace.clock import from_micros, to_micros
 from headrace.stores.offline_newest import CODE
 from headrace.stores.sources import OfflineStoreError, Source, utc
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
 """Feast's name for the time column of an entity frame."""
 _LABEL_TIME: Final = "__label_time"
+_FIRST_US: Final = to_micros(datetime.min.replace(tzinfo=UTC))
+_LAST_US: Final = to_micros(datetime.max.replace(tzinfo=UTC))
 _SQL: Final = re.compile(r"\s*(select|with)\s", re.IGNORECASE)
 
 EntityFrame: TypeAlias = pd.DataFrame | pl.DataFrame | pa.Table | str | Path
@@ -75,7 +79,11 @@ class Labels:
                 f"entity_df has rows without a time in '{column}': give every row one, or leave the row out"
             )
         place = table.schema.get_field_index(column)
-        return cls(table.set_column(place, column, times.to_arrow().cast(pa.timestamp("us", "UTC"))), column)
+        micros = times.to_arrow().cast(pa.timestamp("us", "UTC"))
+        bounds = pc.min_max(micros.cast(pa.int64())).as_py()
+        if len(micros) and not (_FIRST_US <= bounds["min"] <= bounds["max"] <= _LAST_US):
+            raise OfflineStoreError(f"entity_df has times in '{column}' before year 1 or after year 9999: correct them")
+        return cls(table.set_column(place, column, micros), column)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -134,7 +142,10 @@ def _as_key(view: FeatureView, keys: pl.Series, kind: pl.DataType) -> pl.Series:
             f"view '{view.projection.name_to_use()}': column '{keys.name}' of entity_df is {given}, the source's key is "
             f"{kind}: cast it"
         )
-    return keys.cast(kind, strict=False)
+    cast = keys.cast(kind, strict=False)
+    if not (given.is_float() and kind.is_integer()):
+        return cast
+    return cast.zip_with((cast.cast(given) == keys).fill_null(False), pl.Series([None], dtype=kind))  # 1.5 is nobody
 
 
 def _to_arrow(entity_df: EntityFrame) -> pa.Table:

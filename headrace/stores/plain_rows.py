@@ -255,7 +255,8 @@ class PlainRows:
                 f"a stored row of view '{self.layout.view}' has another schema: materialize the view again"
             )
         size = self.layout.dtype.itemsize + (self._records["@ends"][:, -1] if self.layout.others else 0)
-        if (found & (self._raws.lengths != size)).any():
+        backwards = (np.diff(self._records["@ends"].astype(np.int64), axis=1, prepend=0) < 0).any(axis=1)
+        if (found & ((self._raws.lengths != size) | backwards)).any():
             raise StateMismatchError(
                 f"a stored row of view '{self.layout.view}' is damaged: materialize the view again"
             )

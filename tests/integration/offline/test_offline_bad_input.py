@@ -143,6 +143,12 @@ def test_a_source_of_another_shape_is_refused(
         fetch(store, rows, ["rates:rate"], filter_by_created_timestamp=True)
 
 
+def test_a_float_is_the_key_of_the_integer_that_it_is_and_of_no_other(store: FeatureStore, rates: Path) -> None:
+    pq.write_table(pa.table(GOOD | {"pair": [1]}), rates)
+    labels = pa.table({"pair": [1.0, 1.5, None, -0.5], "event_timestamp": pa.array([NOON + 1] * 4).cast(TIME)})
+    assert fetch(store, labels, ["rates:rate"])["rate"].to_pylist() == [1.5, None, None, None]
+
+
 def test_a_source_that_is_no_parquet_is_named(store: FeatureStore, rates: Path) -> None:
     rates.write_text("pair,rate")
     rows = pd.DataFrame({"pair": ["a"], "event_timestamp": [from_micros(NOON)]})
@@ -206,6 +212,7 @@ def test_a_source_that_is_no_file_is_refused(store: FeatureStore) -> None:
         ({"item_id": ["i1"], "event_timestamp": pa.array([None], TIME)}, "without a time in 'event_timestamp'"),
         ({"item_id": ["i1"], "event_timestamp": ["soon"]}, "'event_timestamp' holds text that is no ISO 8601 time"),
         ({"item_id": ["i1"], "event_timestamp": [17.5]}, "'event_timestamp' is Float64, not a time"),
+        ({"item_id": ["i1"], "event_timestamp": pa.array([2**63 - 1], TIME)}, "before year 1 or after year 9999"),
         ({"event_timestamp": [from_micros(NOON)]}, "view 'item_catalogue' needs the column 'item_id'"),
         (
             {"item_id": [1.0], "event_timestamp": [from_micros(NOON)]},

@@ -119,10 +119,23 @@ def test_a_fingerprint_follows_what_feasts_equality_ignores() -> None:
     assert compile_view(one).fingerprint != compile_view(other).fingerprint
 
 
+@pytest.mark.parametrize("column", ["view.(item_id)", "view. item_id", "view.item_id#what they saw"])
+def test_a_column_in_brackets_is_the_column(column: str) -> None:
+    plain = compiled(count("view.item_id", function="count_distinct"))
+    assert compiled(count(column, function="count_distinct")) == plain
+
+
 @pytest.mark.parametrize(
     ("aggregation", "message"),
     [
         (count("buy"), "'buy' in column 'buy' is no event type"),
+        (count("view.1+1", function="sum"), r"'1\+1' reads no column of the event"),
+        (count("purchase.price*10000000000000000", function="sum"), r"a number in 'price\*1.*' is beyond 1e\+15"),
+        (
+            count("view." + "+".join(["price"] * 3_000), function="sum"),
+            "an expression of 17,999 characters; write 500 at most",
+        ),
+        (count(function="decayed_sum(999999999999d)"), "a time of 999,999,999,999 days is beyond 36,500 days"),
         (count(function="median"), "unknown function 'median'; use one of count, count_distinct, decayed_sum, last"),
         (count(function="Count"), "unknown function 'Count'"),
         (count(function="count(3)"), r"count takes no argument, remove '\(3\)'"),

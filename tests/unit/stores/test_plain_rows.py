@@ -86,6 +86,14 @@ def test_a_row_of_another_schema_or_cut_short_is_refused_with_the_remedy() -> No
         LAYOUT.rows([b""])
 
 
+def test_a_row_whose_bodies_end_before_they_begin_is_refused() -> None:
+    row = bytearray(full_row())
+    first_end = LAYOUT.dtype.itemsize - 4 * len(LAYOUT.others)
+    row[first_end : first_end + 4] = (10_000).to_bytes(4, "little")
+    with pytest.raises(StateMismatchError, match=r"'items' is damaged: materialize"):
+        LAYOUT.rows([full_row(), bytes(row)])
+
+
 def test_a_value_that_does_not_fit_its_field_is_refused_with_view_and_types() -> None:
     with pytest.raises(RowValueError, match=r"view 'items'.*'stock': 'INT64'.*'stock': 'double_val'"):
         LAYOUT.pack({"stock": Value(double_val=1.5)}, 1, 0)

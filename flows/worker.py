@@ -18,8 +18,8 @@ from headrace.aggregates.spec import ViewSpec
 from headrace.stores.commits import SentCommits, ShardCommit
 from headrace.stores.crew import Crew, share_of
 from headrace.stores.exchange import settle as settle_exchange
-from headrace.stores.shards import OwnedShard, OwnershipError, lease_key, row_key
-from headrace.stores.state_definitions import check_state
+from headrace.stores.shards import OwnedShard, OwnershipError, lease_key, read_status, row_key
+from headrace.stores.state_definitions import StaleStateError, check_state, word_for
 
 logger = logging.getLogger("headrace.flows.features")
 
@@ -90,11 +90,21 @@ class Worker:
                 owned = OwnedShard(self._redis, shard, self._name, self._lease_ms)
                 status = owned.acquire()
                 check_state(shard, status, self._specs)
+                if not any(status.positions.values()) and self._crew.word() not in (None, word_for(self._specs)):
+                    self._check_others()
                 self.held[shard] = ShardState(owned, status, self._layouts, self._shards)
                 logger.info("shard %d is ours, at %s", shard, status.positions)
         except OwnershipError as error:
             # Somebody was faster, or a backfill is at it: it is looked at again at the next turn.
             logger.info("%s", error)
+
+    def _check_others(self) -> None:
+        """Whether the word that others have said is of an empty store still. Raises StaleStateError."""
+        statuses = read_status(self._redis, range(self._shards)).values()
+        if not any(any(status.positions.values()) for status in statuses):
+            raise StaleStateError(
+                "another worker has begun by other definitions: this one takes them when it is started again"
+            )
 
     def _free(self) -> list[int]:
         """Shards that nobody has a lease of; and those that we have one of still, but have forgotten."""

@@ -4,6 +4,7 @@ The registry says what is *applied*. Each shard says by fingerprint what its row
 the end of `headrace backfill` the two differ: flow and readers go by what the state is, so the old one serves and is never misread.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import redis
 from headrace.aggregates.spec import ViewSpec
 from headrace.names import PROJECT
 from headrace.settings import Settings
+from headrace.stores.crew import Crew
 from headrace.stores.definitions import Definitions, load_definitions, view_from_json, view_to_json
 from headrace.stores.exchange import settle
 from headrace.stores.row_scan import scan_views, unlink
@@ -88,7 +90,8 @@ def state_definitions(
 
 
 def definitions_to_fold(client: "redis.Redis", settings: Settings, owner: str) -> dict[str, ViewSpec]:
-    """What a flow folds: the views that the state has, by the definitions that it was made by; all that is applied if it is empty.
+    """What a flow folds: the views that the state has, by the definitions that it was made by. If it is empty, all that is
+    applied, or what another worker that is alive has begun by.
 
     Finishes an exchange that a killed backfill has left. A view that only some shards have is nobody's any more: its state stays
     out until `headrace backfill`. Raises StaleStateError for state that this code cannot go on with, DefinitionError.
@@ -104,13 +107,31 @@ def definitions_to_fold(client: "redis.Redis", settings: Settings, owner: str) -
         raise StaleStateError(
             f"the stored state of {', '.join(unreadable)} was made by another version of Headrace: run `headrace backfill`"
         )
-    specs = {view: known[fingerprint] for view, fingerprint in whole.items()} if filled else dict(applied)
+    if filled:
+        specs = {view: known[fingerprint] for view, fingerprint in whole.items()}
+    else:
+        specs = _agreed(client, applied, Crew(client, owner, int(settings.flow_lease_s * 1_000)))
     waiting = StateDefinitions(Definitions(specs, {}), _waiting(applied, specs)).explain()
     if waiting:
         logger.warning("%s", waiting)
     forget_views(client, settings, {view for status in statuses for view in status.fingerprints} - set(specs))
     record_definitions(client, specs.values())
     return specs
+
+
+def _agreed(client: "redis.Redis", applied: Mapping[str, ViewSpec], crew: Crew) -> dict[str, ViewSpec]:
+    """What a crew folds into an empty store: what was applied when the first of those that are alive began."""
+    record_definitions(client, applied.values())
+    agreed: dict[str, int] = json.loads(crew.agree(word_for(applied)))
+    known = known_definitions(client, agreed.values())
+    if set(known) != set(agreed.values()):
+        raise StaleStateError("a worker of another version of Headrace is at work on the empty store: end it first")
+    return {view: known[fingerprint] for view, fingerprint in agreed.items()}
+
+
+def word_for(specs: Mapping[str, ViewSpec]) -> str:
+    """What a member of a flow's crew says that it folds."""
+    return json.dumps({view: specs[view].fingerprint for view in sorted(specs)})
 
 
 def check_state(shard: int, status: ShardStatus, specs: Mapping[str, ViewSpec]) -> None:

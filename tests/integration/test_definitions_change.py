@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flows.worker import Worker
 from headrace.aggregates.fold import PackedRows
 from headrace.identity import shard_of
 from headrace.ops.backfill import backfill
@@ -12,6 +13,7 @@ from headrace.ops.verify import VerifyError, verify
 from headrace.settings import Settings
 from headrace.stores import exchange
 from headrace.stores.commits import SentCommits, ShardCommit
+from headrace.stores.crew import Crew
 from headrace.stores.definitions import load_definitions
 from headrace.stores.exchange import EXCHANGE_KEY
 from headrace.stores.redis_client import connect
@@ -266,6 +268,22 @@ def test_a_flow_does_not_go_on_with_a_state_that_was_exchanged_under_it(settings
     backfill(settings)
     with pytest.raises(StaleStateError, match="clicks"):
         check_state(0, read_status(client, [0])[0], specs)
+
+
+def test_workers_that_begin_on_an_empty_store_fold_by_the_definitions_of_the_first(tmp_path: Path, valkey: str) -> None:
+    settings = make_settings(tmp_path, valkey).model_copy(update={"flow_lease_s": 60.0})
+    apply_views(settings, stream_view("user_activity", feature("views", "view", minutes=10)))
+    client = connect(settings)
+    first = definitions_to_fold(client, settings, "first")
+    apply_views(settings, stream_view("user_activity", feature("views", "view", minutes=60)))
+    assert definitions_to_fold(client, settings, "second") == first
+    for member in ("first", "second"):
+        Crew(client, member, 60_000).leave()
+    later = definitions_to_fold(client, settings, "third")
+    assert later["user_activity"].aggregates[0].window_us == 3_600_000_000
+    behind = Worker(client, first, name="first", shards=1, partitions=1, lease_s=60.0)
+    with pytest.raises(StaleStateError, match="another worker has begun by other definitions"):
+        behind.stand()
 
 
 def test_state_of_a_definition_that_nobody_knows_stops_the_flow_and_is_named(settings: Settings) -> None:

@@ -3,6 +3,9 @@
 `scan` takes the canonical form of a record: one flat object of known columns without white space, each value null or of its column's
 type and range, and with what every engine relies on (a known type, its item, keys that are not too long). What else a line may be is
 for headrace.decoding, which reads it with a full JSON parser.
+
+One module, long as it is: its kernels are one scanner, and all of them know how a line's cells are laid
+out: a change of one is a change of what the others may take for granted.
 """
 
 from collections.abc import Sequence

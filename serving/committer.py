@@ -145,9 +145,8 @@ class GroupCommitter:
             except LogUnavailableError as error:
                 self._say(str(error))
                 _fail(group, error)
-            except (
-                Exception
-            ) as error:  # a fault of ours: each request must hear of it, and the next group have its turn
+            except Exception as error:
+                # A fault of ours: each request must hear of it, and the next group have its turn.
                 logger.exception("a group of %d events could not be appended", len(records))
                 _fail(group, error)
             else:

@@ -73,7 +73,9 @@ class Readers:
 
 
 def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
-    """Readers of the views that are registered now. Raises StoreAddressError, FeaturesUnknownError, or redis.RedisError."""
+    """Readers of the views that are registered now. Raises StoreAddressError, FeaturesUnknownError, DeploymentError,
+    or redis.RedisError.
+    """
     if not is_registered(settings):
         raise FeaturesUnknownError(f"no features are registered in {settings.registry_path}: run `headrace apply`")
     try:
@@ -86,7 +88,7 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
     try:
         _warm_up(readers.bulk)
         _ = readers.request.definitions  # the first look, which no request should wait for
-    except redis.RedisError:
+    except Exception:
         readers.close()
         raise
     return readers

@@ -64,9 +64,8 @@ class KafkaReader:
         try:
             with answering():
                 self._reach(after, max_entries, wait_s)
-        except (
-            Exception
-        ):  # messages may have been taken from the client and lie nowhere: begin anew where the caller stands
+        except Exception:
+            # Messages may have been taken from the client and lie nowhere: begin anew where the caller stands.
             self._ahead.clear()
             self._consumer.unassign()
             raise

@@ -34,6 +34,7 @@ class TrainConfig:
     width: int = 32
     heads: int = 2
     layers: int = 1
+    cross_width: int = 128
     dropout: float = 0.1
     # Fitting.
     batch: int = 128
@@ -53,6 +54,7 @@ class TrainConfig:
             "max_ranker_positives",
             "max_test",
             "length",
+            "cross_width",
             "batch",
             "candidates",
         ):
@@ -76,6 +78,7 @@ class TrainConfig:
             width=self.width,
             heads=self.heads,
             layers=self.layers,
+            cross_width=self.cross_width,
             hidden=2 * self.width,
             dropout=self.dropout,
             outcomes=outcomes,
@@ -97,8 +100,9 @@ def of_size(name: str, size: int) -> TrainConfig:
         max_positives=20_000 * size**2,
         max_ranker_positives=5_000 * size**2,
         max_ranked_requests=400 * size,
-        length=min(20 + 10 * size, 50),
+        length=min(10 + 20 * size, 50),
         width=32 * size,
+        cross_width=128 * size,
         batch=128 * size,
         layers=min(size, 3),
     )
@@ -110,6 +114,7 @@ def small() -> TrainConfig:
 
 
 def default() -> TrainConfig:
+    """Two attention layers over 50 items at width 64, crosses 256 wide."""
     return of_size("default", 2)
 
 

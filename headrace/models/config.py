@@ -17,6 +17,7 @@ class ModelConfig:
     heads: int = 2
     layers: int = 1
     crosses: int = 2
+    cross_width: int = 128
     hidden: int = 64
     dropout: float = 0.1
     id_dropout: float = 0.15

@@ -2,7 +2,7 @@
 
 What the towers make of a candidate is one more input, so the ranker refines retrieval and need not learn it again.
 Crosses after DCN-v2 (Wang et al., WWW 2021, eq. 1: x' = x0 * (W x + b) + x), attention after DIN (Zhou et al., 2018).
-Shape suffixes as in `headrace.models.inputs`; K is the width of everything side by side, M the number of matches.
+Shape suffixes as in `headrace.models.inputs`; K is the width that crosses work at, M the number of matches.
 """
 
 import torch
@@ -30,12 +30,14 @@ class Ranker(nn.Module):  # type: ignore[misc]
         matches = 2 * (1 + len(preprocessing.content_categories))
         dense = preprocessing.user_width + preprocessing.content_width + preprocessing.activity_width + matches + 1
         features = 3 * config.width + dense
-        self.crosses = nn.ModuleList(nn.Linear(features, features) for _ in range(config.crosses))
+        wide = config.cross_width
+        self.project = nn.Linear(features, wide)
+        self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(config.crosses))
         self.deep = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
+            nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
             nn.Linear(config.hidden, config.hidden), nn.GELU(),
         )  # fmt: skip
-        self.out = nn.Linear(features + config.hidden, len(config.outcomes))
+        self.out = nn.Linear(wide + config.hidden, len(config.outcomes))
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
         self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
@@ -49,7 +51,9 @@ class Ranker(nn.Module):  # type: ignore[misc]
         matches_BNM = torch.cat(
             [match_shares(users, items, table), retrieved_BN[..., None] * item_BND.shape[-1] ** -0.5], dim=-1
         )
-        x0_BNK = torch.cat([of_user, item_BND, interest_BND, items.content_NF, items.activity_NF, matches_BNM], dim=-1)
+        x0_BNK = self.project(
+            torch.cat([of_user, item_BND, interest_BND, items.content_NF, items.activity_NF, matches_BNM], dim=-1)
+        )
         crossed_BNK = x0_BNK
         for cross in self.crosses:
             crossed_BNK = x0_BNK * cross(crossed_BNK) + crossed_BNK

@@ -16,7 +16,7 @@ from headrace.models.towers import TwoTowers
 from headrace.settings import MICROS
 
 T_US = 1_700_000_000 * MICROS
-MODEL = ModelConfig(width=8, heads=2, layers=2, hidden=16, outcomes=(CLICK, CART))
+MODEL = ModelConfig(width=8, heads=2, layers=2, cross_width=16, hidden=16, outcomes=(CLICK, CART))
 
 
 def users() -> pa.Table:

@@ -23,8 +23,20 @@ CodeOf = Callable[[object], int]
 
 def numbers(column: Column) -> Floats:
     """Shape (B,). Null, NaN and infinite become NaN; a bool is 0 or 1."""
-    values = _to_numpy(column, pa.float64()) if _is_arrow(column) else np.array(column, dtype=np.float64)
-    return np.where(np.isfinite(values), values, np.nan)
+    return matrix(["column"], {"column": column}, len(column))[:, 0]
+
+
+def matrix(names: Sequence[str], features: Columns, count: int) -> Floats:
+    """The named features side by side, shape (count, len(names)): numbers, NaN for null, infinite, and what is not there."""
+    table = np.full((count, len(names)), np.nan)
+    for place, name in enumerate(names):
+        if name in features:
+            column = features[name]
+            if not isinstance(column, np.ndarray):
+                column = _to_numpy(column, pa.float64()) if _is_arrow(column) else np.array(column, dtype=np.float64)
+            table[:, place] = column
+    table[~np.isfinite(table)] = np.nan
+    return table
 
 
 def codes(column: Column, code_of: CodeOf) -> Ints:

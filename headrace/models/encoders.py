@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headrace.models.config import ModelConfig
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import GAP_BUCKETS, MISSING, TYPES, Preprocessing, Vocabulary
 
 
@@ -67,10 +67,11 @@ class HistoryEncoder(nn.Module):  # type: ignore[misc]
         return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL) + self.places.weight
 
 
-def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> Tensor:
-    """Item vectors of histories, each distinct item encoded once. Shape (B, L, D)."""
+def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> EncodedItems:
+    """The items of histories, rows of `table`, each distinct item encoded once. Leading shape (B, L)."""
     distinct, place_BL = torch.unique(items_BL, return_inverse=True)
-    return F.embedding(place_BL, encoder(table.rows(distinct)))  # its backward is many times faster than of indexing
+    vectors_BLD = F.embedding(place_BL, encoder(table.rows(distinct)))  # its backward is many times faster than of indexing
+    return EncodedItems(table.rows(items_BL), vectors_BLD)
 
 
 class UserEncoder(nn.Module):  # type: ignore[misc]

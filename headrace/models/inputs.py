@@ -24,6 +24,13 @@ class ItemInputs(NamedTuple):
         return ItemInputs(*(field.to(device) for field in self))
 
 
+class EncodedItems(NamedTuple):
+    """Items with their vectors by a model's own item encoder. Serving keeps the vectors, so they are computed once an item."""
+
+    inputs: ItemInputs
+    vectors_ND: Tensor
+
+
 class UserInputs(NamedTuple):
     """Users at a time. Histories are padded on the left with zeros, so the newest event is in the last place."""
 

@@ -15,6 +15,7 @@ Rules, the same everywhere:
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -100,13 +101,58 @@ class Number:
     def width(self) -> int:
         return 1 if self.kind == "count" else 2
 
-    def apply(self, values: Floats) -> Floats32:
-        """Shape (B, width)."""
-        scaled = (_log(self.kind, values) - self.mean) / self.std
-        if self.kind == "count":
-            return scaled.astype(np.float32)[:, None]
-        missing = np.isnan(scaled)
-        return np.stack([np.where(missing, 0.0, scaled), missing], axis=1).astype(np.float32)
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numeric features side by side: counts and measures each in one operation, however many there are."""
+
+    each: tuple[Number, ...]
+
+    @property
+    def width(self) -> int:
+        return sum(number.width for number in self.each)
+
+    def of(self, features: Columns, count: int) -> Floats32:
+        """Shape (count, width)."""
+        return self.apply(columns.matrix([number.name for number in self.each], features, count))
+
+    def apply(self, values_BF: Floats) -> Floats32:
+        """From values in the order of the features, NaN for null. Shape (B, width)."""
+        scaled_BF = np.empty_like(values_BF)
+        for kind, places in self._kinds:
+            scaled_BF[:, places] = _log(kind, values_BF[:, places])
+        scaled_BF = (scaled_BF - self._means) / self._stds
+        missing_BF = np.isnan(scaled_BF)
+        made = np.empty((len(values_BF), self.width), np.float32)
+        made[:, self._at] = np.where(missing_BF, 0.0, scaled_BF)
+        made[:, self._flag_at] = missing_BF[:, self._flagged]
+        return made
+
+    @cached_property
+    def _kinds(self) -> list[tuple[str, Ints]]:
+        found = [(kind, np.flatnonzero([number.kind == kind for number in self.each])) for kind in ("count", "measure")]
+        return [(kind, places) for kind, places in found if len(places)]
+
+    @cached_property
+    def _means(self) -> Floats:
+        return np.array([number.mean for number in self.each], np.float64)
+
+    @cached_property
+    def _stds(self) -> Floats:
+        return np.array([number.std for number in self.each], np.float64)
+
+    @cached_property
+    def _at(self) -> Ints:
+        """Where each feature's value goes."""
+        return np.cumsum([0, *(number.width for number in self.each)], dtype=np.int64)[:-1]
+
+    @cached_property
+    def _flagged(self) -> Ints:
+        return np.flatnonzero([number.width == 2 for number in self.each])
+
+    @cached_property
+    def _flag_at(self) -> Ints:
+        return np.asarray(self._at[self._flagged] + 1)
 
 
 def _log(kind: str, values: Floats) -> Floats:
@@ -176,27 +222,40 @@ class Preprocessing:
 
     @property
     def user_width(self) -> int:
-        return sum(number.width for number in self.user_numbers)
+        return Numbers(self.user_numbers).width
 
     @property
     def content_width(self) -> int:
-        return sum(number.width for number in self.content_numbers)
+        return Numbers(self.content_numbers).width
 
     @property
     def activity_width(self) -> int:
-        return sum(number.width for number in self.activity_numbers)
+        return Numbers(self.activity_numbers).width
+
+    @cached_property
+    def _users(self) -> Numbers:
+        return Numbers(self.user_numbers)
+
+    @cached_property
+    def _content(self) -> Numbers:
+        return Numbers(self.content_numbers)
+
+    @cached_property
+    def activity(self) -> Numbers:
+        """What of the item's stream view the ranker reads."""
+        return Numbers(self.activity_numbers)
 
     def items(self, features: Columns, *, with_activity: bool) -> ItemInputs:
         """N items. `features` needs `item_id`; a feature that it lacks reads as null."""
         if names.ITEM_ID not in features:
             raise ValueError(f"item features have no column {names.ITEM_ID!r}: it names the N items")
         ids = features[names.ITEM_ID]
-        numbers = self.activity_numbers if with_activity else ()
+        activity = self.activity if with_activity else Numbers(())
         return ItemInputs(
             id_N=torch.from_numpy(columns.codes(ids, self.ids.code)),
             categories_NC=_categories(self.content_categories, features, len(ids)),
-            content_NF=_numbers(self.content_numbers, features, len(ids)),
-            activity_NF=_numbers(numbers, features, len(ids)),
+            content_NF=torch.from_numpy(self._content.of(features, len(ids))),
+            activity_NF=torch.from_numpy(activity.of(features, len(ids))),
         )
 
     def users(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> UserInputs:
@@ -204,7 +263,7 @@ class Preprocessing:
         items_BL, types_BL, gaps_BL = self._history(features, t_us, code_of_item)
         return UserInputs(
             categories_BC=_categories(self.user_categories, features, len(t_us)),
-            numbers_BF=_numbers(self.user_numbers, features, len(t_us)),
+            numbers_BF=torch.from_numpy(self._users.of(features, len(t_us))),
             items_BL=torch.from_numpy(items_BL),
             types_BL=torch.from_numpy(types_BL),
             gaps_BL=torch.from_numpy(gaps_BL),
@@ -316,13 +375,6 @@ def _fit_numbers(table: pa.Table, view: str) -> tuple[Number, ...]:
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in column.value_counts().to_pylist() if row["values"]}
-
-
-def _numbers(numbers: tuple[Number, ...], features: Columns, count: int) -> torch.Tensor:
-    """Shape (count, sum of widths)."""
-    nothing = np.full(count, np.nan)
-    parts = [n.apply(columns.numbers(features[n.name]) if n.name in features else nothing) for n in numbers]
-    return torch.from_numpy(np.concatenate([np.zeros((count, 0), dtype=np.float32), *parts], axis=1))
 
 
 def _categories(vocabularies: Mapping[str, Vocabulary], features: Columns, count: int) -> torch.Tensor:

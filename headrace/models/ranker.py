@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from headrace.models.config import OUTCOME_VALUES, ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 RECENT_PLACES = 5
@@ -28,10 +28,11 @@ class Ranker(nn.Module):  # type: ignore[misc]
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
         self.heads, self.outcomes = config.heads, config.outcomes
         matches = 2 * (1 + len(preprocessing.content_categories))
-        dense = preprocessing.user_width + preprocessing.content_width + preprocessing.activity_width + matches + 1
-        features = 3 * config.width + dense
+        dense = preprocessing.content_width + preprocessing.activity_width + matches + 1
         wide = config.cross_width
-        self.project = nn.Linear(features, wide)
+        # One projection of everything, in two parts: what is said of the user is the same for all candidates.
+        self.project_user = nn.Linear(config.width + preprocessing.user_width, wide)
+        self.project_item = nn.Linear(2 * config.width + dense, wide, bias=False)
         self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(config.crosses))
         self.deep = nn.Sequential(
             nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
@@ -43,21 +44,25 @@ class Ranker(nn.Module):  # type: ignore[misc]
 
     def forward(self, users: UserInputs, items: ItemInputs, retrieved_BN: Tensor, table: ItemInputs) -> Tensor:
         """`items` has a leading shape (B, N), `retrieved_BN` are `TwoTowers.scores`. Logits, shape (B, N, O)."""
-        item_BND = self.item_encoder(items)
-        history_BLD = self.history_encoder(users, encode_history(self.item_encoder, table, users.items_BL))
-        count = item_BND.shape[1]
-        of_user = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)[:, None].expand(-1, count, -1)
+        history = encode_history(self.item_encoder, table, users.items_BL)
+        return self.logits(users, EncodedItems(items, self.item_encoder(items)), history, retrieved_BN)
+
+    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
+        """As `forward`, of items that are encoded. Leading shapes (B, N) and (B, L)."""
+        inputs, item_BND = items
+        history_BLD = self.history_encoder(users, history.vectors_ND)
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
-        matches_BNM = torch.cat(
-            [match_shares(users, items, table), retrieved_BN[..., None] * item_BND.shape[-1] ** -0.5], dim=-1
+        shares_BNM = match_shares(users, inputs, history.inputs)
+        match_BN1 = retrieved_BN[..., None] * item_BND.shape[-1] ** -0.5
+        of_user_BU = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)
+        of_item_BNK = torch.cat(
+            [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN1], dim=-1
         )
-        x0_BNK = self.project(
-            torch.cat([of_user, item_BND, interest_BND, items.content_NF, items.activity_NF, matches_BNM], dim=-1)
-        )
-        crossed_BNK = x0_BNK
+        x0_BNW = self.project_item(of_item_BNK) + self.project_user(of_user_BU)[:, None]
+        crossed_BNW = x0_BNW
         for cross in self.crosses:
-            crossed_BNK = x0_BNK * cross(crossed_BNK) + crossed_BNK
-        return self.out(torch.cat([crossed_BNK, self.deep(x0_BNK)], dim=-1))
+            crossed_BNW = torch.addcmul(crossed_BNW, x0_BNW, cross(crossed_BNW))
+        return self.out(torch.cat([crossed_BNW, self.deep(x0_BNW)], dim=-1))
 
     def scores(self, logits_BNO: Tensor) -> Tensor:
         """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
@@ -77,23 +82,21 @@ class Ranker(nn.Module):  # type: ignore[misc]
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 
-def match_shares(users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
+def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs) -> Tensor:
     """Of the history, and of its last RECENT_PLACES, the share with the candidate's ID, category, ...: (B, N, M).
 
     A missing or unseen value matches nothing. Crosses that matter from the first day, when attention has seen little.
     """
-    history = table.rows(users.items_BL)
-    item_BNC = torch.cat([items.id_N[..., None], items.categories_NC], dim=-1)
-    past_BLC = torch.cat([history.id_N[..., None], history.categories_NC], dim=-1)
-    same_BNLC = ((item_BNC[:, :, None] == past_BLC[:, None]) & (past_BLC > 1)[:, None]).float()
+    item_BCN = torch.cat([items.id_N[..., None], items.categories_NC], dim=-1).transpose(1, 2)
+    past_BCL = torch.cat([history.id_N[..., None], history.categories_NC], dim=-1).transpose(1, 2)
+    same_BCNL = (item_BCN[..., None] == past_BCL[:, :, None]) & (past_BCL > 1)[:, :, None]
     present_BL = (users.items_BL > 0).float()
     lately_BL = present_BL.clone()
     lately_BL[:, :-RECENT_PLACES] = 0
-    shares = [
-        torch.einsum("bnlc,bl->bnc", same_BNLC, places_BL) / places_BL.sum(dim=1).clamp(min=1)[:, None, None]
-        for places_BL in (present_BL, lately_BL)
-    ]
-    return torch.cat(shares, dim=-1)
+    places_BL2 = torch.stack([present_BL, lately_BL], dim=-1)
+    weights_BL2 = places_BL2 / places_BL2.sum(dim=1, keepdim=True).clamp(min=1)
+    shares_BCN2 = same_BCNL.float() @ weights_BL2[:, None]
+    return shares_BCN2.permute(0, 2, 3, 1).flatten(2)
 
 
 def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from headrace.models.preprocessing import (
     MISSING,
     Catalogue,
     Number,
+    Numbers,
     Preprocessing,
     Vocabulary,
     gap_buckets,
@@ -45,19 +46,19 @@ def test_the_fallback_of_a_known_value_is_the_code_of_an_unknown_one() -> None:
 
 def test_a_count_that_is_null_or_negative_reads_as_zero() -> None:
     number = Number("views", "count", mean=0.0, std=1.0)
-    values = number.apply(np.array([math.e - 1, np.nan, -3.0, 0.0]))
+    values = Numbers((number,)).apply(np.array([[math.e - 1], [np.nan], [-3.0], [0.0]]))
     assert values.ravel().tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0])
 
 
 def test_a_measure_that_is_missing_reads_as_the_mean_and_sets_its_flag() -> None:
     number = Number.fit("price", "measure", np.array([0.0, math.e**2 - 1, np.nan]))
     assert (number.mean, number.std) == (pytest.approx(1.0), pytest.approx(1.0))
-    assert number.apply(np.array([0.0, np.nan])).tolist() == [[-1.0, 0.0], [0.0, 1.0]]
+    assert Numbers((number,)).apply(np.array([[0.0], [np.nan]])).tolist() == [[-1.0, 0.0], [0.0, 1.0]]
 
 
 def test_a_feature_of_one_value_alone_is_centred_and_not_divided_by_zero() -> None:
-    assert Number.fit("price", "measure", np.array([5.0, 5.0])).apply(np.array([5.0])).tolist() == [[0.0, 0.0]]
-    assert Number.fit("price", "measure", np.array([np.nan])).apply(np.array([np.nan])).tolist() == [[0.0, 1.0]]
+    assert Numbers((Number.fit("price", "measure", np.array([5.0, 5.0])),)).apply(np.array([[5.0]])).tolist() == [[0.0, 0.0]]
+    assert Numbers((Number.fit("price", "measure", np.array([np.nan])),)).apply(np.array([[np.nan]])).tolist() == [[0.0, 1.0]]
 
 
 def test_gaps_are_powers_of_two_of_a_second() -> None:

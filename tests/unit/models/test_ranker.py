@@ -24,7 +24,7 @@ def test_matches_are_shares_of_the_history_and_of_its_newest_part() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
-    shares = match_shares(users, candidates("a", "c"), shop.inputs)
+    shares = match_shares(users, candidates("a", "c"), shop.inputs.rows(users.items_BL))
     # the history is a and b, both shoes, of brands x and y: shares by id, category and brand, of all and of the last 5
     assert shares[0, 0].tolist() == [0.5, 1.0, 0.5, 0.5, 1.0, 0.5]
     assert shares[0, 1].tolist() == [0.0] * 6
@@ -34,7 +34,7 @@ def test_a_missing_brand_matches_nothing() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([1]))
-    assert match_shares(users, candidates("c"), shop.inputs)[0, 0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    assert match_shares(users, candidates("c"), shop.inputs.rows(users.items_BL))[0, 0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
 
 
 def test_a_score_is_the_value_of_the_expected_outcomes() -> None:

@@ -1,79 +1,148 @@
-"""What travels through the request path: a candidate, from its source to the answer, and a trace of the stages."""
+"""What travels through the request path: the request, a table of candidates from their sources to the answer, a trace of the stages."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-# Sources, in the order in which they win a candidate that several of them find.
+import numpy as np
+
+from headrace.arrays import Floats, Ints, Mask
+
+# What is asked for: items for a user, an order of given items, items like given ones.
+RECOMMEND, RANK, SIMILAR = "recommend", "rank", "similar"
+
+# Sources, in the order in which they win a candidate that several of them find. Each is a bit of `Candidates.found_by`.
 TWO_TOWER: Final = "two_tower"
 NEIGHBOURS: Final = "neighbours"
+UNFINISHED: Final = "unfinished"
+CATEGORY_TRENDING: Final = "category_trending"
 TRENDING: Final = "trending"
 NEW: Final = "new"
 POPULAR: Final = "popular"
+GIVEN: Final = "given"
+ALIKE: Final = "similar"
+SOURCES: Final = (TWO_TOWER, NEIGHBOURS, UNFINISHED, CATEGORY_TRENDING, TRENDING, NEW, POPULAR, GIVEN, ALIKE)
+BIT: Final = {source: 1 << place for place, source in enumerate(SOURCES)}
 
 # Reasons for which a filter removes a candidate.
 EXCLUDED: Final = "excluded"
+DELETED: Final = "deleted"
 UNAVAILABLE: Final = "unavailable"
-UNKNOWN: Final = "unknown"
 HIDDEN: Final = "hidden"
+FILTERED: Final = "filtered"
+REASONS: Final = (EXCLUDED, DELETED, UNAVAILABLE, HIDDEN, FILTERED)
 
-# What a slate can be degraded by. Each is named in the answer and counted.
-UNKNOWN_USER: Final = "unknown_user"
-UNKNOWN_HISTORY: Final = "unknown_item_in_history"
-NO_USER_FEATURES: Final = "user_features_unavailable"
-NO_ITEM_FEATURES: Final = "item_features_unavailable"
-STALE_FEATURES: Final = "features_stale"
-WAITING_FEATURES: Final = "features_await_backfill"
-EMPTY_STORE: Final = "store_empty"
-NO_MODEL: Final = "no_model"
-RETRIEVAL_FAILED: Final = "retrieval_failed"
-RANKER_FAILED: Final = "ranker_failed"
-OVER_DEADLINE: Final = "deadline"
-FROM_SNAPSHOT: Final = "catalogue_from_snapshot"
-FROM_BUNDLE: Final = "catalogue_from_bundle"
-NO_POPULARITY: Final = "popularity_unavailable"
-STALE_CATALOGUE: Final = "catalogue_stale"
-NO_CATALOGUE: Final = "catalogue_empty"
-PIPELINE_FAILED: Final = "pipeline_failed"
+# What a slate can be degraded by: the stage and what was missing there. Each is named in the answer and counted.
+UNKNOWN_USER: Final = "hydrate: unknown user"
+UNKNOWN_HISTORY: Final = "hydrate: unknown item in history"
+NO_USER_FEATURES: Final = "hydrate: user features unavailable"
+STALE_FEATURES: Final = "hydrate: features stale"
+WAITING_FEATURES: Final = "hydrate: features await backfill"
+EMPTY_STORE: Final = "hydrate: store empty"
+LATE_FEATURES: Final = "hydrate: deadline"
+NO_MODEL: Final = "retrieval: no model"
+RETRIEVAL_FAILED: Final = "retrieval: failed"
+LATE_RETRIEVAL: Final = "retrieval: deadline"
+UNKNOWN_ITEMS: Final = "retrieval: unknown item"
+RANKER_FAILED: Final = "ranker: failed"
+LATE_RANKER: Final = "ranker: deadline"
+OVERLOADED: Final = "overload: ranker left out"
+FROM_SNAPSHOT: Final = "catalogue: from snapshot"
+FROM_BUNDLE: Final = "catalogue: from bundle"
+NO_POPULARITY: Final = "catalogue: popularity unavailable"
+STALE_CATALOGUE: Final = "catalogue: stale"
+NO_CATALOGUE: Final = "catalogue: empty"
+PIPELINE_FAILED: Final = "pipeline: failed"
+NOT_SEEN: Final = "after: not yet seen"
 
 
-class Candidate(NamedTuple):
-    """An item, the source that found it first, and its score: of the source, or of the ranker once that has spoken."""
+class Candidates(NamedTuple):
+    """n items: rows of the catalogue, the sources that found each (bits), and its score: of the first of them, or of the ranker
+    once that has spoken. Shapes (n,).
+    """
 
-    item_id: str
-    source: str
-    score: float
+    rows: Ints
+    found_by: Ints
+    scores: Floats
+
+    @property
+    def count(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: "Ints | Mask | slice") -> "Candidates":
+        return Candidates(self.rows[which], self.found_by[which], self.scores[which])
+
+    @classmethod
+    def of(cls, source: str, rows: Ints, scores: Floats) -> "Candidates":
+        return cls(rows, np.full(len(rows), BIT[source], np.int64), scores)
+
+    @classmethod
+    def none(cls) -> "Candidates":
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+
+def first_source(bits: int) -> str:
+    """The source that wins a candidate found by several."""
+    return SOURCES[(bits & -bits).bit_length() - 1]
+
+
+def sources_of(bits: int) -> list[str]:
+    return [source for source in SOURCES if bits & BIT[source]]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What the caller wants of items. Nothing given: everything that is available."""
+
+    category: frozenset[str] | None = None
+    brand: frozenset[str] | None = None
+    min_price: float | None = None
+    max_price: float | None = None
+    include_unavailable: bool = False
+
+    @property
+    def narrows(self) -> bool:
+        """Whether it leaves out items that are available."""
+        return any(each is not None for each in (self.category, self.brand, self.min_price, self.max_price))
+
+
+EVERYTHING: Final = Filter()
 
 
 @dataclass(frozen=True)
 class RecommendationRequest:
-    """A request, validated: `n` >= 1."""
+    """A request, validated: `n` >= 1. `user_key` is None where nobody in particular asks. `items`: those given, in order, each once."""
 
-    user_key: str
+    user_key: str | None
     n: int
+    kind: str = RECOMMEND
     exclude: frozenset[str] = frozenset()
+    wanted: Filter = EVERYTHING
+    items: tuple[str, ...] = ()
 
 
 @dataclass
 class Stage:
-    """What a stage left (`count`), what it removed by reason, and how long it took."""
+    """What a stage or a source left (`count`), what it removed by reason, and how long it took."""
 
     name: str
     count: int = 0
-    removed: dict[str, int] = field(default_factory=dict)
+    removed: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
 
 class Trace:
-    """Stages of one request and what degraded it, against a deadline."""
+    """Stages and sources of one request and what degraded it, against a deadline."""
 
     def __init__(self, deadline_ms: float, started: float | None = None) -> None:
         """`started` is a value of `time.perf_counter`: when the request arrived; now if not given."""
         self.started = time.perf_counter() if started is None else started
         self._deadline = self.started + deadline_ms / 1_000
         self.stages: list[Stage] = []
+        self.sources: list[Stage] = []
+        self.explained: dict[str, Any] = {}
         self._degraded: dict[str, BaseException | None] = {}
 
     def allow(self, deadline_ms: float) -> None:
@@ -82,8 +151,14 @@ class Trace:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        stage = Stage(name)
-        self.stages.append(stage)
+        yield from self._timed(Stage(name), self.stages)
+
+    @contextmanager
+    def source(self, name: str) -> Iterator[Stage]:
+        yield from self._timed(Stage(name), self.sources)
+
+    def _timed(self, stage: Stage, into: list[Stage]) -> Iterator[Stage]:
+        into.append(stage)
         begun = time.perf_counter()
         try:
             yield stage
@@ -102,12 +177,9 @@ class Trace:
     def degrade(self, reason: str, error: BaseException | None = None) -> None:
         self._degraded.setdefault(reason, error)
 
-    def has_time(self) -> bool:
-        """Whether the deadline is still ahead; names it as degraded when it is not."""
-        if time.perf_counter() < self._deadline:
-            return True
-        self.degrade(OVER_DEADLINE)
-        return False
+    def left_s(self) -> float:
+        """Seconds to the deadline; negative once it has passed."""
+        return self._deadline - time.perf_counter()
 
     @property
     def seconds(self) -> float:
@@ -116,13 +188,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class Slate:
-    """The answer: items best first, the time that features were read as of, and what was missing.
+    """The answer: candidates best first with their ids, the time that features were read as of, and what was missing.
 
     `features_age_us` is that time minus the time up to which the user's shard is complete; None when not known.
+    `unknown` are items that were given to be ordered and that the catalogue does not know: they stand behind the others, unscored.
     """
 
-    items: list[Candidate]
+    item_ids: list[str]
+    items: Candidates
     as_of_us: int
     features_age_us: int | None
     model_version: str | None
     trace: Trace
+    unknown: Sequence[str] = ()

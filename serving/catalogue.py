@@ -1,129 +1,177 @@
-"""What can be recommended: known items most popular first, what trends, what is new, what is not available. Immutable.
+"""Every item that a replica knows, as columns by row: what filters and models need of it. Changed by one thread alone, between requests."""
 
-It is also the last good snapshot on disk, which answers requests when nothing else is left.
-"""
-
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, NamedTuple
 
-import orjson
+import numpy as np
+import numpy.typing as npt
 
-from headrace.models.snapshot import Snapshot as BundleSnapshot
+from headrace import names
+from headrace.arrays import Floats, Ints, Mask
+from headrace.models.snapshot import AVAILABLE as AVAILABLE_FIELD
+from serving.candidates import Filter
 
-if TYPE_CHECKING:
-    from serving.store import CatalogueRows, Popularity
+# What an item is, in the column `state`.
+AVAILABLE: Final = 0
+UNAVAILABLE: Final = 1
+DELETED: Final = 2
 
-TOP: Final = 1_000
-# Origins: the lake's catalogue with popularity from the store; the file on disk; what the bundle carries; the lake's
-# catalogue alone; nothing.
+CATEGORY: Final = f"{names.ITEM_CATALOGUE}__category"
+BRAND: Final = f"{names.ITEM_CATALOGUE}__brand"
+PRICE: Final = f"{names.ITEM_CATALOGUE}__price"
+FILTERED_BY: Final = (CATEGORY, BRAND, PRICE)
+NOT_KEPT: Final = frozenset({f"{names.ITEM_CATALOGUE}__title", AVAILABLE_FIELD})
+"""Of the catalogue view, what neither a filter nor a model reads as content."""
+
+# Origins: the online store; the file on disk; what a bundle carries; nothing.
 LIVE: Final = "live"
 SNAPSHOT: Final = "snapshot"
 BUNDLE: Final = "bundle"
-LAKE: Final = "lake"
 NONE: Final = "none"
 
-
-class SnapshotError(ValueError):
-    """A snapshot file that cannot be used."""
+_NO_CODE: Final = -1
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """`popular` holds every known item. `popularity` scores those that have one. `origin` is one of those above."""
+class ItemChanges:
+    """New truth about some items. `content`: columns by full name. `state` is AVAILABLE, UNAVAILABLE or DELETED. Shapes (n,).
 
-    popular: tuple[str, ...] = ()
-    trending: tuple[str, ...] = ()
-    newest: tuple[str, ...] = ()
-    unavailable: frozenset[str] = frozenset()
-    popularity: Mapping[str, float] = field(default_factory=dict)
-    origin: str = NONE
+    `listed_us`: when the item was first heard of; kept where the item is known.
+    """
+
+    item_ids: Sequence[str]
+    content: Mapping[str, Sequence[Any]]
+    state: npt.NDArray[np.int8]
+    listed_us: Ints
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+class Orders(NamedTuple):
+    """Rows in the orders that candidates are taken in: `popular` holds all of them, the others the first some."""
+
+    popular: Ints
+    trending: Ints
+    newest: Ints
+    overall: Floats
+    """Popularity by row."""
     as_of_us: int = 0
 
-    @cached_property
-    def known(self) -> frozenset[str]:
-        return frozenset(self.popular)
+    @classmethod
+    def none(cls) -> "Orders":
+        return cls(*[np.zeros(0, np.int64)] * 3, np.zeros(0))
 
 
-def build(
-    item_ids: Sequence[str],
-    rows: "CatalogueRows | None",
-    popularity: "Popularity | None",
-    snapshot: BundleSnapshot | None,
-    previous: Catalogue,
-    now_us: int,
-) -> Catalogue:
-    """The catalogue of `item_ids` from what could be read; what could not comes from `previous`, or the bundle."""
-    if not item_ids:
-        return previous
-    overall = previous.popularity if popularity is None else popularity.overall
-    before = {item: place for place, item in enumerate(snapshot.item_id if snapshot else previous.popular)}
-    known = frozenset(item_ids)
-    in_rows = frozenset(rows.item_ids) if rows else frozenset()
-    unavailable = set(rows.unavailable if rows else previous.unavailable)
-    if snapshot is not None:
-        bundled = zip(snapshot.item_id, snapshot.available, strict=True)
-        unavailable |= {item for item, available in bundled if not available and item not in in_rows}
-    trending: Sequence[str] = previous.trending
-    if popularity is not None:
-        trending = sorted(popularity.trend, key=lambda item: (-popularity.trend[item], item))
-    return Catalogue(
-        popular=tuple(
-            sorted(item_ids, key=lambda item: (-overall.get(item, 0.0), before.get(item, len(before)), item))
-        ),
-        trending=tuple(item for item in trending if item in known)[:TOP],
-        newest=tuple(rows.item_ids[:TOP]) if rows else previous.newest,
-        unavailable=frozenset(unavailable),
-        popularity=overall,
-        origin=_origin(popularity, snapshot, previous),
-        as_of_us=previous.as_of_us if popularity is None else now_us,
-    )
+@dataclass
+class _Codes:
+    """Numbers of strings, in the order in which they come."""
+
+    of: dict[str, int] = field(default_factory=dict)
+
+    def column(self, values: Sequence[Any]) -> Ints:
+        codes = (_NO_CODE if value is None else self.of.setdefault(value, len(self.of)) for value in values)
+        return np.fromiter(codes, np.int64, len(values))
+
+    def asked(self, values: frozenset[str]) -> Ints:
+        return np.array([self.of[value] for value in values if value in self.of], np.int64)
 
 
-def _origin(popularity: "Popularity | None", snapshot: BundleSnapshot | None, previous: Catalogue) -> str:
-    if popularity is not None:
-        return LIVE
-    if previous.origin != NONE:
-        return previous.origin
-    return BUNDLE if snapshot is not None else LAKE
+class Catalogue:
+    """Rows are never taken away: an item that is deleted keeps its row, so a row always means the same item."""
 
+    def __init__(self, origin: str = NONE) -> None:
+        self.item_ids: list[str] = []
+        self.row_of: dict[str, int] = {}
+        self.origin = origin
+        self.orders = Orders.none()
+        self.content: dict[str, list[Any]] = {name: [] for name in FILTERED_BY}
+        self._categories, self._brands = _Codes(), _Codes()
+        self._state = np.zeros(0, np.int8)
+        self._category = np.zeros(0, np.int64)
+        self._brand = np.zeros(0, np.int64)
+        self._price = np.zeros(0)
+        self._listed_us = np.zeros(0, np.int64)
 
-def save(catalogue: Catalogue, path: Path) -> None:
-    """Replace the file in one step: a reader sees the old snapshot or the new one, never half of it."""
-    content = {
-        "as_of_us": catalogue.as_of_us,
-        "popular": catalogue.popular,
-        "trending": catalogue.trending,
-        "newest": catalogue.newest,
-        "unavailable": sorted(catalogue.unavailable),
-        "popularity": dict(catalogue.popularity),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    with draft.open("wb") as file:
-        file.write(orjson.dumps(content))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    def __len__(self) -> int:
+        return len(self.item_ids)
 
+    @property
+    def state(self) -> npt.NDArray[np.int8]:
+        return self._state[: len(self)]
 
-def load(path: Path) -> Catalogue | None:
-    """The snapshot, or None if there is none. Raises SnapshotError when it is damaged."""
-    try:
-        content = orjson.loads(path.read_bytes())
-        return Catalogue(
-            popular=tuple(content["popular"]),
-            trending=tuple(content["trending"]),
-            newest=tuple(content["newest"]),
-            unavailable=frozenset(content["unavailable"]),
-            popularity={str(item): float(score) for item, score in content["popularity"].items()},
-            origin=SNAPSHOT,
-            as_of_us=int(content["as_of_us"]),
-        )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise SnapshotError(f"{path} is no snapshot of a catalogue ({error}); delete it") from error
+    @property
+    def category(self) -> Ints:
+        """Code of each row's category, negative for none."""
+        return self._category[: len(self)]
+
+    @property
+    def listed_us(self) -> Ints:
+        return self._listed_us[: len(self)]
+
+    def rows(self, item_ids: Sequence[str]) -> Ints:
+        """Of the items that are known, in the order given."""
+        found = (self.row_of.get(item_id, -1) for item_id in item_ids)
+        rows = np.fromiter(found, np.int64, len(item_ids))
+        return rows[rows >= 0]
+
+    def put(self, changes: ItemChanges) -> Ints:
+        """Take in changes; returns the rows. An item may come once in them."""
+        known = len(self)
+        for item_id in changes.item_ids:
+            if item_id not in self.row_of:
+                self.row_of[item_id] = len(self.item_ids)
+                self.item_ids.append(item_id)
+        rows = np.fromiter((self.row_of[item_id] for item_id in changes.item_ids), np.int64, len(changes))
+        self._make_room()
+        for name in (*FILTERED_BY, *changes.content):
+            column = self.content.setdefault(name, [None] * known)
+            column.extend([None] * (len(self) - len(column)))
+            for row, value in zip(rows.tolist(), changes.content.get(name, [None] * len(changes)), strict=True):
+                column[row] = value
+        for name, column in self.content.items():
+            column.extend([None] * (len(self) - len(column)))
+        self._state[rows] = changes.state
+        self._category[rows] = self._categories.column(changes.content.get(CATEGORY, [None] * len(changes)))
+        self._brand[rows] = self._brands.column(changes.content.get(BRAND, [None] * len(changes)))
+        self._price[rows] = np.array(changes.content.get(PRICE, [None] * len(changes)), np.float64)
+        new = rows >= known
+        self._listed_us[rows[new]] = changes.listed_us[new]
+        return rows
+
+    def put_states(self, rows: Ints, state: npt.NDArray[np.int8]) -> None:
+        self._state[rows] = state
+
+    def content_of(self, rows: Ints, features: Sequence[str]) -> dict[str, list[Any]]:
+        """`item_id` and the named features of some rows; null where the catalogue lacks one."""
+        places = rows.tolist()
+        found: dict[str, list[Any]] = {names.ITEM_ID: [self.item_ids[row] for row in places]}
+        for name in features:
+            column = self.content.get(name)
+            found[name] = [None] * len(places) if column is None else [column[row] for row in places]
+        return found
+
+    def outside(self, wanted: Filter, rows: Ints | None = None) -> Mask:
+        """Rows, all by default, that are not what is wanted: by category, brand or price. An unknown value is not what is wanted."""
+        which: Any = slice(len(self)) if rows is None else rows
+        out = np.zeros(len(self) if rows is None else len(rows), np.bool_)
+        if wanted.category is not None:
+            out |= ~np.isin(self._category[which], self._categories.asked(wanted.category))
+        if wanted.brand is not None:
+            out |= ~np.isin(self._brand[which], self._brands.asked(wanted.brand))
+        price = self._price[which]
+        if wanted.min_price is not None:
+            out |= ~(price >= wanted.min_price)
+        if wanted.max_price is not None:
+            out |= ~(price <= wanted.max_price)
+        return out
+
+    def _make_room(self) -> None:
+        if len(self) > len(self._state):
+            spare = max(1_024, len(self) // 8) + len(self) - len(self._state)
+            self._state = np.concatenate([self._state, np.zeros(spare, np.int8)])
+            self._category = np.concatenate([self._category, np.full(spare, _NO_CODE)])
+            self._brand = np.concatenate([self._brand, np.full(spare, _NO_CODE)])
+            self._price = np.concatenate([self._price, np.full(spare, np.nan)])
+            self._listed_us = np.concatenate([self._listed_us, np.zeros(spare, np.int64)])

@@ -1,46 +1,48 @@
-"""Which candidates may be shown. A filter gives what it keeps, and what it removes with the reason."""
+"""Which candidates may be shown. A filter gives what it keeps, and what it removes by reason."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 
-from headrace.models.snapshot import AVAILABLE
+import numpy as np
+
+from headrace.arrays import Ints, Mask
 from serving import candidates as c
-from serving.candidates import Candidate, RecommendationRequest
+from serving import catalogue as cat
+from serving.candidates import Candidates, RecommendationRequest
 from serving.catalogue import Catalogue
-from serving.interfaces import Features
-
-Removed = tuple[Candidate, str]
 
 
 def split(
-    found: Iterable[Candidate], request: RecommendationRequest, catalogue: Catalogue, hidden: frozenset[str]
-) -> tuple[list[Candidate], list[Removed]]:
-    """Kept, and removed with the reason."""
-    kept: list[Candidate] = []
-    removed: list[Removed] = []
-    for candidate in found:
-        reason = why_not(candidate.item_id, request, catalogue, hidden)
-        if reason is None:
-            kept.append(candidate)
-        else:
-            removed.append((candidate, reason))
-    return kept, removed
+    found: Candidates, request: RecommendationRequest, catalogue: Catalogue, hidden: Collection[str]
+) -> tuple[Candidates, dict[str, Candidates]]:
+    """Kept, and removed by reason."""
+    reasons = why_not(found.rows, request, catalogue, hidden)
+    removed = {c.REASONS[code]: found.take(reasons == code) for code in np.unique(reasons[reasons >= 0]).tolist()}
+    return found.take(reasons < 0), removed
 
 
-def why_not(item_id: str, request: RecommendationRequest, catalogue: Catalogue, hidden: frozenset[str]) -> str | None:
-    """Why this item is not eligible, None if it is."""
-    if item_id in request.exclude:
-        return c.EXCLUDED
-    if item_id in catalogue.unavailable:
-        return c.UNAVAILABLE
-    if item_id in hidden:
-        return c.HIDDEN
-    return None if item_id in catalogue.known else c.UNKNOWN
+def why_not(rows: Ints, request: RecommendationRequest, catalogue: Catalogue, hidden: Collection[str]) -> Ints:
+    """For each row the place in REASONS of why it is not eligible, -1 if it is. The first reason counts."""
+    state = catalogue.state[rows]
+    masks: dict[str, Mask] = {
+        c.EXCLUDED: np.isin(rows, catalogue.rows([*request.exclude])) if request.exclude else _nowhere(rows),
+        c.DELETED: state == cat.DELETED,
+        c.UNAVAILABLE: _nowhere(rows) if request.wanted.include_unavailable else state == cat.UNAVAILABLE,
+        c.HIDDEN: np.isin(rows, catalogue.rows([*hidden])) if hidden else _nowhere(rows),
+        c.FILTERED: catalogue.outside(request.wanted, rows) if request.wanted.narrows else _nowhere(rows),
+    }
+    reasons = np.full(len(rows), -1, np.int64)
+    for place, reason in reversed(list(enumerate(c.REASONS))):
+        reasons[masks[reason]] = place
+    return reasons
 
 
-def unavailable_in(kept: Sequence[Candidate], items: Features | None) -> list[Removed]:
-    """What the store, fresher than this replica's catalogue, says is not available. `items` has one row a candidate."""
-    available = items.get(AVAILABLE) if items else None
-    if available is None:
-        return []
-    rows = zip(kept, available, strict=True)
-    return [(candidate, c.UNAVAILABLE) for candidate, value in rows if value is not None and not value]
+def allowed(request: RecommendationRequest, catalogue: Catalogue) -> Mask | None:
+    """Rows that retrieval should look among, where the caller's filter leaves so few that it would else find none of them."""
+    if not request.wanted.narrows:
+        return None
+    shown = (cat.AVAILABLE, cat.UNAVAILABLE) if request.wanted.include_unavailable else (cat.AVAILABLE,)
+    return ~catalogue.outside(request.wanted) & np.isin(catalogue.state, shown)
+
+
+def _nowhere(rows: Ints) -> Mask:
+    return np.zeros(len(rows), np.bool_)

@@ -1,73 +1,64 @@
-"""First stage of a request: features of the user and of the candidates, all as of one time."""
+"""First stage of a request: the user's rows from the store, then one t, then the features as of it."""
 
-from collections.abc import Sequence
 from typing import Final
 
 from headrace import names
 from headrace.clock import Clock
 from serving import candidates as c
-from serving.candidates import Candidate, Trace
+from serving.candidates import Trace
 from serving.interfaces import STORE_ERRORS, FeatureReader, Features, Fetched
-from serving.state import User
+from serving.state import ServingState, User
 
 USER_VIEWS: Final = (names.USER_ACTIVITY, names.USER_PROFILE)
-ITEM_VIEWS: Final = (names.ITEM_ACTIVITY, names.ITEM_CATALOGUE)
 
 
-def hydrate_user(user_key: str, reader: FeatureReader | None, clock: Clock, trace: Trace) -> User:
-    """Rows first, then one t: the later of the clock and just after the newest event in those rows."""
+def hydrate(
+    user_key: str | None, state: ServingState, reader: FeatureReader | None, clock: Clock, age_bound_us: int, trace: Trace
+) -> tuple[User, int | None]:
+    """The user, and the age of the features: t minus the time up to which the user's shard is complete.
+
+    State first, then t: after the clock, the user's newest event, and every event in the replica's columns. Features that are older
+    than the bound count as unavailable; a user who is quiet is not old.
+    """
+    newest_us = state.activity.newest_us if state.activity is not None else 0
+    rows = fetch(user_key, reader, trace) if user_key is not None else None
+    if rows is None:
+        return User(None, max(clock(), newest_us + 1), {}), None
+    t_us = max(clock(), rows.newest_us + 1, newest_us + 1)
+    if rows.complete_us == 0:
+        trace.degrade(c.EMPTY_STORE)
+    age_us = max(0, t_us - rows.complete_us) if rows.complete_us else None
+    if age_us is not None and age_us > age_bound_us:
+        trace.degrade(c.STALE_FEATURES)
+        return User(None, t_us, {}), age_us
+    if rows.newest_us == 0:
+        trace.degrade(c.UNKNOWN_USER)
+    if rows.waiting:
+        trace.degrade(c.WAITING_FEATURES)
     try:
-        rows = reader.fetch({view: [user_key] for view in USER_VIEWS}) if reader and trace.has_time() else None
-        if rows is not None:
-            t_us = max(clock(), rows.newest_us + 1)
-            if rows.newest_us == 0:
-                trace.degrade(c.UNKNOWN_USER)
-            if rows.waiting:
-                trace.degrade(c.WAITING_FEATURES)
-            return User(rows, t_us, values_of(rows, t_us))
+        return User(rows, t_us, values_of(rows, t_us)), age_us
     except STORE_ERRORS as error:
         trace.degrade(c.NO_USER_FEATURES, error)
-    else:
+        return User(None, t_us, {}), age_us
+
+
+def fetch(user_key: str, reader: FeatureReader | None, trace: Trace) -> Fetched | None:
+    """The user's rows; None, and named as degraded, where they cannot be had in time."""
+    if reader is None:
         trace.degrade(c.NO_USER_FEATURES)
-    return User(None, clock(), {})
-
-
-def hydrate_items(
-    kept: Sequence[Candidate], user: User, reader: FeatureReader | None, trace: Trace
-) -> tuple[Features | None, User]:
-    """Item features of the candidates, read in one round trip, and the user as of the same t.
-
-    Should an item hold an event newer than the user's t (a clock ahead of ours), t moves behind it for both.
-    """
-    if reader is None or user.rows is None or not kept or not trace.has_time():
-        return None, user
+        return None
+    left_s = trace.left_s()
+    if left_s <= 0:
+        trace.degrade(c.LATE_FEATURES)
+        return None
     try:
-        rows = reader.fetch({view: [candidate.item_id for candidate in kept] for view in ITEM_VIEWS})
-        if rows.waiting:
-            trace.degrade(c.WAITING_FEATURES)
-        if rows.newest_us >= user.t_us:
-            t_us = rows.newest_us + 1
-            user = User(user.rows, t_us, values_of(user.rows, t_us))
-        return values_of(rows, user.t_us), user
+        return reader.fetch({view: [user_key] for view in USER_VIEWS}, within_s=left_s / 2)
     except STORE_ERRORS as error:
-        trace.degrade(c.NO_ITEM_FEATURES, error)
-        return None, user
+        trace.degrade(c.NO_USER_FEATURES, error)
+        return None
 
 
 def values_of(fetched: Fetched, t_us: int) -> Features:
     """All features at t, by `view__feature`."""
     rows = {**fetched.streams, **fetched.plain}
     return {f"{view}__{name}": column for view, each in rows.items() for name, column in each.values(t_us).items()}
-
-
-def features_age(user: User, bound_us: int, trace: Trace) -> int | None:
-    """t minus the time up to which the user's shard is complete."""
-    if user.rows is None:
-        return None
-    if user.rows.complete_us == 0:
-        trace.degrade(c.EMPTY_STORE)
-        return None
-    age_us = max(0, user.t_us - user.rows.complete_us)
-    if age_us > bound_us:
-        trace.degrade(c.STALE_FEATURES)
-    return age_us

@@ -5,8 +5,11 @@ from typing import Any, Final, Protocol
 
 import redis
 
+from headrace.arrays import Floats, Ints, Mask
+from headrace.models.columns import Columns
+
 Features = dict[str, Any]
-"""`view__feature` to a column: one value for the user, one value for each item."""
+"""`view__feature` to a column of one value, the user's."""
 
 # What a store or a model may raise on bad state or input; anything else is a fault of ours (`pipeline.last_resort`).
 STORE_ERRORS: Final = (redis.RedisError, OSError, RuntimeError, ValueError, LookupError)
@@ -16,7 +19,15 @@ MODEL_ERRORS: Final = (RuntimeError, ValueError, LookupError, TypeError, Arithme
 class Rows(Protocol):
     """State of some entities in one view."""
 
+    @property
+    def newest_us(self) -> int: ...
     def values(self, t_us: int) -> Mapping[str, Any]: ...
+
+
+class PlainRows(Protocol):
+    """Rows of some entities in one plain view."""
+
+    def values(self, t_us: int | None = None) -> Mapping[str, Any]: ...
 
 
 class Fetched(Protocol):
@@ -25,7 +36,7 @@ class Fetched(Protocol):
     @property
     def streams(self) -> Mapping[str, Rows]: ...
     @property
-    def plain(self) -> Mapping[str, Rows]: ...
+    def plain(self) -> Mapping[str, PlainRows]: ...
     @property
     def newest_us(self) -> int: ...
     @property
@@ -35,17 +46,36 @@ class Fetched(Protocol):
 
 
 class FeatureReader(Protocol):
-    """What the request path needs of the online store."""
+    """What the request path needs of the online store. `within_s`: no longer than that."""
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]], /) -> Fetched: ...
+    def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched: ...
 
 
 class Model(Protocol):
-    """What the request path needs of a trained model. Results of a search are (item id, score), best first."""
+    """What the request path needs of a trained model. Rows are the catalogue's; what is found comes best first.
+
+    `read_user` gives the user as the model reads one, which the other methods take; it means nothing to anybody else.
+    """
 
     @property
     def version(self) -> str: ...
-    def knows(self, item_id: str) -> bool: ...
-    def retrieve(self, user: Features, t_us: int, k: int) -> list[tuple[str, float]]: ...
-    def similar_items(self, item_ids: Sequence[str], k: int) -> list[tuple[str, float]]: ...
-    def rank(self, user: Features, item_ids: Sequence[str], items: Features, t_us: int) -> Sequence[float]: ...
+    @property
+    def activity_features(self) -> Sequence[str]:
+        """What `rank` wants of each item, in this order."""
+        ...
+
+    def read_user(self, user: Features, t_us: int) -> Any: ...
+    def retrieve(self, user: Any, k: int, allowed: Mask | None) -> tuple[Ints, Floats]: ...
+    def neighbours(self, rows: Ints, k: int) -> tuple[Ints, Floats]: ...
+    def similar(self, rows: Ints, k: int, allowed: Mask | None) -> tuple[Ints, Floats]: ...
+    def rank(self, user: Any, rows: Ints, activity: Floats) -> Floats: ...
+    def explain(self, user: Any, rows: Ints, activity: Floats) -> list[dict[str, Any]]: ...
+
+
+class Encoder(Protocol):
+    """What keeping a model's items current needs of it. `encode` is safe in any thread, `put` is the engine's alone."""
+
+    @property
+    def content_features(self) -> Sequence[str]: ...
+    def encode(self, content: Columns) -> Any: ...
+    def put(self, rows: Ints, encoded: Any) -> None: ...

@@ -1,52 +1,60 @@
-"""A bundle put to work: an exact index over item vectors, the neighbour table and the ranker. Immutable once built."""
+"""A bundle put to work for one replica's catalogue: retrieval, neighbours, ranking. All by rows of the catalogue."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-import faiss
 import numpy as np
-import numpy.typing as npt
 
-from headrace import names
+from headrace.arrays import Floats, Ints, Mask
 from headrace.models.bundle import Bundle, BundleError
-from serving.interfaces import MODEL_ERRORS
+from headrace.models.columns import Columns
+from headrace.models.index import ItemIndex
+from headrace.models.preprocessing import RECENT_ITEMS
+from headrace.models.shelf import EncodedRows, Shelf, UserView
+from serving.catalogue import Catalogue
+from serving.interfaces import MODEL_ERRORS, Features
 
-Columns = Mapping[str, Sequence[Any]]
+REBUILD_ABOVE: Final = 0.05
+"""Share of items that the index was not built of at which it is built anew."""
+_SAME: Final = 1e-4
+_WARM_UP_ITEMS: Final = 200
 
-WARM_UP_ITEMS: Final = 200
+
+@dataclass(frozen=True)
+class ReadUser:
+    """A user as the models read one, and the items of the history."""
+
+    view: UserView
+    history: Sequence[str]
 
 
 class BundleModel:
-    """What `serving.interfaces.Model` asks for, on a trained bundle. Safe for threads: nothing changes once built."""
+    """What `serving.interfaces` asks of a model. Methods that read may run in any thread, `put` in the engine's alone."""
 
-    def __init__(self, bundle: Bundle, catalogue: Columns | None = None) -> None:
-        """`catalogue`: `item_id` and the bundle's `content_features` of all items now; items newer than the bundle
-        are embedded by content. Raises BundleError when the bundle does not fit together or with these columns.
-        """
-        faiss.omp_set_num_threads(1)
+    def __init__(self, bundle: Bundle, catalogue: Catalogue) -> None:
+        """`catalogue` must hold all items of the bundle. Raises BundleError where the bundle does not fit together or with it."""
         self._bundle = bundle
-        self._scorer = bundle.scorer()
-        self._ids = list(bundle.items.item_ids)
-        vectors_ND = bundle.items.vectors_ND
+        self._row_of: Callable[[str], int | None] = catalogue.row_of.get
         try:
-            if catalogue is not None and len(catalogue[names.ITEM_ID]):
-                self._scorer.refresh_catalogue(_with_bundled(catalogue, bundle))
-                new = _rows_not_in(catalogue, frozenset(self._ids))
-                if new[names.ITEM_ID]:
-                    vectors_ND = np.concatenate([vectors_ND, self._scorer.item_vectors(new)])
-                    self._ids += new[names.ITEM_ID]
-            self._index = _index_of(vectors_ND)
+            content = catalogue.content_of(np.arange(len(catalogue)), self.content_features)
+            self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content)
+            self._bundled = _Places(catalogue.rows(bundle.items.item_ids), len(catalogue))
+            self._places = _Places(self._bundled.rows, len(catalogue))
+            self._index = bundle.index
+            self._note_changed(np.arange(len(catalogue)), np.asarray(self._shelf.vectors(np.arange(len(catalogue)))))
         except MODEL_ERRORS as error:
             raise BundleError(f"bundle {bundle.version} does not fit this catalogue: {error}") from error
-        self._known = frozenset(self._ids)
 
     def warm_up(self, t_us: int) -> None:
-        """Retrieve and rank for a user of whom nothing is known: what is done at first use is done here, not in a
-        request. Raises BundleError where that fails.
+        """Retrieve and rank for a user of whom nothing is known: what is done at first use is done here, not in a request. Raises
+        BundleError where that fails.
         """
         try:
-            self.retrieve({}, t_us, WARM_UP_ITEMS)
-            self.rank({}, self._ids[:WARM_UP_ITEMS], {}, t_us)
+            user = self.read_user({}, t_us)
+            self.retrieve(user, _WARM_UP_ITEMS, None)
+            rows = np.arange(min(_WARM_UP_ITEMS, len(self._shelf)))
+            self.rank(user, rows, np.zeros((len(rows), len(self.activity_features))))
         except MODEL_ERRORS as error:
             raise BundleError(f"bundle {self.version} cannot rank: {error}") from error
 
@@ -54,55 +62,125 @@ class BundleModel:
     def version(self) -> str:
         return self._bundle.version
 
-    def knows(self, item_id: str) -> bool:
-        return item_id in self._known
+    @property
+    def content_features(self) -> Sequence[str]:
+        return self._bundle.preprocessing.content_features
 
-    def retrieve(self, user: Mapping[str, Any], t_us: int, k: int) -> list[tuple[str, float]]:
+    @property
+    def activity_features(self) -> Sequence[str]:
+        return [number.name for number in self._bundle.preprocessing.activity_numbers]
+
+    @property
+    def index_size(self) -> int:
+        return len(self._index)
+
+    def read_user(self, user: Features, t_us: int) -> ReadUser:
+        history = user.get(RECENT_ITEMS)
+        items = [] if history is None or not len(history) or history[0] is None else history[0]
+        return ReadUser(self._shelf.user(user, t_us, self._row_of), items)
+
+    def retrieve(self, user: ReadUser, k: int, allowed: Mask | None) -> tuple[Ints, Floats]:
         """The k items whose vectors have the largest inner product with the user's."""
-        vector_D = self._scorer.user_vector(_one(user), t_us)
-        if not np.isfinite(vector_D).all():
-            raise ValueError("the user's vector is not finite")
-        scores_1K, rows_1K = self._index.search(vector_D[None].astype(np.float32), min(k, len(self._ids)))
-        pairs = zip(rows_1K[0].tolist(), scores_1K[0].tolist(), strict=True)
-        return [(self._ids[row], score) for row, score in pairs if row >= 0]
+        return self._search(user.view.vector, k, allowed)
 
-    def similar_items(self, item_ids: Sequence[str], k: int) -> list[tuple[str, float]]:
-        """Up to k neighbours of these items, the items' shares equal, most similar first."""
-        share = max(1, k // len(item_ids))
-        best: dict[str, float] = {}
-        for item_id in item_ids:
-            for neighbour, score in self._bundle.items.neighbours(item_id, share):
-                best[neighbour] = max(score, best.get(neighbour, score))
-        return sorted(best.items(), key=lambda pair: -pair[1])
+    def neighbours(self, rows: Ints, k: int) -> tuple[Ints, Floats]:
+        """Up to k items that people turn to around these, the items' shares equal, most similar first."""
+        places = self._bundled.of_rows(rows)
+        places = places[places >= 0]
+        if not len(places):
+            return np.zeros(0, np.int64), np.zeros(0)
+        share = max(1, k // len(places))
+        near = self._bundle.items.neighbours_NK[places, :share].ravel()
+        scores = self._bundle.items.neighbour_scores_NK[places, :share].ravel()
+        order = np.argsort(-scores, kind="stable")
+        order = order[near[order] >= 0]
+        _, first = np.unique(near[order], return_index=True)
+        best = order[np.sort(first)]
+        return self._bundled.rows[near[best]], scores[best].astype(np.float64)
 
-    def rank(
-        self, user: Mapping[str, Any], item_ids: Sequence[str], items: Mapping[str, Any], t_us: int
-    ) -> Sequence[float]:
-        scores_N: list[float] = self._scorer.rank(_one(user), {**items, names.ITEM_ID: list(item_ids)}, t_us).tolist()
-        return scores_N
+    def similar(self, rows: Ints, k: int, allowed: Mask | None) -> tuple[Ints, Floats]:
+        """Items like these, by the cosine of their vectors with the mean direction of theirs."""
+        seeds_RD = self._shelf.vectors(rows)
+        wanted_1D = _directions(_directions(seeds_RD).mean(axis=0, keepdims=True))
+        found, _ = self._search(wanted_1D, 4 * k + len(rows), allowed)
+        cosines = (_directions(self._shelf.vectors(found)) @ wanted_1D[0]).astype(np.float64)
+        best = np.argsort(-cosines, kind="stable")
+        best = best[~np.isin(found[best], rows)][:k]
+        return found[best], cosines[best]
+
+    def rank(self, user: ReadUser, rows: Ints, activity: Floats) -> Floats:
+        return self._shelf.rank(user.view, rows, activity).astype(np.float64)
+
+    def explain(self, user: ReadUser, rows: Ints, activity: Floats) -> list[Any]:
+        return self._shelf.explain(user.view, rows, activity, user.history)
+
+    def encode(self, content: Columns) -> EncodedRows:
+        return self._shelf.encode(content)
+
+    def put(self, rows: Ints, encoded: EncodedRows) -> None:
+        """Replace items, or add some behind the last."""
+        self._shelf.put(rows, encoded)
+        self._note_changed(rows, encoded.vectors)
+
+    @property
+    def index_is_worn(self) -> bool:
+        return self._index.side_share > REBUILD_ABOVE
+
+    def rebuilt_index(self) -> tuple[ItemIndex, Ints]:
+        """An index of all items as they are now, and the rows that it was built of. Takes long for many."""
+        rows = np.arange(len(self._shelf))
+        return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._bundle.queries_QD), rows
+
+    def take_index(self, index: ItemIndex, rows: Ints) -> None:
+        """Search this index from now on; items that changed since it was built are noted beside it."""
+        self._index, self._places = index, _Places(rows, len(self._shelf))
+        everything = np.arange(len(self._shelf))
+        self._note_changed(everything, np.asarray(self._shelf.vectors(everything)))
+
+    def _note_changed(self, rows: Ints, vectors: Any) -> None:
+        """Let the index find rows whose vectors are not those that it was built of."""
+        self._places.make_room(rows)
+        places = self._places.of_rows(rows)
+        built = places < self._index.facts.count
+        same = np.zeros(len(rows), np.bool_)
+        apart = np.abs(self._index.vectors_ND[places[built]] - vectors[built]).max(axis=1, initial=0.0)
+        same[built] = apart <= _SAME * np.abs(vectors[built]).max(axis=1, initial=0.0)  # sums differ with the batch
+        same[np.isin(places, self._index.side_rows_S)] = False
+        self._index = self._index.with_changed(places[~same], vectors[~same])
+
+    def _search(self, wanted_1D: Any, k: int, allowed: Mask | None) -> tuple[Ints, Floats]:
+        mask = None if allowed is None else allowed[self._places.rows]
+        rows_1K, scores_1K = self._index.search(wanted_1D, k, mask)
+        found = rows_1K[0] >= 0
+        return self._places.rows[rows_1K[0][found]], scores_1K[0][found].astype(np.float64)
 
 
-def _one(features: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns of one user to that user's values."""
-    return {name: column[0] for name, column in features.items()}
+class _Places:
+    """Rows of the catalogue and their places in the index, one to one."""
+
+    def __init__(self, rows: Ints, size: int) -> None:
+        self.rows = rows
+        self._place_of = np.full(size, -1, np.int64)
+        self._place_of[rows] = np.arange(len(rows))
+
+    def of_rows(self, rows: Ints) -> Ints:
+        """-1 for a row that has none."""
+        places = np.full(len(rows), -1, np.int64)
+        held = rows < len(self._place_of)
+        places[held] = self._place_of[rows[held]]
+        return places
+
+    def make_room(self, rows: Ints) -> None:
+        """A place behind the last for each row that has none."""
+        size = int(rows.max(initial=-1)) + 1
+        if size > len(self._place_of):
+            self._place_of = np.concatenate([self._place_of, np.full(size - len(self._place_of), -1)])
+        new = rows[self._place_of[rows] < 0]
+        self._place_of[new] = len(self.rows) + np.arange(len(new))
+        self.rows = np.concatenate([self.rows, new])
 
 
-def _index_of(vectors_ND: npt.NDArray[np.float32]) -> Any:
-    if vectors_ND.ndim != 2 or not np.isfinite(vectors_ND).all():
-        raise ValueError(f"item vectors of shape {vectors_ND.shape} are not a finite matrix")
-    index = faiss.IndexFlatIP(vectors_ND.shape[1])
-    index.add(np.ascontiguousarray(vectors_ND, dtype=np.float32))
-    return index
-
-
-def _rows_not_in(catalogue: Columns, known: frozenset[str]) -> dict[str, list[Any]]:
-    places = [place for place, item in enumerate(catalogue[names.ITEM_ID]) if item not in known]
-    return {name: [column[place] for place in places] for name, column in catalogue.items()}
-
-
-def _with_bundled(catalogue: Columns, bundle: Bundle) -> dict[str, list[Any]]:
-    """The catalogue now, and below it what only the bundle's snapshot still knows: histories may hold it."""
-    old = bundle.snapshot.features
-    missing = _rows_not_in(old, frozenset(catalogue[names.ITEM_ID]))
-    wanted = (names.ITEM_ID, *bundle.preprocessing.content_features)
-    return {name: [*catalogue[name], *missing[name]] for name in wanted}
+def _directions(vectors_ND: Any) -> Any:
+    """Of length 1; a vector of zeros stays one."""
+    lengths = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return vectors_ND / np.where(lengths > 0, lengths, 1)

@@ -1,123 +1,212 @@
 """The request path in plain Python, without Ray and without a web framework: hydrate, retrieve, filter, rank, select.
 
-Every failure degrades in the open, from the ranker's order to the retrieval order to what trends to the last good
-snapshot: what is missing is named in the trace, and the answer holds min(n, eligible) items all the same.
+Every failure degrades in the open: from the ranker's order to the order of retrieval, to what trends in the user's main category, to what
+trends anywhere, to popularity, as the last good snapshot on disk has it if nothing else. What is missing is named in the trace, and the
+answer holds min(n, eligible) items all the same.
 """
 
-import math
-from collections import Counter
-from collections.abc import Collection, Iterable
-from itertools import islice
-from typing import Final
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final
 
+import numpy as np
+
+from headrace.arrays import Floats, Ints, Mask
 from headrace.clock import Clock
 from serving import candidates as c
 from serving import catalogue as cat
-from serving.candidates import Candidate, RecommendationRequest, Slate, Trace
+from serving.candidates import RANK, RECOMMEND, SIMILAR, Candidates, RecommendationRequest, Slate, Trace
 from serving.catalogue import Catalogue
-from serving.filters import Removed, split, unavailable_in, why_not
-from serving.hydrate import features_age, hydrate_items, hydrate_user
-from serving.interfaces import MODEL_ERRORS, FeatureReader, Features, Model
-from serving.sources import listed, retrieve
+from serving.filters import allowed, split, why_not
+from serving.hydrate import hydrate
+from serving.interfaces import MODEL_ERRORS, FeatureReader
+from serving.sources import alike, by_popularity, given, read_user, retrieve
 from serving.state import ServingState, User
 
-# How many candidates the sources find at least.
-POOL: Final = 200
-ORIGIN_NAMED: Final = {cat.SNAPSHOT: c.FROM_SNAPSHOT, cat.BUNDLE: c.FROM_BUNDLE, cat.LAKE: c.NO_POPULARITY}
+RANKED: Final = 200
+"""Candidates that the ranker sees at most; a longer slate goes on in the order of retrieval."""
+_ORIGIN_NAMED: Final = {cat.SNAPSHOT: c.FROM_SNAPSHOT, cat.BUNDLE: c.FROM_BUNDLE}
 
 
-def recommend(
-    request: RecommendationRequest,
-    state: ServingState,
-    reader: FeatureReader | None,
-    clock: Clock,
-    age_bound_us: int,
-    trace: Trace,
-) -> Slate:
-    """A slate of min(n, eligible) items for one request."""
+@dataclass(frozen=True)
+class Means:
+    """What a request needs besides itself and the shared state. `rank_s`: what ranking is expected to take."""
+
+    reader: FeatureReader | None
+    clock: Clock
+    age_bound_us: int
+    rank_s: float = 0.0
+    explain: bool = False
+
+
+def answer(request: RecommendationRequest, state: ServingState, means: Means, trace: Trace) -> Slate:
+    """A slate of min(n, eligible) items for one request; for RANK, of those that were given."""
     with trace.stage("hydrate") as stage:
-        user = hydrate_user(request.user_key, reader, clock, trace)
+        user, age_us = hydrate(request.user_key, state, means.reader, means.clock, means.age_bound_us, trace)
         stage.count = len(user.history)
-        age_us = features_age(user, age_bound_us, trace)
 
     with trace.stage("retrieve") as stage:
-        found = retrieve(user, state, max(POOL, 2 * request.n), trace)
-        stage.count = len(found)
+        as_read = read_user(user, state, trace) if request.user_key is not None else None
+        among = allowed(request, state.catalogue)
+        found = find(user, as_read, request, state, among, trace)
+        stage.count = found.count
 
     with trace.stage("filter") as stage:
         kept, removed = split(found, request, state.catalogue, user.hidden)
-        stage.count, stage.removed = len(kept), by_reason(removed)
-
-    with trace.stage("features") as stage:
-        items, user = hydrate_items(kept, user, reader, trace)
-        gone = unavailable_in(kept, items)
-        stage.count, stage.removed = len(kept) - len(gone), by_reason(gone)
+        stage.count, stage.removed = kept.count, {reason: each.count for reason, each in removed.items()}
 
     with trace.stage("rank") as stage:
-        ranked = rank(kept, user, items, state.model, trace)
-        stage.count = len(ranked)
+        first, rest = shortlist(kept, RANKED if request.kind == RECOMMEND else kept.count)
+        ranked = first if request.kind == SIMILAR else rank(first, user, as_read, state, means.rank_s, trace)
+        stage.count = ranked.count
 
     with trace.stage("select") as stage:
-        slate = select(ranked, request, state.catalogue, user.hidden, {candidate.item_id for candidate, _ in gone})
-        stage.count = len(slate)
+        fill = state.catalogue.orders.popular if request.kind != RANK else found.rows[:0]
+        slate = select(ranked, rest, fill, request, state.catalogue, user.hidden)
+        stage.count = slate.count
 
-    note_origin(state.catalogue, user.t_us - age_bound_us, trace)
-    return Slate(slate, user.t_us, age_us, state.model.version if state.model else None, trace)
+    note_origin(state.catalogue, user.t_us - means.age_bound_us, trace)
+    if means.explain:
+        trace.explained = explain(slate, removed, user, as_read, state, trace)
+    version = state.model.version if state.model else None
+    return slate_of(slate, request, state.catalogue, user.t_us, trace, age_us, version)
 
 
-def last_resort(request: RecommendationRequest, state: ServingState, clock: Clock, trace: Trace) -> Slate:
-    """The catalogue's popularity order: what is answered when the request path itself fails."""
-    trace.degrade(c.PIPELINE_FAILED)
-    note_origin(state.catalogue, 0, trace)
-    return Slate(select([], request, state.catalogue, frozenset(), set()), clock(), None, None, trace)
+def slate_of(
+    items: Candidates,
+    request: RecommendationRequest,
+    catalogue: Catalogue,
+    t_us: int,
+    trace: Trace,
+    age_us: int | None = None,
+    version: str | None = None,
+) -> Slate:
+    unknown = [item for item in request.items if item not in catalogue.row_of and item not in request.exclude]
+    left = request.n - items.count if request.kind == RANK and not request.wanted.narrows else 0
+    item_ids = [catalogue.item_ids[row] for row in items.rows.tolist()]
+    return Slate(item_ids, items, t_us, age_us, version, trace, unknown[:left])
+
+
+def find(
+    user: User, as_read: Any, request: RecommendationRequest, state: ServingState, among: Mask | None, trace: Trace
+) -> Candidates:
+    if request.kind == RANK:
+        return given(request, state.catalogue, trace)
+    if request.kind == SIMILAR:
+        return alike(request, state, among, trace)
+    return retrieve(user, as_read, request, state, among, trace)
+
+
+def shortlist(kept: Candidates, most: int) -> tuple[Candidates, Candidates]:
+    """What the ranker sees, and the rest. Every source has its say: the index, which finds the most, makes room for the others."""
+    if kept.count <= most:
+        return kept, kept.take(slice(0, 0))
+    of_index = kept.found_by & c.BIT[c.TWO_TOWER] != 0
+    room = max(most - int(np.count_nonzero(~of_index)), most // 2)
+    chosen = ~of_index | (np.cumsum(of_index) <= room)
+    chosen &= np.cumsum(chosen) <= most
+    return kept.take(chosen), kept.take(~chosen)
 
 
 def rank(
-    kept: list[Candidate], user: User, items: Features | None, model: Model | None, trace: Trace
-) -> list[Candidate]:
-    """Best first by the ranker's score; the order of retrieval where the ranker cannot speak."""
-    if model is None or items is None or not kept or not trace.has_time():
+    kept: Candidates, user: User, as_read: Any, state: ServingState, needs_s: float, trace: Trace
+) -> Candidates:
+    """Best first by the ranker's score; the order of retrieval where the ranker cannot speak or has no time to."""
+    if state.model is None or as_read is None or not kept.count:
+        return kept
+    if trace.left_s() <= needs_s:
+        trace.degrade(c.LATE_RANKER)
         return kept
     try:
-        scores = model.rank(user.features, [candidate.item_id for candidate in kept], items, user.t_us)
-        scored = [candidate._replace(score=float(score)) for candidate, score in zip(kept, scores, strict=True)]
-        if not all(math.isfinite(candidate.score) for candidate in scored):
+        scores = state.model.rank(as_read, kept.rows, activity_of(kept.rows, user.t_us, state))
+        if not np.isfinite(scores).all():
             raise ValueError("the ranker gave a score that is not finite")
     except MODEL_ERRORS as error:
         trace.degrade(c.RANKER_FAILED, error)
         return kept
-    return sorted(scored, key=lambda candidate: -candidate.score)
+    order = np.argsort(-scores, kind="stable")
+    return Candidates(kept.rows[order], kept.found_by[order], scores[order])
+
+
+def activity_of(rows: Ints, t_us: int, state: ServingState) -> Floats:
+    """What the model wants to know of each item, as of t; null where the store has never been read."""
+    assert state.model is not None
+    wanted = state.model.activity_features
+    if state.activity is None:
+        return np.full((len(rows), len(wanted)), np.nan)
+    return state.activity.columns(wanted, rows, t_us)
 
 
 def select(
-    ranked: Iterable[Candidate],
+    ranked: Candidates,
+    rest: Candidates,
+    fill: Ints,
     request: RecommendationRequest,
     catalogue: Catalogue,
-    hidden: frozenset[str],
-    gone: Collection[str],
-) -> list[Candidate]:
-    """The best n; where the sources found too few, filled up in the order of popularity."""
-    slate = [candidate for candidate in ranked if candidate.item_id not in gone][: request.n]
-    if len(slate) == request.n:
-        return slate
-    passed_over = {candidate.item_id for candidate in slate} | set(gone)
-    eligible = (
-        item
-        for item in catalogue.popular
-        if item not in passed_over and why_not(item, request, catalogue, hidden) is None
-    )
-    return slate + listed(islice(eligible, request.n - len(slate)), c.POPULAR, catalogue)
+    hidden: Collection[str],
+) -> Candidates:
+    """The best n; then what was not ranked; then, where the sources found too few, others in the order of `fill`."""
+    slate = ranked.take(slice(request.n))
+    if slate.count < request.n and rest.count:
+        slate = joined(slate, rest.take(slice(request.n - slate.count)))
+    missing = request.n - slate.count
+    for start in range(0, len(fill) if missing else 0, 10_000):
+        rows = fill[start : start + 10_000]
+        rows = rows[~np.isin(rows, slate.rows)]
+        rows = rows[why_not(rows, request, catalogue, hidden) < 0][:missing]
+        slate = joined(slate, Candidates.of(c.POPULAR, *by_popularity(rows, catalogue)))
+        missing -= len(rows)
+        if not missing:
+            break
+    return slate
+
+
+def joined(*parts: Candidates) -> Candidates:
+    return Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def last_resort(request: RecommendationRequest, state: ServingState, clock: Clock, trace: Trace) -> Slate:
+    """The order of popularity: what is answered when the request path itself fails."""
+    trace.degrade(c.PIPELINE_FAILED)
+    return popular_slate(request, state, clock, trace)
+
+
+def popular_slate(request: RecommendationRequest, state: ServingState, clock: Clock, trace: Trace) -> Slate:
+    """The cheapest answer there is: given items as they were given, else the order of popularity."""
+    catalogue, none = state.catalogue, Candidates.none()
+    fill = catalogue.rows(request.items) if request.kind == RANK else catalogue.orders.popular
+    slate = select(none, none, fill, request, catalogue, frozenset())
+    note_origin(catalogue, 0, trace)
+    return slate_of(slate, request, catalogue, clock(), trace)
+
+
+def explain(
+    slate: Candidates, removed: dict[str, Candidates], user: User, as_read: Any, state: ServingState, trace: Trace
+) -> dict[str, Any]:
+    """What was removed and why, who found each item, and which features weighed in its score."""
+    ids: Callable[[Ints], list[str]] = lambda rows: [state.catalogue.item_ids[row] for row in rows.tolist()]  # noqa: E731
+    weighed: list[Any] = []
+    if state.model is not None and as_read is not None and slate.count:
+        try:
+            weighed = state.model.explain(as_read, slate.rows, activity_of(slate.rows, user.t_us, state))
+        except MODEL_ERRORS as error:
+            trace.degrade(c.RANKER_FAILED, error)
+    return {
+        "removed": {reason: ids(each.rows) for reason, each in removed.items()},
+        "items": [
+            {"item_id": item, "sources": c.sources_of(bits), "features": weighed[place] if weighed else []}
+            for place, (item, bits) in enumerate(zip(ids(slate.rows), slate.found_by.tolist(), strict=True))
+        ],
+    }
 
 
 def note_origin(catalogue: Catalogue, oldest_us: int, trace: Trace) -> None:
     """Name the catalogue as degraded when it is empty, not the live one, or older than `oldest_us`."""
-    if not catalogue.popular:
+    if not len(catalogue):
         trace.degrade(c.NO_CATALOGUE)
-    elif catalogue.origin in ORIGIN_NAMED:
-        trace.degrade(ORIGIN_NAMED[catalogue.origin])
-    elif catalogue.as_of_us < oldest_us:
+    elif catalogue.origin in _ORIGIN_NAMED:
+        trace.degrade(_ORIGIN_NAMED[catalogue.origin])
+    elif catalogue.orders.as_of_us == 0:
+        trace.degrade(c.NO_POPULARITY)
+    elif catalogue.orders.as_of_us < oldest_us:
         trace.degrade(c.STALE_CATALOGUE)
-
-
-def by_reason(removed: Iterable[Removed]) -> dict[str, int]:
-    return dict(Counter(reason for _, reason in removed))

@@ -1,56 +1,134 @@
-"""Where candidates come from: the two-tower index, neighbours of the history, what trends, what is new."""
+"""Where candidates come from. Each source gives rows and scores, best first; `retrieve` asks them all and puts their finds together."""
 
-from collections.abc import Iterable
-from itertools import chain
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
+import numpy as np
+
+from headrace.arrays import Floats, Ints, Mask
 from serving import candidates as c
-from serving.candidates import Candidate, Trace
+from serving.candidates import Candidates, RecommendationRequest, Trace
 from serving.catalogue import Catalogue
-from serving.interfaces import MODEL_ERRORS
+from serving.interfaces import MODEL_ERRORS, Model
 from serving.state import ServingState, User
 
-# How many items of the history neighbours are sought for.
-RECENT_SEEDS: Final = 5
+POOL: Final = 500
+"""What the two-tower index is asked for, at least."""
+# The most that each other source gives.
+SEEDS, NEIGHBOURS, UNFINISHED, TRENDING, NEW = 5, 60, 10, 40, 20
+
+Found = tuple[Ints, Floats]
 
 
-def retrieve(user: User, state: ServingState, pool: int, trace: Trace) -> list[Candidate]:
-    """Candidates of all sources, each item once, with the first source that found it."""
-    found = chain(
-        personal_sources(user, state, pool, trace),
-        listed(state.catalogue.trending[: pool // 2], c.TRENDING, state.catalogue),
-        listed(state.catalogue.newest[: pool // 10], c.NEW, state.catalogue),
-    )
-    unique: dict[str, Candidate] = {}
-    for candidate in found:
-        unique.setdefault(candidate.item_id, candidate)
-    return list(unique.values())
+def retrieve(
+    user: User, reader: Any, request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace
+) -> Candidates:
+    """Candidates of all sources, each item once. `reader` is the user as the model reads one, None where it could not."""
+    model, catalogue = state.model, state.catalogue
+    recent = catalogue.rows(list(dict.fromkeys(reversed(user.history))))
+    sources: list[tuple[str, Callable[[], Found]]] = []
+    if model is not None and reader is not None:
+        sources += [
+            (c.TWO_TOWER, lambda: model.retrieve(reader, max(POOL, 2 * request.n), allowed)),
+            (c.NEIGHBOURS, lambda: model.neighbours(recent[:SEEDS], NEIGHBOURS)),
+        ]
+    sources += [
+        (c.UNFINISHED, lambda: by_popularity(catalogue.rows(user.unfinished)[:UNFINISHED], catalogue)),
+        (c.CATEGORY_TRENDING, lambda: by_popularity(trending_like(recent, catalogue)[:TRENDING], catalogue)),
+        (c.TRENDING, lambda: by_popularity(listed(catalogue.orders.trending, TRENDING, allowed), catalogue)),
+        (c.NEW, lambda: by_popularity(listed(catalogue.orders.newest, NEW, allowed), catalogue)),
+    ]
+    return gather(sources, trace)
 
 
-def personal_sources(user: User, state: ServingState, pool: int, trace: Trace) -> list[Candidate]:
-    """The two-tower index and the neighbours of the newest items of the history."""
-    model = state.model
+def given(request: RecommendationRequest, catalogue: Catalogue, trace: Trace) -> Candidates:
+    """The items that the caller gave, in that order. Those that the catalogue does not know are none."""
+    rows = catalogue.rows(request.items)
+    if len(rows) < len(request.items):
+        trace.degrade(c.UNKNOWN_ITEMS)
+    return gather([(c.GIVEN, lambda: (rows, np.zeros(len(rows))))], trace)
+
+
+def alike(
+    request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace
+) -> Candidates:
+    """Items like those that the caller gave; those themselves never. Without a model, what trends in their category."""
+    model, catalogue = state.model, state.catalogue
+    seeds = catalogue.rows(request.items)
+    if len(seeds) < len(request.items):
+        trace.degrade(c.UNKNOWN_ITEMS)
+    sources: list[tuple[str, Callable[[], Found]]] = []
     if model is None:
         trace.degrade(c.NO_MODEL)
-        return []
-    history = list(dict.fromkeys(reversed(user.history)))
-    seeds = [item for item in history if model.knows(item)][:RECENT_SEEDS]
-    if any(item not in state.catalogue.known and not model.knows(item) for item in history):
+    elif len(seeds):
+        sources += [
+            (c.ALIKE, lambda: model.similar(seeds, max(POOL, 2 * request.n), allowed)),
+            (c.NEIGHBOURS, lambda: model.neighbours(seeds, NEIGHBOURS)),
+        ]
+    sources += [(c.CATEGORY_TRENDING, lambda: by_popularity(trending_like(seeds, catalogue), catalogue))]
+    found = gather(sources, trace)
+    return found.take(~np.isin(found.rows, seeds))
+
+
+def gather(sources: Sequence[tuple[str, Callable[[], Found]]], trace: Trace) -> Candidates:
+    """Ask each source and keep the first find of each item, with all that found it. A model that throws is named."""
+    parts = [Candidates.none()]
+    for name, ask in sources:
+        with trace.source(name) as source:
+            if trace.left_s() <= 0:
+                trace.degrade(c.LATE_RETRIEVAL)
+                continue
+            try:
+                parts.append(Candidates.of(name, *ask()))
+            except MODEL_ERRORS as error:
+                trace.degrade(c.RETRIEVAL_FAILED, error)
+            else:
+                source.count = parts[-1].count
+    everything = Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    _, first, place = np.unique(everything.rows, return_index=True, return_inverse=True)
+    found_by = np.zeros(len(first), np.int64)
+    np.bitwise_or.at(found_by, place, everything.found_by)
+    order = np.argsort(first)
+    return Candidates(everything.rows[first[order]], found_by[order], everything.scores[first[order]])
+
+
+def read_user(user: User, state: ServingState, trace: Trace) -> Any:
+    """The user as the model reads one; None, and named as degraded, where there is no model or it cannot."""
+    model: Model | None = state.model
+    if model is None:
+        trace.degrade(c.NO_MODEL)
+        return None
+    if any(item not in state.catalogue.row_of for item in user.history):
         trace.degrade(c.UNKNOWN_HISTORY)
-    if user.rows is None or not trace.has_time():
-        return []
+    if user.rows is None:
+        return None
     try:
-        towers = model.retrieve(user.features, user.t_us, pool)
-        near = model.similar_items(seeds, pool // 2) if seeds else []
+        return model.read_user(user.features, user.t_us)
     except MODEL_ERRORS as error:
         trace.degrade(c.RETRIEVAL_FAILED, error)
-        return []
-    return [
-        *(Candidate(item, c.TWO_TOWER, score) for item, score in towers),
-        *(Candidate(item, c.NEIGHBOURS, score) for item, score in near),
-    ]
+        return None
 
 
-def listed(items: Iterable[str], source: str, catalogue: Catalogue) -> list[Candidate]:
-    """Items of one of the catalogue's lists, scored by popularity."""
-    return [Candidate(item, source, catalogue.popularity.get(item, 0.0)) for item in items]
+def listed(order: Ints, most: int, allowed: Mask | None) -> Ints:
+    """The first rows of an order, of those that are allowed."""
+    return order[:most] if allowed is None else order[allowed[order]][:most]
+
+
+def trending_like(rows: Ints, catalogue: Catalogue) -> Ints:
+    """What trends in the category that most of these rows are of, then what is popular there."""
+    categories = catalogue.category[rows]
+    categories = categories[categories >= 0]
+    if not len(categories):
+        return np.zeros(0, np.int64)
+    main = np.bincount(categories).argmax()
+    trending = catalogue.orders.trending
+    return trending[catalogue.category[trending] == main]
+
+
+def by_popularity(rows: Ints, catalogue: Catalogue) -> Found:
+    """Rows with their popularity as scores."""
+    overall = catalogue.orders.overall
+    scores = np.zeros(len(rows))
+    scored = rows < len(overall)
+    scores[scored] = overall[rows[scored]]
+    return rows, scores

@@ -4,7 +4,7 @@ It gives the scores of `headrace.models.scorer`, which encodes what it needs ane
 `headrace.models.inputs`; R rows asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from headrace import names
 from headrace.arrays import Floats, Ints
 from headrace.models.columns import Columns
+from headrace.models.explain import named, weigh
 from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
@@ -23,6 +24,7 @@ from headrace.models.towers import TwoTowers
 
 FIRST: Final = Catalogue.FIRST
 """Tables begin with a row of padding and one of any item that is not known, as training's do."""
+MOST_EXPLAINED: Final = 5
 _BATCH: Final = 16_384
 _SPARE: Final = 1_024
 
@@ -74,7 +76,7 @@ class Shelf:
     def __len__(self) -> int:
         return self._count - FIRST
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def encode(self, content: Columns) -> EncodedRows:
         """N items by ID and content. An item that training did not see is embedded by its content."""
         ids = content[names.ITEM_ID]
@@ -88,14 +90,14 @@ class Shelf:
         ]
         return EncodedRows(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _encode(self, items: ItemInputs) -> EncodedRows:
         return EncodedRows(
             items.id_N, items.categories_NC, items.content_NF,
             self._towers.item_encoder(items), self._ranker.item_encoder(items),
         )  # fmt: skip
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def put(self, rows: Ints, encoded: EncodedRows) -> None:
         """Replace items, or add some behind the last. Raises ValueError where that would leave a gap."""
         needed = int(rows.max(initial=-1)) + 1 + FIRST
@@ -140,6 +142,17 @@ class Shelf:
         history = self._rows(user.inputs.items_BL, self._table.ranker_ND)
         retrieved_BN = user.vector_BD @ self._table.tower_ND[index_1N[0]].T
         return self._ranker.logits(user.inputs, items, history, retrieved_BN)
+
+    def explain(self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]) -> list[list[dict[str, Any]]]:
+        """For each row the features that weighed most in its score. `history`: item ids of the user's, oldest first."""
+        count = len(rows)
+        index_R1 = torch.from_numpy(rows + FIRST)[:, None]
+        users = UserInputs(*(field.expand(count, *field.shape[1:]).clone() for field in user.inputs))
+        items = self._rows(index_R1, self._table.ranker_ND, self.preprocessing.activity.apply(activity_NA))
+        past = self._rows(users.items_BL, self._table.ranker_ND)
+        retrieved_RN = (self._table.tower_ND[index_R1[:, 0]] @ user.vector_BD[0].clone())[:, None]
+        weights = weigh(self._ranker, users, items, past, retrieved_RN)
+        return named(weights, self.preprocessing, history[-self.preprocessing.length :], MOST_EXPLAINED)
 
     def _rows(self, index: Tensor, vectors: Tensor, activity: Floats32 | None = None) -> EncodedItems:
         table, flat = self._table, index.flatten()

@@ -60,3 +60,25 @@ def test_an_item_that_nobody_knows_stands_in_the_history_as_unknown() -> None:
     features = {**one_row(0), "user_activity__recent_items": [["a", "never seen"]]}
     expected = BUNDLE.scorer().user_vector({**tiny_shop.request_of(0), "user_activity__recent_items": ["a", "never seen"]}, T_US)
     assert np.allclose(shelf().user(features, T_US, row_of).vector[0], expected, atol=1e-6)
+
+
+def test_what_weighed_is_named_by_feature_and_by_item_of_the_history_and_every_candidate_has_its_own() -> None:
+    built = shelf()
+    seen = built.user(one_row(0), T_US, row_of)
+    weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
+    assert [len(each) for each in weighed] == [5, 5]
+    known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
+    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b"}
+    assert weighed[0] != weighed[1]
+
+
+def test_the_weight_of_an_input_is_what_a_small_change_of_it_does_to_the_score() -> None:
+    built = shelf()
+    seen = built.user(one_row(0), T_US, row_of)
+    number = BUNDLE.preprocessing.activity_numbers[0]
+    views = np.array([[5.0]])
+    entries = {entry["feature"]: entry["weight"] for entry in built.explain(seen, np.array([0]), views, ["a", "b"])[0]}
+    scaled = (np.log1p(5.0) - number.mean) / number.std
+    nearby = np.expm1((scaled + 1e-3) * number.std + number.mean)
+    slope = (built.rank(seen, np.array([0]), np.array([[nearby]])) - built.rank(seen, np.array([0]), views))[0] / 1e-3
+    assert entries.get("item_activity__views_1h", scaled * slope) == pytest.approx(scaled * slope, abs=2e-3)

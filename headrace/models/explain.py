@@ -1,0 +1,70 @@
+"""Which features weighed in a score: the score's gradient by each input, times the input (Shrikumar et al., 2016).
+
+To first order it is what the score would lose if the input were at its mean, since inputs are standardised.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.models.inputs import EncodedItems, UserInputs
+from headrace.models.preprocessing import Number, Preprocessing
+from headrace.models.ranker import Ranker
+
+
+class Weights(NamedTuple):
+    """Of R candidates: what each feature of the user, of the content and of the activity, and each place of the history, adds."""
+
+    user_RF: Tensor
+    content_RF: Tensor
+    activity_RF: Tensor
+    history_RL: Tensor
+
+
+def weigh(
+    ranker: Ranker, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_RN: Tensor
+) -> Weights:
+    """Of R rows of one candidate each (N = 1); the user stands R times."""
+    with torch.enable_grad():
+        numbers, content, activity, vectors = (
+            each.clone().requires_grad_() for each in (users.numbers_BF, *items.inputs[2:], history.vectors_ND)
+        )
+        logits_RNO = ranker.logits(
+            users._replace(numbers_BF=numbers),
+            EncodedItems(items.inputs._replace(content_NF=content, activity_NF=activity), items.vectors_ND),
+            EncodedItems(history.inputs, vectors),
+            retrieved_RN,
+        )
+        inputs = (numbers, content, activity, vectors)
+        slopes = torch.autograd.grad(ranker.scores(logits_RNO).sum(), inputs, allow_unused=True)
+    user, item_content, item_activity, past = (
+        (each * (0 if slope is None else slope)).detach() for each, slope in zip(inputs, slopes, strict=True)
+    )
+    return Weights(user, item_content[:, 0], item_activity[:, 0], past.sum(dim=-1))
+
+
+def named(weights: Weights, preprocessing: Preprocessing, history: Sequence[str], most: int) -> list[list[dict[str, Any]]]:
+    """For each candidate the features that weighed most. `history`: item ids of the newest places, oldest first."""
+    groups = (
+        (preprocessing.user_numbers, weights.user_RF),
+        (preprocessing.content_numbers, weights.content_RF),
+        (preprocessing.activity_numbers, weights.activity_RF),
+    )
+    explained = []
+    for row in range(len(weights.user_RF)):
+        found = [pair for numbers, table in groups for pair in _by_feature(numbers, table[row].tolist())]
+        places = weights.history_RL[row].tolist()[len(weights.history_RL[row]) - len(history) :]
+        found += [(f"history: {item}", weight) for item, weight in zip(history, places, strict=True)]
+        found.sort(key=lambda pair: -abs(pair[1]))
+        explained.append([{"feature": name, "weight": round(weight, 6)} for name, weight in found[:most]])
+    return explained
+
+
+def _by_feature(numbers: Sequence[Number], weights: Sequence[float]) -> list[tuple[str, float]]:
+    found, at = [], 0
+    for number in numbers:
+        found.append((number.name, sum(weights[at : at + number.width])))
+        at += number.width
+    return found

@@ -11,6 +11,7 @@ from flows.split import SplitBatch
 from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.arrays import Ints
+from headrace.stores.change_feed import is_announced
 from headrace.stores.commits import ShardCommit
 from headrace.stores.shards import OwnedShard, ShardStatus
 
@@ -36,6 +37,9 @@ class ShardState:
         self._counted = dict(status.counted)
         self._shards = shards
         self._states = {name: ViewState(layout) for name, layout in layouts.items()}
+        self._announced = frozenset(
+            name for name, layout in layouts.items() if is_announced([layout.spec.entity_column])
+        )
 
     @property
     def entities(self) -> int:
@@ -87,7 +91,7 @@ class ShardState:
                 self._complete[partition] = max(self._complete.get(partition, 0), piece.complete[partition])
         positions = {partition: self.positions[partition] for partition in followed}
         complete = {partition: self._complete[partition] for partition in followed if partition in self._complete}
-        return ShardCommit(rows, positions, complete, counters)
+        return ShardCommit(rows, positions, complete, counters, self._announced)
 
     def _count(self, split: SplitBatch) -> dict[str, int]:
         """Each partition's counts go to one shard, which counts what it has not counted yet."""

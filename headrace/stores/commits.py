@@ -1,5 +1,7 @@
 """Committing shards: rows, positions and counters of each in one script, those of many shards in one write and one wait for the disk.
 
+The same script tells the change feed whose rows they are (headrace.stores.change_feed).
+
 The commands are put together by hand. A commit has thousands of rows of a few hundred bytes, and what redis-py spends on each is more
 than what it costs to make it.
 """
@@ -16,12 +18,16 @@ from headrace.aggregates.fold import PackedRows
 from headrace.arrays import Bytes, Ints
 from headrace.hashing import string_buffers
 from headrace.kernel import kernel
+from headrace.stores.change_feed import ANNOUNCE, changes_key, join_entities
 from headrace.stores.shards import OwnedShard, shard_tag
 
-# KEYS: commit hash, lease
-# ARGV: epoch, owner, lease ms, number of hash fields, field, value, ..., number of counters, name, value, ..., row key, row, ...
+# KEYS: commit hash, lease, feed of changes
+# ARGV: epoch, owner, lease ms, number of hash fields, field, value, ..., number of counters, name, value, ...,
+#   number of views that are announced, view, entity keys, ..., row key, row, ...
 # MSET takes its arguments from the stack, which holds some thousands.
-_COMMIT_SCRIPT: Final = b"""
+_COMMIT_SCRIPT: Final = (
+    ANNOUNCE
+    + """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 local at, last = 5, 4 + 2 * tonumber(ARGV[4])
@@ -29,19 +35,27 @@ if last > 4 then redis.call('HSET', KEYS[1], unpack(ARGV, at, last)) end
 at = last + 2
 last = at - 1 + 2 * tonumber(ARGV[last + 1])
 for i = at, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
+at = last + 2
+last = at - 1 + 2 * tonumber(ARGV[last + 1])
+for i = at, last, 2 do announce(KEYS[1], KEYS[3], ARGV[i], ARGV[i + 1]) end
 for i = last + 1, #ARGV, 2000 do redis.call('MSET', unpack(ARGV, i, math.min(i + 1999, #ARGV))) end
 return 1
 """
+).encode()
 
 
 @dataclass(frozen=True)
 class ShardCommit:
-    """What one commit of a shard changes: rows by view; positions and completeness by log partition."""
+    """What one commit of a shard changes: rows by view; positions and completeness by log partition.
+
+    `announced`: the views whose changes go to the feed.
+    """
 
     rows: Mapping[str, Sequence[PackedRows]]
     positions: Mapping[int, int]
     complete: Mapping[int, int]
     counters: Mapping[str, int] = field(default_factory=dict)
+    announced: frozenset[str] = frozenset()
 
 
 class SentCommits:
@@ -103,8 +117,14 @@ def pack(shard: OwnedShard, change: ShardCommit, fingerprints: Mapping[str, int]
         for name, value in numbers.items():
             fields += [f"{kind}:{name}", value]
     counters = [part for name, value in change.counters.items() if value for part in (f"count:{name}", value)]
-    words = ["EVAL", _COMMIT_SCRIPT, 2, *shard.keys, shard.epoch, shard.owner, shard.lease_ms]
-    words += [len(fields) // 2, *fields, len(counters) // 2, *counters]
+    announced = [
+        part
+        for view, chunks in change.rows.items()
+        if view in change.announced and any(some.keys for some in chunks)
+        for part in join_entities(view, [key for some in chunks for key in some.keys])
+    ]
+    words = ["EVAL", _COMMIT_SCRIPT, 3, *shard.keys, changes_key(shard.shard), shard.epoch, shard.owner, shard.lease_ms]
+    words += [len(fields) // 2, *fields, len(counters) // 2, *counters, len(announced) // 2, *announced]
     rows = [(view, some) for view, chunks in change.rows.items() for some in chunks]
     count = len(words) + 2 * sum(len(some.keys) for _, some in rows)
     packed = [_pack_rows(f"{shard_tag(shard.shard)}{view}:", some) for view, some in rows]

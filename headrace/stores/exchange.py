@@ -20,6 +20,7 @@ from typing import Final
 import redis
 
 from headrace.names import PROJECT
+from headrace.stores.change_feed import ANNOUNCE, EVERYTHING, changes_key
 from headrace.stores.row_scan import scan_views
 from headrace.stores.shards import RELEASE_SCRIPT, OwnedShard, OwnershipError, ShardStatus, commit_key, shard_tag
 from headrace.stores.staged_rows import StagedRows
@@ -69,9 +70,11 @@ if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end
 return 1
 """
-# KEYS: commit hash, index of staged rows, index of rows in place
+# KEYS: commit hash, index of staged rows, index of rows in place, feed of changes
 # ARGV: exchange, epoch, number of fields to delete, fields..., field, value, ...
-_FINISH_SCRIPT: Final = """
+_FINISH_SCRIPT: Final = (
+    ANNOUNCE
+    + f"""
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
 if redis.call('HGET', KEYS[1], 'staging') ~= ARGV[1] then return 0 end
 if redis.call('SCARD', KEYS[2]) > 0 then return -1 end
@@ -81,8 +84,10 @@ for i = old_end + 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1
 redis.call('HSET', KEYS[1], 'built', ARGV[1])
 redis.call('HDEL', KEYS[1], 'exchanging')
 redis.call('UNLINK', KEYS[3])
+announce(KEYS[1], KEYS[4], '{EVERYTHING}', '')
 return 1
 """
+)
 
 
 class ExchangeError(RuntimeError):
@@ -238,7 +243,8 @@ def _exchange_shard(client: "redis.Redis", exchange: Exchange, owned: OwnedShard
     raw = client.hgetall(commit)
     replaced = [name for name in raw if name.partition(b":")[0] in (b"position", b"complete", b"fingerprint")]
     fields = [len(replaced), *replaced, *_fields(exchange, raw)]
-    _run(client, owned, [_script(_FINISH_SCRIPT, indexes, exchange.name, owned.epoch, *fields)])
+    finishing = _script(_FINISH_SCRIPT, [*indexes, changes_key(owned.shard)], exchange.name, owned.epoch, *fields)
+    _run(client, owned, [finishing])
 
 
 def _batches(names: Sequence[str]) -> list[Sequence[str]]:

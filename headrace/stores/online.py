@@ -26,6 +26,7 @@ from headrace.aggregates.compile import compile_view
 from headrace.aggregates.read import StreamRows
 from headrace.clock import Clock, system_clock
 from headrace.settings import MICROS, Settings
+from headrace.stores.change_feed import is_announced
 from headrace.stores.definitions import Definitions
 from headrace.stores.feast_registry import data_dir, refusing
 from headrace.stores.feature_store import plain_layout
@@ -102,7 +103,7 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         client, settings = self._connected(config, writes=True)
         for keys, rows in self._packed(table, data):
             with no_cluster_as_no_connection(), client.pipeline(transaction=False) as pipeline:
-                queue_rows(pipeline, table.name, keys, rows, settings.shards)
+                queue_rows(pipeline, table.name, keys, rows, settings.shards, announced=is_announced(table.join_keys))
                 pipeline.execute()
             if progress:
                 progress(len(rows))
@@ -115,7 +116,9 @@ class PackedRedisOnlineStore(OnlineStore):  # type: ignore[misc]
         for keys, rows in self._packed(table, data):
             with no_cluster_as_no_connection():
                 async with client.pipeline(transaction=False) as pipeline:
-                    queue_rows(pipeline, table.name, keys, rows, settings.shards)
+                    queue_rows(
+                        pipeline, table.name, keys, rows, settings.shards, announced=is_announced(table.join_keys)
+                    )
                     await pipeline.execute()
             if progress:
                 progress(len(rows))

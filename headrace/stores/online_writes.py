@@ -9,28 +9,16 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from headrace.clock import to_micros
 from headrace.identity import shards_of
+from headrace.stores.change_feed import changes_key
 from headrace.stores.online_keys import key_of
+from headrace.stores.plain_puts import PUT_SCRIPT
 from headrace.stores.plain_rows import PlainLayout
-from headrace.stores.shards import row_key
+from headrace.stores.shards import commit_key, row_key
 
 FeastRow = tuple[EntityKey, Mapping[str, Value], datetime, datetime | None]
 """Entity, values, timestamp, created; naive times mean UTC."""
 
 _BATCH: Final = 1_000
-# A row of another schema than the new one's cannot be read by the new one's readers: it gives way whatever its times.
-_PUT_SCRIPT: Final = """
-for i = 1, #KEYS do
-  local new, old = ARGV[i], redis.call('GETRANGE', KEYS[i], 0, 23)
-  local keep = false
-  if #old == 24 and string.sub(old, 1, 8) == string.sub(new, 1, 8) then
-    local ot, oc = struct.unpack('>i8i8', string.sub(old, 9, 24))
-    local nt, nc = struct.unpack('>i8i8', string.sub(new, 9, 24))
-    keep = nt < ot or (nt == ot and nc < oc)
-  end
-  if not keep then redis.call('SET', KEYS[i], new) end
-end
-return 1
-"""
 
 
 class FutureRowError(ValueError):
@@ -54,11 +42,19 @@ def pack_rows(layout: PlainLayout, data: Sequence[FeastRow], now_us: int) -> tup
     return keys, rows
 
 
-def queue_rows(pipeline: Any, view: str, keys: Sequence[str], rows: Sequence[bytes], shards: int) -> None:
-    """Put the writes into a pipeline of redis-py, sync or async: one command for at most 1,000 rows of a shard."""
+def queue_rows(
+    pipeline: Any, view: str, keys: Sequence[str], rows: Sequence[bytes], shards: int, *, announced: bool
+) -> None:
+    """Put the writes into a pipeline of redis-py, sync or async: one command for at most 1,000 rows of a shard.
+
+    `announced`: the same command tells the change feed which of them were written.
+    """
     for shard, places in _batches(keys, shards):
-        names = [row_key(shard, view, keys[place]) for place in places]
-        pipeline.execute_command("EVAL", _PUT_SCRIPT, len(names), *names, *[rows[place] for place in places])
+        words = [part for place in places for part in (keys[place], rows[place])]
+        names = (commit_key(shard), changes_key(shard))
+        pipeline.execute_command(
+            "EVAL", PUT_SCRIPT, len(names), *names, view if announced else "", row_key(shard, view, ""), *words
+        )
 
 
 def _batches(keys: Sequence[str], shards: int) -> Iterator[tuple[int, list[int]]]:

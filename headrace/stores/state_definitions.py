@@ -15,26 +15,42 @@ import redis
 from headrace.aggregates.spec import ViewSpec
 from headrace.names import PROJECT
 from headrace.settings import Settings
+from headrace.stores.change_feed import ANNOUNCE, EVERYTHING, changes_key
 from headrace.stores.crew import Crew
 from headrace.stores.definitions import Definitions, load_definitions, view_from_json, view_to_json
 from headrace.stores.exchange import settle
-from headrace.stores.row_scan import scan_views, unlink
+from headrace.stores.row_scan import scan_views
 from headrace.stores.shards import ShardStatus, commit_key, lease_key, read_status
 
 logger = logging.getLogger(__name__)
 
 DEFINITIONS_KEY: Final = f"{PROJECT}:@definitions"
 
-# KEYS: commit hash, lease   ARGV: views. Whoever owns the shard is fenced off: it must not write rows of them again.
-_FORGET_SCRIPT: Final = """
+# KEYS: commit hash, lease, feed of changes   ARGV: views. Whoever owns the shard is fenced off: it must not write rows of them again.
+_FORGET_SCRIPT: Final = (
+    ANNOUNCE
+    + f"""
 local known = 0
 for i = 1, #ARGV do known = known + redis.call('HDEL', KEYS[1], 'fingerprint:' .. ARGV[i]) end
 if known > 0 then
   redis.call('HINCRBY', KEYS[1], 'epoch', 1)
   redis.call('DEL', KEYS[2])
+  announce(KEYS[1], KEYS[3], '{EVERYTHING}', '')
 end
 return known
 """
+)
+# KEYS: commit hash, feed of changes, rows...
+_DROP_SCRIPT: Final = (
+    ANNOUNCE
+    + f"""
+announce(KEYS[1], KEYS[2], '{EVERYTHING}', '')
+local dropped = 0
+for i = 3, #KEYS do dropped = dropped + redis.call('UNLINK', KEYS[i]) end
+return dropped
+"""
+)
+_DROPPED_AT_ONCE: Final = 1_000
 
 
 class StaleStateError(RuntimeError):
@@ -181,7 +197,7 @@ def forget_views(client: "redis.Redis", settings: Settings, views: Iterable[str]
     """Let no shard say any more that it has state of the views. A running flow that folds one of them is fenced off."""
     names = sorted(set(views))
     for shard in range(settings.shards) if names else ():
-        client.eval(_FORGET_SCRIPT, 2, commit_key(shard), lease_key(shard), *names)
+        client.eval(_FORGET_SCRIPT, 3, commit_key(shard), lease_key(shard), changes_key(shard), *names)
 
 
 def drop_views(client: "redis.Redis", settings: Settings, views: Iterable[str]) -> int:
@@ -193,7 +209,15 @@ def drop_views(client: "redis.Redis", settings: Settings, views: Iterable[str]) 
     if not names:
         return 0
     forget_views(client, settings, names)
-    return sum(unlink(client, shard, keys) for shard, keys in scan_views(client, names))
+    return sum(_drop_rows(client, shard, keys) for shard, keys in scan_views(client, names))
+
+
+def _drop_rows(client: "redis.Redis", shard: int, keys: Sequence[str]) -> int:
+    dropped = 0
+    for start in range(0, len(keys), _DROPPED_AT_ONCE):
+        names = [commit_key(shard), changes_key(shard), *keys[start : start + _DROPPED_AT_ONCE]]
+        dropped += int(client.eval(_DROP_SCRIPT, len(names), *names))
+    return dropped
 
 
 def _with_events(statuses: Iterable[ShardStatus]) -> list[ShardStatus]:

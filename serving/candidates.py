@@ -74,6 +74,7 @@ class Trace:
         self.started = time.perf_counter() if started is None else started
         self._deadline = self.started + deadline_ms / 1_000
         self.stages: list[Stage] = []
+        self.sources: list[Stage] = []
         self._degraded: dict[str, BaseException | None] = {}
 
     def allow(self, deadline_ms: float) -> None:

@@ -1,6 +1,7 @@
 """Twelve-factor settings: every value comes from the environment (`HEADRACE_*`) or has a safe default. Documented in docs/settings.md."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -43,6 +44,12 @@ class Settings(BaseSettings):
     flow_lease_s: float = Field(
         3, ge=0.2, le=600, description="Time after which the shards of a worker that is gone go to the others."
     )
+    recommender_replicas: int = Field(
+        1, ge=1, le=256, description="Processes that answer recommendations, behind one address."
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json", description="Lines of serving's logs: `json` objects, or `text` for reading by eye."
+    )
     event_keys: str = Field("", description="Comma-separated keys that may POST events.")
     read_keys: str = Field("", description="Comma-separated keys that may read: recommend and metrics.")
     http_host: str = Field("127.0.0.1", description="Address that HTTP listens on.")
@@ -77,6 +84,16 @@ class Settings(BaseSettings):
     def run_dir(self) -> Path:
         """Process records, the embedded server's address, generated keys."""
         return self.data / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        """What each process wrote about itself."""
+        return self.data / "log"
+
+    @property
+    def metrics_dir(self) -> Path:
+        """Where the replicas of serving count together; emptied when the stack starts."""
+        return self.run_dir / "metrics"
 
     @property
     def registry_path(self) -> Path:

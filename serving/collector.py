@@ -116,7 +116,7 @@ def _event_id(raw: object) -> str | None:
 
 def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     """The application, to be mounted at `names.EVENTS_PATH`."""
-    metrics = CollectorMetrics()
+    metrics = CollectorMetrics(settings.metrics_dir)
     validator = EventValidator(settings, clock)
     committer = GroupCommitter(log_writer(settings), metrics)
     may_write = require(Keys(settings.event_keys, "HEADRACE_EVENT_KEYS"))

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,13 +18,14 @@ from headrace import names
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.events import Context, Identifier, check_user, first_error
 from headrace.identity import user_key
+from headrace.logs import new_request_id
 from headrace.settings import MICROS, Settings
 from serving.auth import Keys, require
 from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.collector import build_collector, collector_openapi
 from serving.committer import log_writer
 from serving.impressions import ImpressionLog, Shown
-from serving.metrics import RecommenderMetrics, exposition
+from serving.metrics import CountRequests, RecommenderMetrics, exposition
 from serving.pipeline import last_resort, recommend
 from serving.refresher import Live, Refresher
 from serving.web import PROBLEM_SCHEMA, Problem, add_docs, json_response, new_app, read_json, with_security
@@ -90,6 +90,7 @@ class Recommender:
 
     def answer(self, asked: RecommendIn, trace: Trace) -> dict[str, Any]:
         """The body of the answer. Never fails for lack of a store, a model or a catalogue."""
+        request_id = new_request_id()
         user = user_key(asked.user_id, asked.anonymous_id)
         request = RecommendationRequest(user, asked.n, frozenset(asked.exclude))
         state, readers = self._live.state, self._live.readers
@@ -99,24 +100,12 @@ class Recommender:
         except Exception:
             logger.exception("the request path failed; answering with the order of popularity")
             slate = last_resort(request, state, self._clock, trace)
-        request_id = str(uuid.uuid4())
         self._impressions.add(Shown(slate, request_id, asked.who, asked.context, self._clock()))
-        self._count(slate)
+        self._metrics.record("recommend", slate)
+        self._log_errors(slate.trace)
         return body_of(slate, request_id, with_stages=asked.stages)
 
-    def _count(self, slate: Slate) -> None:
-        trace = slate.trace
-        for reason in trace.degraded:
-            self._metrics.degraded.labels(reason).inc()
-        for stage in trace.stages:
-            self._metrics.stage_seconds.labels(stage.name).observe(stage.seconds)
-            for reason, number in stage.removed.items():
-                self._metrics.removed.labels(reason).inc(number)
-        for candidate in slate.items:
-            self._metrics.items.labels(candidate.source).inc()
-        if slate.features_age_us is not None:
-            self._metrics.feature_age.set(slate.features_age_us / MICROS)
-        self._metrics.seconds.observe(trace.seconds)
+    def _log_errors(self, trace: Trace) -> None:
         for reason, error in trace.errors.items():
             if time.monotonic() - self._last_logged.get(reason, -LOG_FAILURES_EVERY_S) >= LOG_FAILURES_EVERY_S:
                 self._last_logged[reason] = time.monotonic()
@@ -146,7 +135,7 @@ def body_of(slate: Slate, request_id: str, *, with_stages: bool) -> dict[str, An
 
 def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     """The application, to be mounted at `/`. Loads model and catalogue before it returns."""
-    metrics = RecommenderMetrics()
+    metrics = RecommenderMetrics(settings.metrics_dir)
     refresher = Refresher(settings, clock, metrics)
     impressions = ImpressionLog(log_writer(settings), metrics)
     recommender = Recommender(settings, refresher.live, impressions, metrics, clock)
@@ -164,6 +153,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
             closing.submit(impressions.close)
 
     app = new_app("Headrace", "Behaviour in, recommendations out.", lifespan=lifespan)
+    app.add_middleware(CountRequests, metrics=metrics)
     add_docs(app, may_read, lambda: openapi_of(app, settings))
 
     @app.post("/v1/recommend", dependencies=[Depends(may_read)], **_RECOMMEND_DOCS)
@@ -173,7 +163,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
         if asked.deadline_ms is not None:
             trace.allow(asked.deadline_ms)
         if not places.acquire(blocking=False):
-            metrics.requests.labels("429").inc()
+            metrics.shed.labels("in_flight").inc()
             raise Problem(
                 429, "too many requests at once", "try again after Retry-After seconds", headers={"Retry-After": "1"}
             )
@@ -181,7 +171,6 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
             body = await anyio.to_thread.run_sync(recommender.answer, asked, trace, limiter=threads)
         finally:
             places.release()
-        metrics.requests.labels("200").inc()
         return json_response(body)
 
     @app.get("/healthz", summary="Is the process alive? Needs no key.")

@@ -142,6 +142,7 @@ class Refresher:
         self.live.state = ServingState(model, known)
         self.live.problems.pop("champion", None)
         self._metrics.swaps.inc()
+        self._metrics.model_in_service(model.version)
         logger.info("bundle %s in service", bundle.version)
 
     def refresh_catalogue(self) -> None:

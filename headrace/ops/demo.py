@@ -142,7 +142,7 @@ def wait_until_filled(settings: Settings) -> None:
             if not behind:
                 return
             if time.monotonic() > deadline:
-                logs = settings.data / "log"
+                logs = settings.log_dir
                 raise StoryError(
                     f"after {FILL_TIMEOUT_S:.0f} s the flows were not at the log's end: see {logs}/flow-*.log"
                 )

@@ -105,7 +105,7 @@ class Stack:
         return Api(self.settings)
 
     def log_of(self, name: str) -> Path:
-        return self.settings.data / "log" / f"{name}.log"
+        return self.settings.log_dir / f"{name}.log"
 
     def start_valkey(self) -> None:
         """The embedded server, unless HEADRACE_REDIS_URL names another."""
@@ -268,12 +268,12 @@ def down(settings: Settings) -> list[ProcessRef]:
 
 def addresses(stack: Stack) -> Table:
     """Where everything is."""
-    base, data = stack.api.base_url, stack.settings.data
+    base = stack.api.base_url
     table = Table(title="Headrace is up", show_header=False)
     table.add_row("send events", f"POST {base}/v1/events")
     table.add_row("ask for recommendations", f"POST {base}/v1/recommend")
     table.add_row("documentation of the API", f"{base}/docs")
     table.add_row("ready?", f"{base}/readyz")
     table.add_row("keys", str(stack.settings.run_dir / KEYS_FILE))
-    table.add_row("logs", str(data / "log"))
+    table.add_row("logs", str(stack.settings.log_dir))
     return table

@@ -81,7 +81,7 @@ def server_command(directory: Path, port: int) -> list[str]:
 
 def embedded_server(settings: Settings) -> ValkeyServer:
     """The server of this data directory, not started. Its port: the setting, else its last one, else a free one."""
-    return ValkeyServer(settings.data / "valkey", _choose_port(settings), settings.data / "log" / "valkey.log")
+    return ValkeyServer(settings.data / "valkey", _choose_port(settings), settings.log_dir / "valkey.log")
 
 
 def write_address(settings: Settings, server: ValkeyServer) -> None:

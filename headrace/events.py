@@ -102,7 +102,8 @@ def first_error(error: ValidationError) -> tuple[str, str]:
 class EventIn(BaseModel):
     """One behaviour event as a client sends it. `event_id` is made by the client and makes retries harmless."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    # Errors may be logged, and a log must not hold who did what.
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
     event_id: Identifier
     type: EventType

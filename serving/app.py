@@ -10,8 +10,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
-from headrace import names
+from headrace import logs, names
 from headrace.ops.ports import PortHeldError, check_free
+from headrace.ops.processes import holder
 from headrace.settings import Settings
 from serving import ray_runtime
 
@@ -32,11 +33,11 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
     from ray import serve
 
     options: dict[str, Any] = {
-        "num_replicas": 1,
         "ray_actor_options": {"num_cpus": 0.1},
         "max_ongoing_requests": MAX_ONGOING_REQUESTS,
         "graceful_shutdown_timeout_s": 2.0,
         "graceful_shutdown_wait_loop_s": 0.05,
+        "logging_config": ray_runtime.LOGGING,
     }
 
     # The classes live in this function, so that a replica gets them by value and imports only its own application:
@@ -48,17 +49,19 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
             self._settings = settings
 
         def __serve_build_asgi_app__(self) -> Any:
+            logs.configure(self._settings.log_format, self._settings.log_dir / f"{names.COLLECTOR_APP}.log")
             from serving.collector import build_collector
 
             return build_collector(self._settings)
 
-    @serve.deployment(name=names.RECOMMENDER_APP, **options)
+    @serve.deployment(name=names.RECOMMENDER_APP, num_replicas=settings.recommender_replicas, **options)
     @serve.ingress()
     class Recommender:
         def __init__(self, settings: Settings) -> None:
             self._settings = settings
 
         def __serve_build_asgi_app__(self) -> Any:
+            logs.configure(self._settings.log_format, self._settings.log_dir / f"{names.RECOMMENDER_APP}.log")
             from serving.recommender import build_recommender
 
             return build_recommender(self._settings)
@@ -73,8 +76,8 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = absolute(Settings())
+    logs.configure(settings.log_format)
     try:
         check_free({"HEADRACE_HTTP_PORT": settings.http_port})
     except PortHeldError as error:
@@ -89,7 +92,9 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(ray_runtime.environment(folder, haproxy=haproxy))
     for name in ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"):
-        os.environ.pop(name, None)  # Feast sets them for whatever its process starts; each replica counts in memory
+        os.environ.pop(name, None)  # Feast sets them for whatever its process starts; we count in files of our own
+    if holder(settings.run_dir) is None:  # else the stack did, and a part started again goes on counting
+        shutil.rmtree(settings.metrics_dir, ignore_errors=True)
 
     asked_to_end = threading.Event()
     on_signal(break_off)
@@ -98,7 +103,7 @@ def main() -> int:
         on_signal(break_off)  # again: Ray has put its own handlers in place
         ray_runtime.deploy(settings, build(settings))
         on_signal(asked_to_end.set)
-        print(f"{READY} http://{settings.http_host}:{settings.http_port}", flush=True)
+        logger.info("%s http://%s:%d", READY, settings.http_host, settings.http_port)
         asked_to_end.wait()
     except KeyboardInterrupt:
         logger.info("asked to end before everything had started")

@@ -27,6 +27,8 @@ LOOPBACK: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 LONGEST_FOLDER: Final = 26
 OBJECT_STORE_BYTES: Final = 80 * 1024**2
 END_PATIENCE_S: Final = 2.0
+# A line for each request would hold its path, and so perhaps a user's id.
+LOGGING: Final = {"enable_access_log": False}
 
 
 class DeployError(RuntimeError):
@@ -64,6 +66,8 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        # HAProxy's line for each request holds its path as well, and goes to whatever listens on the port of syslog.
+        "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "no-log.sock"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         # By default a replica drains for 30 s before it ends, and so does the proxy, also when all of it is to end.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
@@ -96,7 +100,7 @@ def deploy(settings: Settings, applications: dict[str, tuple[str, "Application"]
     """Deploy `{name: (route prefix, application)}` and wait until they run."""
     from ray import serve
 
-    serve.start(http_options={"host": settings.http_host, "port": settings.http_port})
+    serve.start(http_options={"host": settings.http_host, "port": settings.http_port}, logging_config=dict(LOGGING))
     targets = [
         serve.RunTarget(application, name=name, route_prefix=prefix)
         for name, (prefix, application) in applications.items()

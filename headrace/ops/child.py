@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from headrace.logs import message_of
 from headrace.settings import Settings
 
 
@@ -24,7 +25,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
 def failure_of(name: str, what: str, log: Path) -> ChildFailedError:
     """The error that says what went wrong and where to read on."""
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    last = next((message_of(line.strip()) for line in reversed(lines) if line.strip()), "no output")
     return ChildFailedError(f"{name} {what}; its last line: {last[:300]} (all of it: {log})")
 
 

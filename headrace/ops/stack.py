@@ -3,6 +3,7 @@
 `up` is the whole stack, left running. `Stack` is the same in steps, for a caller that does something between them.
 """
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from headrace.ops.processes import (
     running,
     with_descendants,
 )
+from headrace.ops.status import add_serving_rows
 from headrace.ops.valkey import ValkeyServer, embedded_server, forget_address, write_address
 from headrace.settings import Settings
 
@@ -88,6 +90,7 @@ class Stack:
             self._table.release()
             raise
         self.settings = with_keys(self.settings)
+        shutil.rmtree(self.settings.metrics_dir, ignore_errors=True)
         self._watcher.start()
         return self
 
@@ -267,7 +270,7 @@ def down(settings: Settings) -> list[ProcessRef]:
 
 
 def addresses(stack: Stack) -> Table:
-    """Where everything is."""
+    """Where everything is, which model answers, and what is wrong."""
     base = stack.api.base_url
     table = Table(title="Headrace is up", show_header=False)
     table.add_row("send events", f"POST {base}/v1/events")
@@ -276,4 +279,7 @@ def addresses(stack: Stack) -> Table:
     table.add_row("ready?", f"{base}/readyz")
     table.add_row("keys", str(stack.settings.run_dir / KEYS_FILE))
     table.add_row("logs", str(stack.settings.log_dir))
+    with stack.api as api:
+        _, serves = api.readiness()
+    add_serving_rows(table, serves if isinstance(serves, dict) else {})
     return table

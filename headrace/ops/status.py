@@ -6,6 +6,7 @@ from typing import Any
 
 import redis
 from rich.table import Table
+from rich.text import Text
 
 from headrace.aggregates.spec import DefinitionError
 from headrace.ops.api import Api
@@ -41,6 +42,8 @@ class Status:
     """What the feature flow has read from the log: events, duplicates, late ones, dead letters."""
     waiting: str = ""
     """Features that are applied and not in the state yet, in one line."""
+    serves: Mapping[str, Any] = field(default_factory=dict)
+    """What GET /readyz answers: `model_version`, `catalogue`, `problems` by part; empty for no answer."""
 
     @property
     def is_up(self) -> bool:
@@ -55,12 +58,13 @@ def status(settings: Settings) -> Status:
     supervisor = record.supervisor if record and running(record.supervisor) else None
     alive = with_descendants(record.processes) if record else []
     with Api(settings, timeout_s=2.0) as api:
-        readiness, base_url = api.readiness()[0], api.base_url
+        (readiness, said), base_url = api.readiness(), api.base_url
+    serves = said if isinstance(said, dict) else {}
     store, log_bytes = _store(settings)
     counters, waiting = _state(settings)
     leftovers = bool(alive) and supervisor is None
     return Status(
-        supervisor, base_url, readiness, store, log_bytes, tuple(_measure(alive)), leftovers, counters, waiting
+        supervisor, base_url, readiness, store, log_bytes, tuple(_measure(alive)), leftovers, counters, waiting, serves
     )
 
 
@@ -94,6 +98,15 @@ def _state(settings: Settings) -> tuple[dict[str, int], str]:
     return counters, waiting
 
 
+def add_serving_rows(table: Table, serves: Mapping[str, Any]) -> None:
+    """The model in service and what is wrong, such as a model that was refused, out of the answer of GET /readyz."""
+    if not serves:
+        return
+    table.add_row("model", Text(f"version {serves['model_version']}" if serves.get("model_version") else "none"))
+    for part, problem in serves.get("problems", {}).items():
+        table.add_row(f"problem: {part}", Text(problem))
+
+
 def as_table(found: Status) -> Table:
     table = Table(show_header=False, title="Headrace")
     who = (
@@ -107,6 +120,7 @@ def as_table(found: Status) -> Table:
     table.add_row(
         "API", f"{found.api}: {'ready' if found.readiness == 200 else 'not ready' if found.readiness else 'no answer'}"
     )
+    add_serving_rows(table, found.serves)
     table.add_row("store", found.store or "none")
     table.add_row("event log", "not reachable" if found.log_bytes is None else f"{found.log_bytes:,} bytes")
     if found.counters:

@@ -140,8 +140,10 @@ class Catalogue:
         self._listed_us[rows[new]] = changes.listed_us[new]
         return rows
 
-    def put_states(self, rows: Ints, state: npt.NDArray[np.int8]) -> None:
-        self._state[rows] = state
+    def announce(self, new: Ints) -> None:
+        """New rows are the newest at once; the next orders put them in their place."""
+        shown = new[self._state[new] == AVAILABLE]
+        self.orders = self.orders._replace(newest=np.concatenate([shown[::-1], self.orders.newest]))
 
     def content_of(self, rows: Ints, features: Sequence[str]) -> dict[str, list[Any]]:
         """`item_id` and the named features of some rows; null where the catalogue lacks one."""

@@ -1,66 +1,90 @@
-"""What the recommender reads besides its model: the online store's rows, and the catalogue table of the lake."""
+"""What a replica reads of the online store: connections for requests and for bulk, and the rows of items."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 import redis
 from deltalake import DeltaTable
-from deltalake.exceptions import TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
+from polars.exceptions import PolarsError
 
 from headrace import names
-from headrace.clock import from_micros
-from headrace.models.snapshot import AVAILABLE
+from headrace.models.snapshot import AVAILABLE as AVAILABLE_FIELD
 from headrace.settings import Settings
+from headrace.stores.change_feed import ChangeFeed
 from headrace.stores.definitions import Definitions, is_registered, load_definitions
 from headrace.stores.online_reader import OnlineReader
+from headrace.stores.online_wire import place_all, read
+from headrace.stores.plain_rows import PlainLayout
 from headrace.stores.redis_client import connect
-from headrace.stores.row_scan import scan_entities
-from serving.interfaces import FeatureReader
+from headrace.stores.row_scan import scan_views
+from headrace.stores.shards import row_key
+from serving import catalogue as cat
+from serving.activity import Activity, Raw, hop_of, numeric_features
+from serving.catalogue import ItemChanges
+from serving.interfaces import FeatureReader, Fetched
+from serving.orders import POPULARITY
 from serving.state import RECENT_ITEMS, RECENT_TYPES
 
-CHUNK: Final = 1_000
+CHUNK: Final = 512
 BULK_TIMEOUT_S: Final = 5.0
-
-
-class Weight(NamedTuple):
-    """What one act counts for in the two scores of popularity."""
-
-    overall: float
-    trend: float
-
-
-# What an act says about an item, relative to a view: all of it over the week, and by the hour in each window.
-_WORTH: Final = {"views": 1.0, "clicks": 2.0, "carts": 5.0, "purchases": 10.0}
-_HOURS: Final = {"1h": 1.0, "1d": 24.0, "7d": 168.0}
-POPULARITY: Final = {
-    f"{act}_{window}": Weight(worth if window == "7d" else 0.0, worth / hours)
-    for act, worth in _WORTH.items()
-    for window, hours in _HOURS.items()
-}
+# After a failure the store is left alone that long: a stalled one must not hold up every request.
+CLOSED_S: Final = 0.5
+ITEM_VIEWS: Final = (names.ITEM_CATALOGUE, names.ITEM_STATUS, names.ITEM_ACTIVITY)
 # The features that serving knows by name; a model knows its own.
-READ_BY_NAME: Final = (
-    *(f"{names.ITEM_ACTIVITY}__{name}" for name in POPULARITY),
-    RECENT_ITEMS,
-    RECENT_TYPES,
-    AVAILABLE,
-)
+READ_BY_NAME: Final = (*POPULARITY, RECENT_ITEMS, RECENT_TYPES, AVAILABLE_FIELD)
+_STATUS_FIELDS: Final = ("available", "deleted")
 
 
 class FeaturesUnknownError(RuntimeError):
     """There is no registry of features, or it cannot be read."""
 
 
+class StoreRestsError(RuntimeError):
+    """The store has just failed and is not asked again yet."""
+
+
+class GuardedReader:
+    """A reader that leaves the store alone for a moment after it has failed."""
+
+    def __init__(self, reader: FeatureReader) -> None:
+        self._reader = reader
+        self._closed_until = 0.0
+
+    def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched:
+        if time.monotonic() < self._closed_until:
+            raise StoreRestsError("the store failed a moment ago")
+        try:
+            return self._reader.fetch(wanted, within_s=within_s)
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            self._closed_until = time.monotonic() + CLOSED_S
+            raise
+
+
+@dataclass(frozen=True)
+class ItemActivityRows:
+    """Stored state of the item stream view. `newest_us`: time of the newest event in it."""
+
+    item_ids: Sequence[str]
+    raws: Sequence[Raw]
+    newest_us: int
+
+
 @dataclass(frozen=True)
 class Readers:
     """Two ways into the same rows: one for a request, which cannot wait, one for reading thousands."""
 
-    request: OnlineReader
+    request: GuardedReader
     bulk: OnlineReader
+    feed: ChangeFeed
+    shards: int
     client: "redis.Redis"
     request_client: "redis.Redis"
+    _listed_us: dict[str, int] = field(default_factory=dict)
 
     @property
     def definitions(self) -> Definitions:
@@ -70,6 +94,44 @@ class Readers:
     def close(self) -> None:
         self.client.close()
         self.request_client.close()
+
+    def new_activity(self) -> Activity | None:
+        """Empty, of the item stream view as the state has it; None where there is no such view."""
+        spec = self.definitions.streams.get(names.ITEM_ACTIVITY)
+        if spec is None:
+            return None
+        features = numeric_features(spec)
+        return Activity([f"{spec.name}__{name}" for name in features], hop_of(spec), self.bulk.read_items(spec.name))
+
+    def item_keys(self, shards: Iterable[int] | None = None) -> dict[str, set[str]]:
+        """Items with rows, by view; of all shards or of some."""
+        wanted = None if shards is None else frozenset(shards)
+        found: dict[str, set[str]] = {view: set() for view in ITEM_VIEWS}
+        for shard, keys in scan_views(self.client, ITEM_VIEWS):
+            if wanted is None or shard in wanted:
+                start = len(row_key(shard, "", "")) - 1
+                for key in keys:
+                    view, _, item = key[start:].partition(":")
+                    found[view].add(item)
+        return found
+
+    def item_changes(self, item_ids: Sequence[str], *, without_row: bool) -> ItemChanges:
+        """What the catalogue rows and status rows of these items say. An item with neither is left out, or kept `without_row` as one
+        of which nothing is known but that it is there.
+        """
+        plain = self.definitions.plain
+        views = [view for view in (names.ITEM_CATALOGUE, names.ITEM_STATUS) if view in plain]
+        raws = dict(zip(views, self._raw(dict.fromkeys(views, item_ids)), strict=True))
+        return _changes(item_ids, raws, plain, self._listed_us, without_row=without_row)
+
+    def item_activity(self, item_ids: Sequence[str]) -> ItemActivityRows:
+        """Stored state of these items, whether they have any or not."""
+        raws = self._raw({names.ITEM_ACTIVITY: item_ids})[0].to_list() if item_ids else []
+        newest_us = self.bulk.read_items(names.ITEM_ACTIVITY)(raws).newest_us
+        return ItemActivityRows(item_ids, raws, newest_us)
+
+    def _raw(self, wanted: Mapping[str, Sequence[str]]) -> list[Any]:
+        return list(read(self.client, place_all(wanted, self.shards)).rows)
 
 
 def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
@@ -84,10 +146,13 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
         raise FeaturesUnknownError(f"the registry {settings.registry_path} cannot be read: {error}") from error
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
-    readers = Readers(OnlineReader(fast, definitions, settings), OnlineReader(slow, definitions, settings), slow, fast)
+    bulk, request = OnlineReader(slow, definitions, settings), OnlineReader(fast, definitions, settings)
+    feed = ChangeFeed(slow, settings.shards)
+    readers = Readers(GuardedReader(request), bulk, feed, settings.shards, slow, fast, first_listed(settings))
     try:
-        _warm_up(readers.bulk)
-        _ = readers.request.definitions  # the first look, which no request should wait for
+        feed.start()
+        _warm_up(bulk)
+        _ = request.definitions  # the first look, which no request should wait for
     except Exception:
         readers.close()
         raise
@@ -111,92 +176,69 @@ def missing_features(definitions: Definitions) -> list[str]:
     return [name for name in READ_BY_NAME if name not in defined]
 
 
-@dataclass(frozen=True)
-class CatalogueRows:
-    """The catalogue as the lake has it: `item_id` and features by full name, newest items first; what is not available."""
-
-    version: int
-    columns: dict[str, list[Any]]
-    unavailable: frozenset[str]
-
-    @property
-    def item_ids(self) -> list[str]:
-        return self.columns[names.ITEM_ID]
-
-
-def read_catalogue_rows(
-    settings: Settings, features: Sequence[str], now_us: int, last: CatalogueRows | None
-) -> CatalogueRows | None:
-    """The last row of each item at or before now, its `features` by full name; None where there is no table.
-
-    `last` itself while the table is the same and it has the features. A feature that the table lacks is null. Raises
-    OSError or DeltaError where the lake cannot be read.
-    """
+def first_listed(settings: Settings) -> dict[str, int]:
+    """When each item was first heard of, as the lake has it; empty where there is no lake to read: then an item's stored row counts."""
     try:
         table = DeltaTable(str(settings.lake_dir / names.ITEMS_TABLE))
-    except TableNotFoundError:
-        return None
-    if last is not None and last.version == table.version() and last.columns.keys() >= set(features):
-        return last
-    field_of = {feature: feature.removeprefix(f"{names.ITEM_CATALOGUE}__") for feature in (*features, AVAILABLE)}
-    rows = pl.scan_delta(table)
-    present = rows.collect_schema().names()
-    items = (
-        rows.filter(pl.col("event_timestamp") <= from_micros(now_us))
-        .sort("event_timestamp", "created", descending=True, maintain_order=True)  # the scan has the newest write first
-        .group_by(names.ITEM_ID, maintain_order=True)
-        .agg(
-            *(
-                (pl.col(field).first() if field in present else pl.lit(None)).alias(feature)
-                for feature, field in field_of.items()
-            ),
-            pl.col("event_timestamp").last().alias("first_seen"),
-        )
-        .sort(["first_seen", names.ITEM_ID], descending=[True, False])
-        .collect()
-    )
-    return CatalogueRows(
-        table.version(),
-        {name: items[name].to_list() for name in (names.ITEM_ID, *features)},
-        frozenset(items.filter(pl.col(AVAILABLE) == False)[names.ITEM_ID]),  # noqa: E712 - null is not False
-    )
+        first = pl.scan_delta(table).group_by(names.ITEM_ID).agg(pl.col("event_timestamp").min().dt.epoch("us"))
+        return dict(first.collect().iter_rows())
+    except (TableNotFoundError, OSError, DeltaError, PolarsError):
+        # The order of what is new is then by the newest row of each item: nothing else reads this.
+        return {}
 
 
-@dataclass(frozen=True)
-class Popularity:
-    """Two scores of items: `overall` of a week, `trend` an hourly rate that the last hour weighs most in."""
-
-    overall: dict[str, float]
-    trend: dict[str, float]
-
-
-def read_popularity(reader: FeatureReader, item_ids: Sequence[str], now_us: int) -> Popularity:
-    """Scores of the items that have any. Raises what the reader raises."""
-    overall: dict[str, float] = {}
-    trend: dict[str, float] = {}
-    for chunk in _chunks(item_ids):
-        fetched = reader.fetch({names.ITEM_ACTIVITY: chunk})
-        counts = fetched.streams[names.ITEM_ACTIVITY].values(max(now_us, fetched.newest_us + 1))
-        week, rate = np.zeros(len(chunk)), np.zeros(len(chunk))
-        for feature, weight in POPULARITY.items():
-            if feature in counts:  # `missing_features` has named the others
-                count = np.asarray(counts[feature], dtype=np.float64)
-                week += weight.overall * count
-                rate += weight.trend * count
-        overall |= {item: score for item, score in zip(chunk, week.tolist(), strict=True) if score > 0}
-        trend |= {item: score for item, score in zip(chunk, rate.tolist(), strict=True) if score > 0}
-    return Popularity(overall, trend)
-
-
-def items_with_activity(client: "redis.Redis", limit: int) -> list[str]:
-    """Ids of at most `limit` items with rows: all that is known of a shop that never sent its catalogue."""
-    found: set[str] = set()
-    for _, items in scan_entities(client, names.ITEM_ACTIVITY):
-        found.update(items)
-        if len(found) >= limit:
-            break
-    return sorted(found)[:limit]
-
-
-def _chunks(items: Sequence[str]) -> Iterator[list[str]]:
+def chunks(items: Sequence[str]) -> Iterator[list[str]]:
     return (list(items[start : start + CHUNK]) for start in range(0, len(items), CHUNK))
+
+
+def _changes(
+    item_ids: Sequence[str],
+    raws: Mapping[str, Any],
+    plain: Mapping[str, PlainLayout],
+    listed_us: Mapping[str, int],
+    *,
+    without_row: bool,
+) -> ItemChanges:
+    """The later of an item's two rows says whether it is there; at a tie the status row."""
+    count = len(item_ids)
+    said_us = np.full(count, -1, np.int64)
+    state = np.zeros(count, np.int8)
+    content: dict[str, list[Any]] = {}
+    if names.ITEM_CATALOGUE in raws:
+        rows = plain[names.ITEM_CATALOGUE].rows(raws[names.ITEM_CATALOGUE])
+        said_us = _times(rows.timestamps_us())
+        values = {f"{names.ITEM_CATALOGUE}__{name}": list(column) for name, column in rows.values().items()}
+        content = {name: column for name, column in values.items() if name not in cat.NOT_KEPT}
+        state[_is(values.get(AVAILABLE_FIELD, [None] * count), False)] = cat.UNAVAILABLE
+    seen_us = said_us.copy()
+    if names.ITEM_STATUS in raws:
+        rows = plain[names.ITEM_STATUS].rows(raws[names.ITEM_STATUS])
+        status_us = _times(rows.timestamps_us())
+        available, deleted = (list(rows.values().get(name, [None] * count)) for name in _STATUS_FIELDS)
+        later = (status_us >= said_us) & (status_us >= 0)
+        state[later] = cat.AVAILABLE
+        state[later & _is(available, False)] = cat.UNAVAILABLE
+        state[later & _is(deleted, True)] = cat.DELETED
+        seen_us = np.maximum(seen_us, status_us)
+    kept = np.flatnonzero((seen_us >= 0) | without_row).tolist()
+    listed = [listed_us.get(item_ids[place], int(seen_us[place])) for place in kept]
+    return ItemChanges(
+        [item_ids[place] for place in kept],
+        {name: [_plain(column[place]) for place in kept] for name, column in content.items()},
+        state[kept],
+        np.array(listed, np.int64),
+    )
+
+
+def _times(times_us: Sequence[int | None]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """-1 for a row that is not there."""
+    return np.array([-1 if at is None else at for at in times_us], np.int64)
+
+
+def _is(values: Sequence[Any], wanted: bool) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.array([value is not None and bool(value) is wanted for value in values], np.bool_)
+
+
+def _plain(value: Any) -> Any:
+    """Floats have NaN for null."""
+    return None if isinstance(value, float) and value != value else value

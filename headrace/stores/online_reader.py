@@ -1,6 +1,6 @@
 """The fast online read: packed rows to NumPy columns, without protobuf. What the request path uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -51,8 +51,22 @@ class OnlineReader:
         """What the rows are read by, at the last look. Raises redis.RedisError."""
         return self._state.state.definitions
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]]) -> Snapshot:
-        """Rows of `{view: entity keys}`, in one round trip.
+    def read_items(self, view: str) -> Callable[[Sequence[bytes | None]], StreamRows | MixedRows]:
+        """Gives stored rows of a stream view their meaning, for a reader that keeps them (serving's columns of items).
+
+        The function raises LookupError for a view that the state does not have, and what `fetch` raises.
+        """
+
+        def read_rows(raws: Sequence[bytes | None]) -> StreamRows | MixedRows:
+            rows = self._state.rows(view, raws)
+            if rows is None:
+                raise LookupError(f"the stored state has no view '{view}': run `headrace backfill`")
+            return rows
+
+        return read_rows
+
+    def fetch(self, wanted: Mapping[str, Sequence[str]], within_s: float | None = None) -> Snapshot:
+        """Rows of `{view: entity keys}`, in one round trip; `within_s` may shorten the client's own time-out.
 
         Raises DeploymentError where the store was made with another number of shards, redis.RedisError when the store does
         not answer, StateMismatchError on rows that are damaged or of a definition nobody knows.
@@ -64,7 +78,7 @@ class OnlineReader:
         placed = place_all(wanted, shards)
         stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards.tolist()})
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
-        answer = read(self._redis, placed, stream_shards)
+        answer = read(self._redis, placed, stream_shards, within_s)
         statuses = [ShardStatus.parse(raw) for raw in answer.statuses]
         found = dict(zip(wanted, answer.rows, strict=True))
         self._state.note(statuses)

@@ -61,13 +61,15 @@ class Answer:
     rows: list[RawRows]
 
 
-def read(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) -> Answer:
+def read(
+    client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = (), within_s: float | None = None
+) -> Answer:
     """Status hashes of shards, then rows, in one round trip; `client` is `redis.Redis` or `redis.RedisCluster`.
 
-    Raises redis.RedisError.
+    `within_s` shortens the client's own time-out for this read, on one server. Raises redis.RedisError.
     """
     if isinstance(client, redis.Redis):
-        return _read_raw(client, wanted, statuses)
+        return _read_raw(client, wanted, statuses, within_s)
     with no_cluster_as_no_connection(), client.pipeline(transaction=False) as pipeline:
         queue(pipeline, wanted, statuses)
         return collect(pipeline.execute(), wanted, statuses)
@@ -108,7 +110,9 @@ def _by_shard(wanted: Sequence[ViewKeys]) -> dict[int, list[tuple[int, int]]]:
     return places
 
 
-def _read_raw(client: "redis.Redis", wanted: Sequence[ViewKeys], statuses: Sequence[int]) -> Answer:
+def _read_raw(
+    client: "redis.Redis", wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None
+) -> Answer:
     commands = [_status_command(shard) for shard in statuses]
     count = sum(len(each.keys) for each in wanted)
     if count:
@@ -117,11 +121,16 @@ def _read_raw(client: "redis.Redis", wanted: Sequence[ViewKeys], statuses: Seque
         return Answer([], [RawRows.join([]) for _ in wanted])
     connection = client.connection_pool.get_connection()
     try:
+        if within_s is not None:
+            connection._get_socket().settimeout(min(within_s, connection.socket_timeout or within_s))
         connection.send_packed_command([b"".join(commands)])
         buffer, starts, lengths = _receive(connection, len(statuses) + (count > 0))
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
+    else:
+        if within_s is not None:
+            connection._get_socket().settimeout(connection.socket_timeout)
     finally:
         client.connection_pool.release(connection)
     heads = [*np.flatnonzero(lengths <= _ARRAY).tolist(), len(lengths)]

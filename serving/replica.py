@@ -1,0 +1,210 @@
+"""What a replica has in service, and the ways in which it changes: items, their activity, the model, the orders.
+
+What takes long (reading, encoding) is done by whoever calls, in its own thread; the change itself is a short job of the engine's thread.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from headrace.arrays import Ints
+from headrace.models.bundle import Bundle
+from serving import catalogue as cat
+from serving.activity import Activity
+from serving.catalogue import Catalogue, ItemChanges, Orders
+from serving.engine import Engine
+from serving.model import BundleModel
+from serving.state import ServingState
+from serving.store import ItemActivityRows, Readers, chunks
+
+
+@dataclass
+class Live:
+    """What requests read, each by one reference. `problems` names what is wrong now, by part."""
+
+    state: ServingState = field(default_factory=ServingState)
+    readers: Readers | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    refreshed: bool = False
+
+
+class _Served(Protocol):
+    """What changes of items ask of a model."""
+
+    @property
+    def content_features(self) -> Sequence[str]: ...
+    def encode(self, content: Any) -> Any: ...
+    def put(self, rows: Ints, encoded: Any) -> None: ...
+
+
+class Replica:
+    def __init__(self, engine: Engine) -> None:
+        self.live = Live()
+        self._engine = engine
+        self._model: BundleModel | None = None
+        self._building: list[Ints] | None = None
+        self.changing = threading.Lock()
+        """Held by whoever reads the feed, or everything anew: one follows the other."""
+
+    @property
+    def model(self) -> BundleModel | None:
+        return self._model
+
+    def take_items(self, changes: ItemChanges) -> None:
+        """New truth about items, for filters, models and index."""
+        for start in range(0, len(changes), _AT_ONCE):
+            self._take_items(_part(changes, start, start + _AT_ONCE))
+
+    def _take_items(self, changes: ItemChanges) -> None:
+        model = self._model
+        encoded = None if model is None else model.encode(_content_for(model, changes))
+
+        def apply() -> None:
+            state = self.live.state
+            known = len(state.catalogue)
+            rows = state.catalogue.put(changes)
+            state.catalogue.announce(rows[rows >= known])
+            if state.activity is not None:
+                state.activity.grow(len(state.catalogue))
+            if self._model is not None:
+                same = encoded is not None and self._model is model
+                self._model.put(rows, encoded if same else self._model.encode(_content_for(self._model, changes)))
+            if self._building is not None:
+                self._building.append(rows)
+
+        self._engine.change(apply).result()
+
+    def take_activity(self, found: ItemActivityRows) -> None:
+        """New state of items, of those that the catalogue knows."""
+
+        def apply() -> None:
+            state = self.live.state
+            if state.activity is not None:
+                known = [place for place, item in enumerate(found.item_ids) if item in state.catalogue.row_of]
+                rows = state.catalogue.rows([found.item_ids[place] for place in known])
+                state.activity.put(rows, [found.raws[place] for place in known], found.newest_us)
+
+        self._engine.change(apply).result()
+
+    def take_orders(self, orders: Orders, origin: str | None = None) -> None:
+        def apply() -> None:
+            catalogue = self.live.state.catalogue
+            catalogue.orders, catalogue.origin = orders, origin or catalogue.origin
+
+        self._engine.change(apply).result()
+
+    def sweep(self, now_us: int, most: int) -> None:
+        """Compute values of the hop that has begun, before requests ask for them; at most of so many items."""
+        activity = self.live.state.activity
+        if activity is None:
+            return
+        t_us = max(now_us, activity.newest_us + 1)
+        for rows in np.array_split(activity.old_rows(t_us)[:most], range(_AT_ONCE, most, _AT_ONCE)):
+            if len(rows):
+                computed = activity.compute(rows, t_us)
+                keep = _keep(activity, rows, t_us, *computed)
+                self._engine.change(keep).result()
+
+    def replace_state(self, catalogue: Catalogue, activity: Activity | None, bundle: Bundle | None) -> None:
+        """Everything anew: another catalogue, so another model of the same bundle. Raises BundleError."""
+        model = None if bundle is None else self._ready(bundle, catalogue)
+
+        def apply() -> None:
+            self._model = model
+            self.live.state = ServingState(model, catalogue, activity)
+
+        self._engine.change(apply).result()
+
+    def swap_model(self, bundle: Bundle, now_us: int) -> BundleModel:
+        """Put another bundle in service; no request sees both. Raises BundleError, and then the old one stays."""
+        self.take_items(missing_items(bundle, self.live.state.catalogue))
+        self._engine.change(lambda: self._watch([])).result()
+        try:
+            catalogue = self.live.state.catalogue
+            model = self._ready(bundle, catalogue, now_us)
+
+            def apply() -> None:
+                changed = [np.zeros(0, np.int64), *(self._building or [])]
+                rows = np.unique(np.concatenate(changed))
+                model.put(rows, model.encode(catalogue.content_of(rows, model.content_features)))
+                self._model = model
+                self.live.state = self.live.state.with_model(model)
+
+            self._engine.change(apply).result()
+        finally:
+            self._engine.change(lambda: self._watch(None)).result()
+        return model
+
+    def renew_index(self) -> None:
+        """Build the index anew where too much stands beside it."""
+        model = self._model
+        if model is not None and model.index_is_worn:
+            index, rows = model.rebuilt_index()
+            self._engine.change(lambda: model.take_index(index, rows)).result()
+
+    def _ready(self, bundle: Bundle, catalogue: Catalogue, now_us: int = 1) -> BundleModel:
+        model = BundleModel(bundle, catalogue)
+        if model.index_is_worn:
+            model.take_index(*model.rebuilt_index())
+        model.warm_up(now_us)
+        return model
+
+    def _watch(self, rows: list[Ints] | None) -> None:
+        self._building = rows
+
+
+_AT_ONCE = 256
+
+
+def missing_items(bundle: Bundle, catalogue: Catalogue) -> ItemChanges:
+    """Items that only the bundle knows: what it can recommend, the catalogue must have."""
+    snapshot = bundle.snapshot
+    places = [place for place, item in enumerate(snapshot.item_id) if item not in catalogue.row_of]
+    available = snapshot.available
+    return ItemChanges(
+        [snapshot.item_id[place] for place in places],
+        {
+            name: [column[place] for place in places]
+            for name, column in snapshot.features.items()
+            if name in (*cat.FILTERED_BY, *bundle.preprocessing.content_features)
+        },
+        np.array([cat.AVAILABLE if available[place] else cat.UNAVAILABLE for place in places], np.int8),
+        np.zeros(len(places), np.int64),
+    )
+
+
+def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None) -> None:
+    """Read all items into a catalogue that nobody uses yet, and what the bundle alone knows behind them. Raises STORE_ERRORS.
+
+    In a shop that never sent its catalogue, every item with activity is one.
+    """
+    keys = readers.item_keys()
+    named = keys["item_catalogue"] | keys["item_status"]
+    known = sorted(named or keys["item_activity"])
+    for chunk in chunks(known):
+        catalogue.put(readers.item_changes(chunk, without_row=not named))
+    if bundle is not None:
+        catalogue.put(missing_items(bundle, catalogue))
+    if activity is not None:
+        activity.grow(len(catalogue))
+        for chunk in chunks(sorted(keys["item_activity"] & catalogue.row_of.keys())):
+            found = readers.item_activity(chunk)
+            activity.put(catalogue.rows(found.item_ids), found.raws, found.newest_us)
+
+
+def _content_for(model: _Served, changes: ItemChanges) -> dict[str, Sequence[Any]]:
+    nothing = [None] * len(changes)
+    content = {name: changes.content.get(name, nothing) for name in model.content_features}
+    return {"item_id": changes.item_ids, **content}
+
+
+def _part(changes: ItemChanges, start: int, stop: int) -> ItemChanges:
+    content = {name: column[start:stop] for name, column in changes.content.items()}
+    return ItemChanges(changes.item_ids[start:stop], content, changes.state[start:stop], changes.listed_us[start:stop])
+
+
+def _keep(activity: Activity, rows: Ints, t_us: int, raws: Any, values: Any) -> Callable[[], None]:
+    return lambda: activity.keep(rows, t_us, raws, values)

@@ -1,0 +1,104 @@
+"""The last good snapshot on disk: catalogue, availability, popularity order. What answers when nothing else is left."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import ipc
+
+from serving import catalogue as cat
+from serving.catalogue import Catalogue, ItemChanges, Orders
+
+_NAMES: Final = {cat.CATEGORY: "category", cat.BRAND: "brand", cat.PRICE: "price"}
+_SCHEMA: Final = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("state", pa.int8()),
+        ("listed_us", pa.int64()),
+        ("category", pa.string()),
+        ("brand", pa.string()),
+        ("price", pa.float64()),
+        ("overall", pa.float64()),
+        ("trending", pa.int32()),
+        ("newest", pa.int32()),
+    ]
+)
+"""Items in the order of popularity; `trending` and `newest` are places in those orders, null for items that are not in them."""
+_AS_OF: Final = b"as_of_us"
+
+
+class SnapshotError(ValueError):
+    """A snapshot file that cannot be used."""
+
+
+def save(catalogue: Catalogue, path: Path) -> None:
+    """Replace the file in one step: a reader sees the old snapshot or the new one, never half of it."""
+    orders = catalogue.orders
+    rows = orders.popular
+    content = catalogue.content_of(rows, list(_NAMES))
+    columns = [
+        pa.array(content["item_id"], pa.string()),
+        pa.array(catalogue.state[rows]),
+        pa.array(catalogue.listed_us[rows]),
+        *(pa.array(content[name], _SCHEMA.field(column).type) for name, column in _NAMES.items()),
+        pa.array(orders.overall[rows]),
+        *(_places(order, rows) for order in (orders.trending, orders.newest)),
+    ]
+    schema = _SCHEMA.with_metadata({_AS_OF: str(orders.as_of_us).encode()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with draft.open("wb") as file:
+            with ipc.new_file(file, schema) as writer:
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load(path: Path) -> Catalogue | None:
+    """The snapshot, or None if there is none. Raises SnapshotError when it is damaged."""
+    try:
+        with path.open("rb") as file:
+            table = ipc.open_file(file).read_all()
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError(f"its columns are {table.schema.names}")
+        catalogue = Catalogue(cat.SNAPSHOT)
+        rows = catalogue.put(
+            ItemChanges(
+                table["item_id"].to_pylist(),
+                {name: table[column].to_pylist() for name, column in _NAMES.items()},
+                table["state"].to_numpy(),
+                table["listed_us"].to_numpy(),
+            )
+        )
+        catalogue.orders = Orders(
+            rows,
+            *(_order(table[name]) for name in ("trending", "newest")),
+            table["overall"].to_numpy(),
+            int(table.schema.metadata[_AS_OF]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise SnapshotError(f"{path} is no snapshot of a catalogue ({error}); delete it") from error
+    return catalogue
+
+
+def _places(order: np.ndarray, rows: np.ndarray) -> pa.Array:  # type: ignore[type-arg]
+    """For each of the rows its place in an order, null if it is not in it."""
+    place_of = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)
+    held = order[order < len(place_of)]
+    place_of[held] = np.arange(len(held))
+    places = place_of[rows]
+    return pa.array(places, pa.int32(), mask=places < 0)
+
+
+def _order(places: pa.ChunkedArray) -> np.ndarray:  # type: ignore[type-arg]
+    given = places.fill_null(-1).to_numpy().astype(np.int64)
+    rows = np.flatnonzero(given >= 0)
+    return rows[np.argsort(given[rows], kind="stable")]

@@ -74,7 +74,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Largest request body accepted.")
     max_batch_events: int = Field(1_000, gt=0, description="Most events in one request.")
     deadline_ms: float = Field(100, gt=0, description="Default time budget of a recommendation.")
-    feature_age_bound_s: float = Field(30, gt=0, description="Features older than this are reported as degraded.")
+    overload: Literal["shed", "fallback"] = Field(
+        "shed",
+        description="A request that would be late: `shed` with 429, or answered by the order of popularity (`fallback`).",
+    )
+    feature_age_bound_s: float = Field(30, gt=0, description="Features older than this count as unavailable.")
 
     @property
     def lake_dir(self) -> Path:

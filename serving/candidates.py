@@ -4,7 +4,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 
@@ -58,17 +59,17 @@ PIPELINE_FAILED: Final = "pipeline: failed"
 NOT_SEEN: Final = "after: not yet seen"
 
 
-class Candidates(NamedTuple):
-    """n items: rows of the catalogue, the sources that found each (bits), and its score: of the first of them, or of the ranker
-    once that has spoken. Shapes (n,).
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Items: rows of the catalogue, the sources that found each (bits), and its score: of the first of them, or of the ranker once that
+    has spoken. Shapes (n,).
     """
 
     rows: Ints
     found_by: Ints
     scores: Floats
 
-    @property
-    def count(self) -> int:
+    def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, which: "Ints | Mask | slice") -> "Candidates":
@@ -81,6 +82,14 @@ class Candidates(NamedTuple):
     @classmethod
     def none(cls) -> "Candidates":
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+
+    @classmethod
+    def join(cls, parts: "Sequence[Candidates]") -> "Candidates":
+        return cls(
+            np.concatenate([each.rows for each in parts]),
+            np.concatenate([each.found_by for each in parts]),
+            np.concatenate([each.scores for each in parts]),
+        )
 
 
 def first_source(bits: int) -> str:
@@ -201,3 +210,8 @@ class Slate:
     model_version: str | None
     trace: Trace
     unknown: Sequence[str] = ()
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """The source that found each item first."""
+        return [first_source(bits) for bits in self.items.found_by.tolist()]

@@ -61,7 +61,8 @@ class Orders(NamedTuple):
 
     @classmethod
     def none(cls) -> "Orders":
-        return cls(*[np.zeros(0, np.int64)] * 3, np.zeros(0))
+        nothing = np.zeros(0, np.int64)
+        return cls(nothing, nothing, nothing, np.zeros(0))
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Catalogue:
             column.extend([None] * (len(self) - len(column)))
             for row, value in zip(rows.tolist(), changes.content.get(name, [None] * len(changes)), strict=True):
                 column[row] = value
-        for name, column in self.content.items():
+        for column in self.content.values():
             column.extend([None] * (len(self) - len(column)))
         self._state[rows] = changes.state
         self._category[rows] = self._categories.column(changes.content.get(CATEGORY, [None] * len(changes)))

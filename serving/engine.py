@@ -54,7 +54,7 @@ class Engine:
         def run() -> None:
             try:
                 result = work()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits for the work hears of it
                 loop.call_soon_threadsafe(_fail, done, error)
             else:
                 loop.call_soon_threadsafe(_finish, done, result)
@@ -72,7 +72,7 @@ class Engine:
         def run() -> None:
             try:
                 done.set_result(job())
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 done.set_exception(error)
 
         self._jobs.put(run)

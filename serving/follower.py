@@ -45,7 +45,9 @@ class Follower:
             if readers is None:
                 return
             asked_at = time.monotonic()
-            self._take(readers, readers.feed.poll())
+            changes = readers.feed.poll()
+            self._take(readers, changes)
+            self._replica.reached = _reached_by_all(changes)
             self._current_at = asked_at
         self._replica.sweep(self._clock(), SWEPT_AT_ONCE)
 
@@ -87,3 +89,9 @@ class Follower:
         if "feed" not in self._replica.live.problems:
             logger.warning("the columns of items stand still: %s", trouble)
         self._replica.live.problems["feed"] = trouble[:300]
+
+
+def _reached_by_all(changes: Changes) -> dict[int, int]:
+    """By log partition, the lowest position of any shard."""
+    positions = [status.positions for status in changes.statuses.values()]
+    return {p: min(each.get(p, 0) for each in positions) for p in set().union(*positions)}

@@ -6,14 +6,19 @@ from headrace import names
 from headrace.clock import Clock
 from serving import candidates as c
 from serving.candidates import Trace
-from serving.interfaces import STORE_ERRORS, FeatureReader, Features, Fetched
+from serving.interfaces import STORE_ERRORS, FeatureReader, Features, Fetched, PlainRows, Rows
 from serving.state import ServingState, User
 
 USER_VIEWS: Final = (names.USER_ACTIVITY, names.USER_PROFILE)
 
 
 def hydrate(
-    user_key: str | None, state: ServingState, reader: FeatureReader | None, clock: Clock, age_bound_us: int, trace: Trace
+    user_key: str | None,
+    state: ServingState,
+    reader: FeatureReader | None,
+    clock: Clock,
+    age_bound_us: int,
+    trace: Trace,
 ) -> tuple[User, int | None]:
     """The user, and the age of the features: t minus the time up to which the user's shard is complete.
 
@@ -60,5 +65,5 @@ def fetch(user_key: str, reader: FeatureReader | None, trace: Trace) -> Fetched 
 
 def values_of(fetched: Fetched, t_us: int) -> Features:
     """All features at t, by `view__feature`."""
-    rows = {**fetched.streams, **fetched.plain}
+    rows: dict[str, Rows | PlainRows] = {**fetched.streams, **fetched.plain}
     return {f"{view}__{name}": column for view, each in rows.items() for name, column in each.values(t_us).items()}

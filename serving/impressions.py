@@ -6,12 +6,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from headrace import names
-from headrace.clock import from_micros
-from headrace.events import Context, EventIn, to_record
+from headrace.events import SCHEMA_VERSION, Context
+from headrace.identity import user_key
 from headrace.stores.log import LogUnavailableError
+from serving.answers import UNKNOWN
 from serving.candidates import Slate
 from serving.committer import LogWriter, Record
 from serving.metrics import RecommenderMetrics
@@ -34,32 +35,40 @@ class Shown:
     shown_us: int
 
     def __len__(self) -> int:
-        return len(self.slate.items)
+        return len(self.slate.item_ids) + len(self.slate.unknown)
 
 
-def impression_of(shown: Shown, position: int) -> Record:
-    """The record of one item shown. Raises ValueError where it would be no valid event.
+def records_of(shown: Shown) -> list[Record]:
+    """Records of the items shown, by position. What is the same of all of them is made once.
 
-    The propensity is 1: the slate is a function of the features. The event id is made of the request's id and the
-    place, so an impression written twice counts once.
+    They are what `to_record` makes of valid events: everything comes from a request that was validated, and from us. The propensity is
+    1: the slate is a function of the features. An event id is made of the request's id and the place, so an impression written twice
+    counts once.
     """
-    candidate = shown.slate.items[position]
-    fields: dict[str, Any] = {
-        "event_id": f"{shown.request_id}:{position}",
+    slate = shown.slate
+    same: Record = {
         "type": names.IMPRESSION,
-        "item_id": candidate.item_id,
-        "timestamp": from_micros(shown.shown_us),
-        "request_id": shown.request_id,
-        "position": position,
-        "score": candidate.score,
-        "source": candidate.source,
-        "model_version": shown.slate.model_version or NO_MODEL_VERSION,
-        "as_of": from_micros(shown.slate.as_of_us),
-        "propensity": 1.0,
-        "context": shown.context,
         **shown.who,
+        "user_key": user_key(shown.who.get("user_id"), shown.who.get("anonymous_id")),
+        "timestamp": shown.shown_us,
+        "received_at": shown.shown_us,
+        "request_id": shown.request_id,
+        "model_version": (slate.model_version or NO_MODEL_VERSION)[:128],
+        "as_of": slate.as_of_us,
+        "propensity": 1.0,
+        "schema_version": SCHEMA_VERSION,
     }
-    return to_record(EventIn(**fields), shown.shown_us, shown.shown_us)
+    if shown.context is not None:
+        same |= {f"context_{key}": value for key, value in shown.context.model_dump(exclude_none=True).items()}
+    found: list[tuple[str, Record]] = [
+        (item, {"score": score, "source": source})
+        for item, score, source in zip(slate.item_ids, slate.items.scores.tolist(), slate.sources, strict=True)
+    ]
+    found += [(item, {"source": UNKNOWN}) for item in slate.unknown]
+    return [
+        {"event_id": f"{shown.request_id}:{position}", "item_id": item, "position": position, **same, **own}
+        for position, (item, own) in enumerate(found)
+    ]
 
 
 class ImpressionLog:
@@ -103,7 +112,7 @@ class ImpressionLog:
         closing = False
         while not closing:
             group, closing = self._next_group()
-            records = [record for shown in group for record in self._records_of(shown)]
+            records = [record for shown in group for record in records_of(shown)]
             if records:
                 self._write(records)
 
@@ -120,16 +129,6 @@ class ImpressionLog:
             except queue.Empty:
                 return group, False
         return group, True
-
-    def _records_of(self, shown: Shown) -> list[Record]:
-        records: list[Record] = []
-        for position in range(len(shown)):
-            try:
-                records.append(impression_of(shown, position))
-            except Exception:
-                logger.exception("impression %s:%d is no valid event", shown.request_id, position)
-                self._drop("invalid", 1)
-        return records
 
     def _write(self, records: Sequence[Record]) -> None:
         try:

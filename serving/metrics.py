@@ -126,10 +126,10 @@ class RecommenderMetrics:
     def record(self, endpoint: str, slate: "Slate") -> None:
         """All that one answered request says of itself. `endpoint` is a value of ENDPOINTS. Costs some 10 microseconds."""
         trace = slate.trace
-        shown = Counter([candidate.source for candidate in slate.items])
+        shown = Counter(slate.sources)
         with self._lock:
             self.seconds[endpoint].add(trace.seconds)
-            self.slate_items[endpoint].add(len(slate.items))
+            self.slate_items[endpoint].add(len(slate.item_ids) + len(slate.unknown))
             for stage in trace.stages:
                 self.stage_seconds[stage.name].add(stage.seconds)
                 for reason, number in stage.removed.items():

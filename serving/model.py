@@ -109,7 +109,7 @@ class BundleModel:
         return found[best], cosines[best]
 
     def rank(self, user: ReadUser, rows: Ints, activity: Floats) -> Floats:
-        return self._shelf.rank(user.view, rows, activity).astype(np.float64)
+        return np.asarray(self._shelf.rank(user.view, rows, activity), np.float64)
 
     def explain(self, user: ReadUser, rows: Ints, activity: Floats) -> list[Any]:
         return self._shelf.explain(user.view, rows, activity, user.history)
@@ -129,7 +129,7 @@ class BundleModel:
     def rebuilt_index(self) -> tuple[ItemIndex, Ints]:
         """An index of all items as they are now, and the rows that it was built of. Takes long for many."""
         rows = np.arange(len(self._shelf))
-        return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._bundle.queries_QD), rows
+        return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._bundle.index.queries_QD), rows
 
     def take_index(self, index: ItemIndex, rows: Ints) -> None:
         """Search this index from now on; items that changed since it was built are noted beside it."""

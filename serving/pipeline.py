@@ -49,21 +49,21 @@ def answer(request: RecommendationRequest, state: ServingState, means: Means, tr
         as_read = read_user(user, state, trace) if request.user_key is not None else None
         among = allowed(request, state.catalogue)
         found = find(user, as_read, request, state, among, trace)
-        stage.count = found.count
+        stage.count = len(found)
 
     with trace.stage("filter") as stage:
         kept, removed = split(found, request, state.catalogue, user.hidden)
-        stage.count, stage.removed = kept.count, {reason: each.count for reason, each in removed.items()}
+        stage.count, stage.removed = len(kept), {reason: len(each) for reason, each in removed.items()}
 
     with trace.stage("rank") as stage:
-        first, rest = shortlist(kept, RANKED if request.kind == RECOMMEND else kept.count)
+        first, rest = shortlist(kept, RANKED if request.kind == RECOMMEND else len(kept))
         ranked = first if request.kind == SIMILAR else rank(first, user, as_read, state, means.rank_s, trace)
-        stage.count = ranked.count
+        stage.count = len(ranked)
 
     with trace.stage("select") as stage:
         fill = state.catalogue.orders.popular if request.kind != RANK else found.rows[:0]
         slate = select(ranked, rest, fill, request, state.catalogue, user.hidden)
-        stage.count = slate.count
+        stage.count = len(slate)
 
     note_origin(state.catalogue, user.t_us - means.age_bound_us, trace)
     if means.explain:
@@ -99,7 +99,7 @@ def find(
 
 def shortlist(kept: Candidates, most: int) -> tuple[Candidates, Candidates]:
     """What the ranker sees, and the rest. Every source has its say: the index, which finds the most, makes room for the others."""
-    if kept.count <= most:
+    if len(kept) <= most:
         return kept, kept.take(slice(0, 0))
     of_index = kept.found_by & c.BIT[c.TWO_TOWER] != 0
     room = max(most - int(np.count_nonzero(~of_index)), most // 2)
@@ -108,11 +108,9 @@ def shortlist(kept: Candidates, most: int) -> tuple[Candidates, Candidates]:
     return kept.take(chosen), kept.take(~chosen)
 
 
-def rank(
-    kept: Candidates, user: User, as_read: Any, state: ServingState, needs_s: float, trace: Trace
-) -> Candidates:
+def rank(kept: Candidates, user: User, as_read: Any, state: ServingState, needs_s: float, trace: Trace) -> Candidates:
     """Best first by the ranker's score; the order of retrieval where the ranker cannot speak or has no time to."""
-    if state.model is None or as_read is None or not kept.count:
+    if state.model is None or as_read is None or not len(kept):
         return kept
     if trace.left_s() <= needs_s:
         trace.degrade(c.LATE_RANKER)
@@ -147,22 +145,18 @@ def select(
 ) -> Candidates:
     """The best n; then what was not ranked; then, where the sources found too few, others in the order of `fill`."""
     slate = ranked.take(slice(request.n))
-    if slate.count < request.n and rest.count:
-        slate = joined(slate, rest.take(slice(request.n - slate.count)))
-    missing = request.n - slate.count
+    if len(slate) < request.n and len(rest):
+        slate = Candidates.join([slate, rest.take(slice(request.n - len(slate)))])
+    missing = request.n - len(slate)
     for start in range(0, len(fill) if missing else 0, 10_000):
         rows = fill[start : start + 10_000]
         rows = rows[~np.isin(rows, slate.rows)]
         rows = rows[why_not(rows, request, catalogue, hidden) < 0][:missing]
-        slate = joined(slate, Candidates.of(c.POPULAR, *by_popularity(rows, catalogue)))
+        slate = Candidates.join([slate, Candidates.of(c.POPULAR, *by_popularity(rows, catalogue))])
         missing -= len(rows)
         if not missing:
             break
     return slate
-
-
-def joined(*parts: Candidates) -> Candidates:
-    return Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def last_resort(request: RecommendationRequest, state: ServingState, clock: Clock, trace: Trace) -> Slate:
@@ -186,7 +180,7 @@ def explain(
     """What was removed and why, who found each item, and which features weighed in its score."""
     ids: Callable[[Ints], list[str]] = lambda rows: [state.catalogue.item_ids[row] for row in rows.tolist()]  # noqa: E731
     weighed: list[Any] = []
-    if state.model is not None and as_read is not None and slate.count:
+    if state.model is not None and as_read is not None and len(slate):
         try:
             weighed = state.model.explain(as_read, slate.rows, activity_of(slate.rows, user.t_us, state))
         except MODEL_ERRORS as error:

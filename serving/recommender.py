@@ -1,177 +1,210 @@
-"""The recommendation API: parse, call the pipeline in a thread, answer, then log what was shown."""
+"""The recommendation API: parse, let the engine answer in its turn, then log what was shown."""
 
+import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
-import anyio.to_thread
-from fastapi import Depends, FastAPI, Request
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from headrace import names
-from headrace.clock import Clock, from_micros, system_clock
-from headrace.events import Context, Identifier, check_user, first_error
-from headrace.identity import user_key
+from headrace.clock import Clock, system_clock
+from headrace.identity import shard_of
 from headrace.logs import new_request_id
 from headrace.settings import MICROS, Settings
+from headrace.stores.tokens import EVENTS, read_token
+from serving import candidates as c
+from serving.answers import body_of, profile_of
+from serving.api import AskIn, Question, RankIn, RecommendIn, SimilarIn, parse
 from serving.auth import Keys, require
 from serving.candidates import RecommendationRequest, Slate, Trace
-from serving.collector import build_collector, collector_openapi
 from serving.committer import log_writer
+from serving.engine import Engine, Pace, timed
+from serving.follower import Follower
+from serving.hydrate import hydrate
 from serving.impressions import ImpressionLog, Shown
+from serving.interfaces import FeatureReader
 from serving.metrics import CountRequests, RecommenderMetrics, exposition
-from serving.pipeline import last_resort, recommend
-from serving.refresher import Live, Refresher
-from serving.web import PROBLEM_SCHEMA, Problem, add_docs, json_response, new_app, read_json, with_security
+from serving.openapi import PROFILE_DOCS, RANK_DOCS, RECOMMEND_DOCS, SIMILAR_DOCS, openapi_of
+from serving.pipeline import Means, answer, last_resort, popular_slate
+from serving.refresher import Refresher
+from serving.replica import Live, Replica
+from serving.seen import Seen
+from serving.web import JSON_TYPE, Problem, add_docs, json_response, new_app, read_json
 
 logger = logging.getLogger(__name__)
 
-MAX_ITEMS: Final = 1_000
-MAX_EXCLUDED: Final = 5_000
-THREADS: Final = 8
-MAX_IN_FLIGHT: Final = 128
 LOG_FAILURES_EVERY_S: Final = 10.0
-
-
-class RecommendIn(BaseModel):
-    """Who asks, and for what."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    user_id: Identifier | None = None
-    anonymous_id: Identifier | None = None
-    session_id: Identifier | None = None
-    n: int = Field(20, ge=1, le=MAX_ITEMS, description="Items wanted.")
-    context: Context | None = None
-    exclude: list[Identifier] = Field(default_factory=list, max_length=MAX_EXCLUDED, description="Items not to show.")
-    deadline_ms: float | None = Field(None, gt=0, le=60_000, description="Time budget; left out: HEADRACE_DEADLINE_MS.")
-    stages: bool = Field(False, description="Tell counts and times of each stage.")
-
-    @model_validator(mode="after")
-    def _check_user(self) -> "RecommendIn":
-        check_user(self.user_id, self.anonymous_id)
-        return self
-
-    @property
-    def who(self) -> dict[str, str]:
-        ids = {"user_id": self.user_id, "anonymous_id": self.anonymous_id, "session_id": self.session_id}
-        return {name: value for name, value in ids.items() if value is not None}
-
-
-def parse_request(body: object) -> RecommendIn:
-    """Raises a 422 `Problem` naming the field and the reason."""
-    try:
-        return RecommendIn.model_validate(body)
-    except ValidationError as error:
-        field, reason = first_error(error)
-        where = field[:200] or "the body"
-        raise Problem(422, f"{where}: {reason}", "correct the field; see /docs for what is allowed") from error
+FALLBACK: Final = "fallback"
+# What work is expected to take before any was done.
+_FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
 
 
 class Recommender:
-    """Answers requests in threads: the pipeline, its last resort, metrics, impressions."""
+    """Answers requests, in the engine's thread: the pipeline, its last resort, metrics, impressions."""
 
     def __init__(
         self, settings: Settings, live: Live, impressions: ImpressionLog, metrics: RecommenderMetrics, clock: Clock
     ) -> None:
-        self._settings = settings
         self._live = live
         self._impressions = impressions
         self._metrics = metrics
         self._clock = clock
         self._age_bound_us = int(settings.feature_age_bound_s * MICROS)
         self._last_logged: dict[str, float] = {}
+        self._rank = Pace(_RANK_S)
 
-    def answer(self, asked: RecommendIn, trace: Trace) -> dict[str, Any]:
+    @property
+    def reader(self) -> FeatureReader | None:
+        return self._live.readers.request if self._live.readers else None
+
+    def answer(self, asked: Question, request: RecommendationRequest, trace: Trace) -> bytes:
         """The body of the answer. Never fails for lack of a store, a model or a catalogue."""
         request_id = new_request_id()
-        user = user_key(asked.user_id, asked.anonymous_id)
-        request = RecommendationRequest(user, asked.n, frozenset(asked.exclude))
-        state, readers = self._live.state, self._live.readers
-        reader = readers.request if readers else None
+        state = self._live.state
+        means = Means(self.reader, self._clock, self._age_bound_us, self._rank.seconds, asked.explain)
         try:
-            slate = recommend(request, state, reader, self._clock, self._age_bound_us, trace)
+            slate = answer(request, state, means, trace)
+            self._rank.note(next(stage.seconds for stage in trace.stages if stage.name == "rank"))
         except Exception:
             logger.exception("the request path failed; answering with the order of popularity")
             slate = last_resort(request, state, self._clock, trace)
-        self._impressions.add(Shown(slate, request_id, asked.who, asked.context, self._clock()))
-        self._metrics.record("recommend", slate)
-        self._log_errors(slate.trace)
-        return body_of(slate, request_id, with_stages=asked.stages)
+        return self._told(asked, request, slate, request_id)
 
-    def _log_errors(self, trace: Trace) -> None:
-        for reason, error in trace.errors.items():
+    def answer_cheaply(self, asked: Question, request: RecommendationRequest, trace: Trace) -> bytes:
+        """Under overload: the order of popularity, and said so."""
+        request_id = new_request_id()
+        trace.degrade(c.OVERLOADED)
+        return self._told(asked, request, popular_slate(request, self._live.state, self._clock, trace), request_id)
+
+    def profile(self, user_key: str, trace: Trace) -> bytes:
+        """Raises a 503 `Problem` where the store cannot be read."""
+        user, _ = hydrate(user_key, self._live.state, self.reader, self._clock, 2**62, trace)
+        if user.rows is None:
+            raise Problem(503, "the online store does not answer", "try again later", headers={"Retry-After": "1"})
+        return profile_of(user_key, user, user.rows.complete_us, user.rows.newest_us)
+
+    def _told(self, asked: Question, request: RecommendationRequest, slate: Slate, request_id: str) -> bytes:
+        if request.user_key is not None:
+            self._impressions.add(Shown(slate, request_id, asked.who, asked.context, self._clock()))
+        self._metrics.record(request.kind, slate)
+        for reason, error in slate.trace.errors.items():
             if time.monotonic() - self._last_logged.get(reason, -LOG_FAILURES_EVERY_S) >= LOG_FAILURES_EVERY_S:
                 self._last_logged[reason] = time.monotonic()
                 logger.warning("%s: %s: %s", reason, type(error).__name__, error)
+        return body_of(slate, request_id, explain=asked.explain)
 
 
-def body_of(slate: Slate, request_id: str, *, with_stages: bool) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "request_id": request_id,
-        "items": [
-            {"item_id": each.item_id, "score": each.score, "source": each.source, "position": position}
-            for position, each in enumerate(slate.items)
-        ],
-        "model_version": slate.model_version,
-        "features_age_ms": None if slate.features_age_us is None else slate.features_age_us / 1_000,
-        "as_of": from_micros(slate.as_of_us).isoformat(timespec="microseconds"),
-        "degraded": slate.trace.degraded,
-        "took_ms": round(slate.trace.seconds * 1_000, 3),
-    }
-    if with_stages:
-        body["stages"] = [
-            {"stage": stage.name, "count": stage.count, "removed": stage.removed, "ms": round(stage.seconds * 1_000, 3)}
-            for stage in slate.trace.stages
-        ]
-    return body
+class Door:
+    """Takes requests in as long as they can be expected to be answered in time; the others are shed, or answered cheaply."""
+
+    def __init__(
+        self, settings: Settings, recommender: Recommender, engine: Engine, seen: Seen, metrics: RecommenderMetrics
+    ) -> None:
+        self._settings = settings
+        self._recommender = recommender
+        self._engine = engine
+        self._seen = seen
+        self._metrics = metrics
+        self._full, self._cheap = Pace(_FULL_S), Pace(_CHEAP_S)
+
+    def look(self, trace: Trace) -> None:
+        """Before the body is read: raises a 429 `Problem` where not even the cheapest answer would be in time."""
+        if not self._engine.fits(self._cheap.seconds, trace.left_s()):
+            self._shed("queue")
+
+    async def answer(self, asked: Question, trace: Trace) -> bytes:
+        """Raises a 429 `Problem`."""
+        if asked.deadline_ms is not None:
+            trace.allow(asked.deadline_ms)
+        if asked.after is not None:
+            await self._wait_until_seen(asked, asked.after, trace)
+        request = asked.to_request()
+        pace, work = self._full, self._recommender.answer
+        if not self._engine.fits(pace.seconds, trace.left_s()):
+            pace, work = self._cheap, self._recommender.answer_cheaply
+            if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
+                self._shed("deadline")
+        self._metrics.queue.set(self._engine.waiting)
+        return await self._engine.answer(timed(pace, partial(work, asked, request, trace)), pace.seconds)
+
+    async def profile(self, user_key: str, trace: Trace) -> bytes:
+        if not self._engine.fits(self._cheap.seconds, trace.left_s()):
+            self._shed("deadline")
+        return await self._engine.answer(partial(self._recommender.profile, user_key, trace), self._cheap.seconds)
+
+    async def _wait_until_seen(self, asked: AskIn, token: str, trace: Trace) -> None:
+        try:
+            kind, positions = read_token(token)
+        except ValueError as error:
+            raise Problem(422, f"after: {error}", "send the token of an acknowledgement as it came") from error
+        within_s = max(0.0, trace.left_s() - 2 * self._full.seconds)
+        if kind == EVENTS and asked.user_key is not None:
+            is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)
+        else:
+            is_seen = await self._seen.items(positions, within_s)
+        if not is_seen:
+            trace.degrade(c.NOT_SEEN)
+
+    def _shed(self, reason: str) -> None:
+        self._metrics.shed.labels(reason).inc()
+        raise Problem(
+            429, "too many requests at once", "try again after Retry-After seconds", headers={"Retry-After": "1"}
+        )
 
 
 def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     """The application, to be mounted at `/`. Loads model and catalogue before it returns."""
     metrics = RecommenderMetrics(settings.metrics_dir)
-    refresher = Refresher(settings, clock, metrics)
+    engine = Engine()
+    replica = Replica(engine)
+    refresher, follower = Refresher(settings, replica, clock, metrics), Follower(replica, clock, metrics)
     impressions = ImpressionLog(log_writer(settings), metrics)
-    recommender = Recommender(settings, refresher.live, impressions, metrics, clock)
-    threads = anyio.CapacityLimiter(THREADS)
-    places = threading.Semaphore(MAX_IN_FLIGHT)
+    recommender = Recommender(settings, replica.live, impressions, metrics, clock)
+    seen = Seen(lambda: replica.live.readers.client if replica.live.readers else None, lambda: replica.reached)
+    door = Door(settings, recommender, engine, seen, metrics)
     may_read = require(Keys(settings.read_keys, "HEADRACE_READ_KEYS"))
     refresher.refresh_once()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         refresher.start()
+        follower.start()
         yield
-        with ThreadPoolExecutor(2) as closing:
-            closing.submit(refresher.close)
-            closing.submit(impressions.close)
+        await asyncio.to_thread(follower.close)
+        await asyncio.gather(asyncio.to_thread(refresher.close), asyncio.to_thread(impressions.close))
+        engine.close()
 
     app = new_app("Headrace", "Behaviour in, recommendations out.", lifespan=lifespan)
     app.add_middleware(CountRequests, metrics=metrics)
     add_docs(app, may_read, lambda: openapi_of(app, settings))
 
-    @app.post("/v1/recommend", dependencies=[Depends(may_read)], **_RECOMMEND_DOCS)
-    async def post_recommend(request: Request) -> Response:
+    async def ask(request: Request, kind: type[Any]) -> Response:
         trace = Trace(settings.deadline_ms)
-        asked = parse_request(await read_json(request, settings.max_body_bytes))
-        if asked.deadline_ms is not None:
-            trace.allow(asked.deadline_ms)
-        if not places.acquire(blocking=False):
-            metrics.shed.labels("in_flight").inc()
-            raise Problem(
-                429, "too many requests at once", "try again after Retry-After seconds", headers={"Retry-After": "1"}
-            )
-        try:
-            body = await anyio.to_thread.run_sync(recommender.answer, asked, trace, limiter=threads)
-        finally:
-            places.release()
-        return json_response(body)
+        may_read(request)  # as a dependency it would be called in another thread, which costs as much as the rest
+        door.look(trace)
+        asked = parse(kind, await read_json(request, settings.max_body_bytes))
+        return Response(await door.answer(asked, trace), media_type=JSON_TYPE)
+
+    @app.post("/v1/recommend", **RECOMMEND_DOCS)
+    async def post_recommend(request: Request) -> Response:
+        return await ask(request, RecommendIn)
+
+    @app.post("/v1/rank", **RANK_DOCS)
+    async def post_rank(request: Request) -> Response:
+        return await ask(request, RankIn)
+
+    @app.post("/v1/similar", **SIMILAR_DOCS)
+    async def post_similar(request: Request) -> Response:
+        return await ask(request, SimilarIn)
+
+    @app.get("/v1/users/{user_key}/profile", **PROFILE_DOCS)
+    async def get_profile(request: Request, user_key: str) -> Response:
+        may_read(request)
+        return Response(await door.profile(user_key, Trace(settings.deadline_ms)), media_type=JSON_TYPE)
 
     @app.get("/healthz", summary="Is the process alive? Needs no key.")
     async def healthz() -> dict[str, bool]:
@@ -179,12 +212,14 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
 
     @app.get("/readyz", summary="What is in service, and what is wrong? Needs no key.")
     async def readyz() -> Response:
-        live = refresher.live
+        live = replica.live
         return json_response(readiness(live), 200 if live.refreshed else 503)
 
-    @app.get("/metrics", dependencies=[Depends(may_read)], summary="Prometheus metrics.")
-    def get_metrics() -> Response:
-        return Response(exposition(metrics.registry), media_type="text/plain; version=0.0.4")
+    @app.get("/metrics", summary="Prometheus metrics.")
+    async def get_metrics(request: Request) -> Response:
+        may_read(request)
+        text = await asyncio.to_thread(exposition, metrics.registry)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     return app
 
@@ -194,64 +229,6 @@ def readiness(live: Live) -> dict[str, Any]:
     return {
         "ready": live.refreshed,
         "model_version": state.model.version if state.model else None,
-        "catalogue": {"items": len(state.catalogue.popular), "origin": state.catalogue.origin},
+        "catalogue": {"items": len(state.catalogue), "origin": state.catalogue.origin},
         "problems": dict(live.problems),
     }
-
-
-def openapi_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
-    """One document for both applications: what a client of the stack may send."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    schema = RecommendIn.model_json_schema(ref_template="#/components/schemas/{model}")
-    collector = collector_openapi(build_collector(settings))
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= (
-        collector["components"]["schemas"]
-        | schema.pop("$defs", {})
-        | {"RecommendIn": schema, "Problem": PROBLEM_SCHEMA}
-    )
-    document["paths"][names.EVENTS_PATH] = collector["paths"]["/"]
-    return with_security(document)
-
-
-_PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_RECOMMEND_DOCS: Final[dict[str, Any]] = {
-    "summary": "Recommend items to a user",
-    "description": "Always a full slate of min(n, eligible) items; `degraded` names what was missing.",
-    "responses": {
-        200: {
-            "description": "Items best first, each with its score and the source that found it.",
-            "content": {
-                "application/json": {
-                    "example": {
-                        "request_id": "0b0f3c1e-5f0e-4c3e-9d0a-0f5a3f3f8a11",
-                        "items": [{"item_id": "i-4711", "score": 0.83, "source": "two_tower", "position": 0}],
-                        "model_version": "3",
-                        "features_age_ms": 41.7,
-                        "as_of": "2026-01-31T12:00:00.250000+00:00",
-                        "degraded": [],
-                        "took_ms": 9.4,
-                    }
-                }
-            },
-        },
-        400: {"description": "Not JSON.", "content": _PROBLEM},
-        401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
-        422: {"description": "A field is missing or wrong.", "content": _PROBLEM},
-        429: {"description": "Too many requests at once. See Retry-After.", "content": _PROBLEM},
-    },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/RecommendIn"},
-                    "examples": {
-                        "known user": {"value": {"user_id": "u-17", "n": 10, "exclude": ["i-1"]}},
-                        "visitor": {"value": {"anonymous_id": "a-93", "context": {"device": "phone"}, "stages": True}},
-                    },
-                }
-            },
-        }
-    },
-}

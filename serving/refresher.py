@@ -108,7 +108,9 @@ class Refresher:
         activity, catalogue = readers.new_activity(), Catalogue(cat.LIVE)
         fill(catalogue, activity, readers, self._bundle)
         if activity is None:
-            self._note_problem("items", "the stored state has no item activity: run `headrace apply` and `headrace backfill`")
+            self._note_problem(
+                "items", "the stored state has no item activity: run `headrace apply` and `headrace backfill`"
+            )
         else:
             self.live.problems.pop("items", None)
             catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue), 0)
@@ -150,7 +152,9 @@ class Refresher:
         if state.activity is None:
             return
         now_us = max(self._clock(), state.activity.newest_us + 1)
-        self._replica.take_orders(make_orders(state.catalogue, state.activity, self._order_of_ids(state.catalogue), now_us))
+        self._replica.take_orders(
+            make_orders(state.catalogue, state.activity, self._order_of_ids(state.catalogue), now_us)
+        )
         self._metrics.catalogue_items.set(len(state.catalogue))
         self._replica.renew_index()
         if time.monotonic() - self._saved_at >= SNAPSHOT_EVERY_S:

@@ -5,7 +5,7 @@ What takes long (reading, encoding) is done by whoever calls, in its own thread;
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +46,8 @@ class Replica:
         self._engine = engine
         self._model: BundleModel | None = None
         self._building: list[Ints] | None = None
+        self.reached: dict[int, int] = {}
+        """By log partition, up to where the columns have everything."""
         self.changing = threading.Lock()
         """Held by whoever reads the feed, or everything anew: one follows the other."""
 
@@ -69,9 +71,10 @@ class Replica:
             state.catalogue.announce(rows[rows >= known])
             if state.activity is not None:
                 state.activity.grow(len(state.catalogue))
-            if self._model is not None:
-                same = encoded is not None and self._model is model
-                self._model.put(rows, encoded if same else self._model.encode(_content_for(self._model, changes)))
+            now = self._model  # another one, if it was swapped meanwhile
+            if now is not None:
+                own = encoded if now is model else None
+                now.put(rows, now.encode(_content_for(now, changes)) if own is None else own)
             if self._building is not None:
                 self._building.append(rows)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import ipc
 
+from headrace.arrays import Ints
 from serving import catalogue as cat
 from serving.catalogue import Catalogue, ItemChanges, Orders
 
@@ -78,7 +79,8 @@ def load(path: Path) -> Catalogue | None:
         )
         catalogue.orders = Orders(
             rows,
-            *(_order(table[name]) for name in ("trending", "newest")),
+            _order(table["trending"]),
+            _order(table["newest"]),
             table["overall"].to_numpy(),
             int(table.schema.metadata[_AS_OF]),
         )
@@ -89,7 +91,7 @@ def load(path: Path) -> Catalogue | None:
     return catalogue
 
 
-def _places(order: np.ndarray, rows: np.ndarray) -> pa.Array:  # type: ignore[type-arg]
+def _places(order: Ints, rows: Ints) -> pa.Array:
     """For each of the rows its place in an order, null if it is not in it."""
     place_of = np.full(int(rows.max(initial=-1)) + 1, -1, np.int32)
     held = order[order < len(place_of)]
@@ -98,7 +100,7 @@ def _places(order: np.ndarray, rows: np.ndarray) -> pa.Array:  # type: ignore[ty
     return pa.array(places, pa.int32(), mask=places < 0)
 
 
-def _order(places: pa.ChunkedArray) -> np.ndarray:  # type: ignore[type-arg]
+def _order(places: pa.ChunkedArray) -> Ints:
     given = places.fill_null(-1).to_numpy().astype(np.int64)
     rows = np.flatnonzero(given >= 0)
-    return rows[np.argsort(given[rows], kind="stable")]
+    return np.asarray(rows[np.argsort(given[rows], kind="stable")])

@@ -49,9 +49,7 @@ def given(request: RecommendationRequest, catalogue: Catalogue, trace: Trace) ->
     return gather([(c.GIVEN, lambda: (rows, np.zeros(len(rows))))], trace)
 
 
-def alike(
-    request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace
-) -> Candidates:
+def alike(request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace) -> Candidates:
     """Items like those that the caller gave; those themselves never. Without a model, what trends in their category."""
     model, catalogue = state.model, state.catalogue
     seeds = catalogue.rows(request.items)
@@ -83,8 +81,8 @@ def gather(sources: Sequence[tuple[str, Callable[[], Found]]], trace: Trace) -> 
             except MODEL_ERRORS as error:
                 trace.degrade(c.RETRIEVAL_FAILED, error)
             else:
-                source.count = parts[-1].count
-    everything = Candidates(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+                source.count = len(parts[-1])
+    everything = Candidates.join(parts)
     _, first, place = np.unique(everything.rows, return_index=True, return_inverse=True)
     found_by = np.zeros(len(first), np.int64)
     np.bitwise_or.at(found_by, place, everything.found_by)
@@ -122,7 +120,7 @@ def trending_like(rows: Ints, catalogue: Catalogue) -> Ints:
         return np.zeros(0, np.int64)
     main = np.bincount(categories).argmax()
     trending = catalogue.orders.trending
-    return trending[catalogue.category[trending] == main]
+    return np.asarray(trending[catalogue.category[trending] == main])
 
 
 def by_popularity(rows: Ints, catalogue: Catalogue) -> Found:

@@ -70,7 +70,9 @@ class HistoryEncoder(nn.Module):  # type: ignore[misc]
 def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> EncodedItems:
     """The items of histories, rows of `table`, each distinct item encoded once. Leading shape (B, L)."""
     distinct, place_BL = torch.unique(items_BL, return_inverse=True)
-    vectors_BLD = F.embedding(place_BL, encoder(table.rows(distinct)))  # its backward is many times faster than of indexing
+    vectors_BLD = F.embedding(
+        place_BL, encoder(table.rows(distinct))
+    )  # its backward is many times faster than of indexing
     return EncodedItems(table.rows(items_BL), vectors_BLD)
 
 

@@ -45,7 +45,9 @@ def weigh(
     return Weights(user, item_content[:, 0], item_activity[:, 0], past.sum(dim=-1))
 
 
-def named(weights: Weights, preprocessing: Preprocessing, history: Sequence[str], most: int) -> list[list[dict[str, Any]]]:
+def named(
+    weights: Weights, preprocessing: Preprocessing, history: Sequence[str], most: int
+) -> list[list[dict[str, Any]]]:
     """For each candidate the features that weighed most. `history`: item ids of the newest places, oldest first."""
     groups = (
         (preprocessing.user_numbers, weights.user_RF),

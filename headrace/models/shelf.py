@@ -105,7 +105,9 @@ class Shelf:
             raise ValueError(f"row {needed - 1 - FIRST} is not on the shelf of {len(self)} and would not be the next")
         if needed > len(self._table.id_N):
             spare = needed + max(_SPARE, needed // 8) - len(self._table.id_N)
-            self._table = EncodedRows(*(torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in self._table))
+            self._table = EncodedRows(
+                *(torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in self._table)
+            )
         index = torch.from_numpy(rows + FIRST)
         for column, new in zip(self._table, encoded, strict=True):
             column[index] = new
@@ -143,7 +145,9 @@ class Shelf:
         retrieved_BN = user.vector_BD @ self._table.tower_ND[index_1N[0]].T
         return self._ranker.logits(user.inputs, items, history, retrieved_BN)
 
-    def explain(self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]) -> list[list[dict[str, Any]]]:
+    def explain(
+        self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]
+    ) -> list[list[dict[str, Any]]]:
         """For each row the features that weighed most in its score. `history`: item ids of the user's, oldest first."""
         count = len(rows)
         index_R1 = torch.from_numpy(rows + FIRST)[:, None]

@@ -1,0 +1,140 @@
+"""The OpenAPI document: one for both applications, what a client of the stack may send and what comes back."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from headrace import names
+from headrace.settings import Settings
+from serving.api import RankIn, RecommendIn, SimilarIn
+from serving.collector import build_collector, collector_openapi
+from serving.web import PROBLEM_SCHEMA, with_security
+
+_BODIES: Final = (RecommendIn, RankIn, SimilarIn)
+
+
+def openapi_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    collector = collector_openapi(build_collector(settings))
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= collector["components"]["schemas"] | {"Problem": PROBLEM_SCHEMA, "Slate": _SLATE, "Profile": _PROFILE}
+    for body in _BODIES:
+        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
+    document["paths"][names.EVENTS_PATH] = collector["paths"]["/"]
+    return with_security(document)
+
+
+_STRINGS: Final = {"type": "array", "items": {"type": "string"}}
+_SLATE: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["request_id", "items", "model_version", "features_age_ms", "as_of", "degraded", "took_ms"],
+    "properties": {
+        "request_id": {"type": "string", "description": "Send it with the events that answer this slate."},
+        "items": {
+            "type": "array",
+            "description": "Best first.",
+            "items": {
+                "type": "object",
+                "required": ["item_id", "score", "source", "position"],
+                "properties": {
+                    "item_id": {"type": "string"},
+                    "score": {"type": ["number", "null"]},
+                    "source": {"type": "string", "description": "The source that found it first."},
+                    "position": {"type": "integer", "minimum": 0},
+                },
+            },
+        },
+        "model_version": {"type": ["string", "null"]},
+        "features_age_ms": {
+            "type": ["number", "null"],
+            "description": "as_of minus the time the features are complete to.",
+        },
+        "as_of": {"type": "string", "format": "date-time"},
+        "degraded": {**_STRINGS, "description": "What was missing, as `stage: reason`; empty in a full answer."},
+        "took_ms": {"type": "number"},
+        "explain": {"type": "object", "description": "With `explain`: stages, sources, removed items, what weighed."},
+    },
+}
+_PROFILE: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["user_key", "as_of", "known", "complete_age_ms", "newest_event_age_ms", "features"],
+    "properties": {
+        "user_key": {"type": "string"},
+        "as_of": {"type": "string", "format": "date-time"},
+        "known": {"type": "boolean", "description": "Whether there is any event of this user in the store."},
+        "complete_age_ms": {"type": ["number", "null"]},
+        "newest_event_age_ms": {"type": ["number", "null"]},
+        "features": {"type": "object", "additionalProperties": {"type": "object"}},
+    },
+}
+_EXAMPLE: Final = {
+    "request_id": "0b0f3c1e-5f0e-4c3e-9d0a-0f5a3f3f8a11",
+    "items": [{"item_id": "i-4711", "score": 0.83, "source": "two_tower", "position": 0}],
+    "model_version": "20260131T120000-000000-default",
+    "features_age_ms": 41.7,
+    "as_of": "2026-01-31T12:00:00.250000+00:00",
+    "degraded": [],
+    "took_ms": 2.4,
+}
+_PROBLEM: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_REFUSALS: Final = {
+    400: {"description": "Not JSON.", "content": _PROBLEM},
+    401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
+    413: {"description": "The body is too large.", "content": _PROBLEM},
+    415: {"description": "The body is compressed.", "content": _PROBLEM},
+    422: {"description": "A field is missing or wrong.", "content": _PROBLEM},
+    429: {"description": "More requests than can be answered in time. See Retry-After.", "content": _PROBLEM},
+}
+
+
+def _question(summary: str, description: str, body: str, examples: dict[str, Any]) -> dict[str, Any]:
+    slate = {"schema": {"$ref": "#/components/schemas/Slate"}, "example": _EXAMPLE}
+    content = {
+        "schema": {"$ref": f"#/components/schemas/{body}"},
+        "examples": {name: {"value": value} for name, value in examples.items()},
+    }
+    return {
+        "summary": summary,
+        "description": description,
+        "responses": {200: {"description": "The slate.", "content": {"application/json": slate}}, **_REFUSALS},
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
+    }
+
+
+RECOMMEND_DOCS: Final = _question(
+    "Recommend items to a user",
+    "Always a full slate of min(n, eligible) items inside the deadline; `degraded` names what was missing.",
+    "RecommendIn",
+    {
+        "known user": {"user_id": "u-17", "n": 10, "exclude": ["i-1"]},
+        "visitor": {"anonymous_id": "a-93", "context": {"device": "phone"}, "explain": True},
+        "filtered": {"user_id": "u-17", "filter": {"category": ["shoes"], "max_price": 80}, "deadline_ms": 50},
+    },
+)
+RANK_DOCS: Final = _question(
+    "Put given items in order for a user",
+    "A feed, search results. Items that are not available are left out; those that the catalogue does not know come last, unscored.",
+    "RankIn",
+    {"search results": {"user_id": "u-17", "items": ["i-4711", "i-4712", "i-4713"]}},
+)
+SIMILAR_DOCS: Final = _question(
+    "Items like an item, or like a set",
+    "By content and by what people turn to next. The given items themselves are never among them.",
+    "SimilarIn",
+    {"one item": {"items": ["i-4711"], "n": 10}, "a basket": {"items": ["i-4711", "i-4712"], "user_id": "u-17"}},
+)
+PROFILE_DOCS: Final[dict[str, Any]] = {
+    "summary": "What the store knows of a user, as of now",
+    "description": "Every feature that a request would read, and how old it is. Of a visitor the key is `anon:` and the anonymous_id.",
+    "responses": {
+        200: {
+            "description": "Features by view.",
+            "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Profile"}}},
+        },
+        401: _REFUSALS[401],
+        429: _REFUSALS[429],
+        503: {"description": "The online store does not answer. See Retry-After.", "content": _PROBLEM},
+    },
+}

@@ -115,7 +115,8 @@ class BundleModel:
         return self._shelf.explain(user.view, rows, activity, user.history)
 
     def encode(self, content: Columns) -> EncodedRows:
-        return self._shelf.encode(content)
+        encoded: EncodedRows = self._shelf.encode(content)
+        return encoded
 
     def put(self, rows: Ints, encoded: EncodedRows) -> None:
         """Replace items, or add some behind the last."""

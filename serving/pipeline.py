@@ -82,7 +82,7 @@ def slate_of(
     version: str | None = None,
 ) -> Slate:
     unknown = [item for item in request.items if item not in catalogue.row_of and item not in request.exclude]
-    left = request.n - items.count if request.kind == RANK and not request.wanted.narrows else 0
+    left = request.n - len(items) if request.kind == RANK and not request.wanted.narrows else 0
     item_ids = [catalogue.item_ids[row] for row in items.rows.tolist()]
     return Slate(item_ids, items, t_us, age_us, version, trace, unknown[:left])
 

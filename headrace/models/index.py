@@ -82,6 +82,8 @@ class ItemIndex:
     facts: IndexFacts
     vectors_ND: Floats
     """The vectors of the build; those of changed rows are in the side."""
+    queries_QD: Floats
+    """Users' vectors that recall was measured on, for whoever builds it anew."""
     _built: Any
     side_rows_S: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     side_SD: Floats = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
@@ -109,7 +111,7 @@ class ItemIndex:
         vectors_ND, queries_QD = _matrix("item vectors", vectors_ND), _matrix("queries", queries_QD)
         count, width = vectors_ND.shape
         if count < exact_below:
-            return cls(IndexFacts("exact", count, width), vectors_ND, _flat(vectors_ND))
+            return cls(IndexFacts("exact", count, width), vectors_ND, queries_QD, _flat(vectors_ND))
         if not len(queries_QD):
             raise ValueError(
                 f"no queries: recall of an index of {count} items is measured on users' vectors, give some"
@@ -123,7 +125,7 @@ class ItemIndex:
         nprobe = _enough_probes(built, best_QK, queries_QD, recall_target)
         while True:
             facts = IndexFacts("ivf", count, width, nlist, nprobe)
-            index = cls(facts, vectors_ND, _probing(built, nprobe))
+            index = cls(facts, vectors_ND, queries_QD, _probing(built, nprobe))
             recall = index.recall(queries_QD, best_QK)
             if recall >= recall_target or nprobe == nlist:
                 return replace(index, facts=replace(facts, recall_at_500=recall))
@@ -245,6 +247,7 @@ class ItemIndex:
             raise ValueError(f"the index has {len(self.side_rows_S)} rows beside those it was built of: build it anew")
         with path.open("wb") as file:
             file.write(json.dumps(asdict(self.facts)).encode() + b"\n")
+            np.save(file, self.queries_QD)
             if self.kind != "exact":
                 faiss.serialize_index(self._built).tofile(file)
 
@@ -254,6 +257,7 @@ class ItemIndex:
         vectors_ND = _matrix("item vectors", vectors_ND)
         with path.open("rb") as file:
             facts = IndexFacts(**json.loads(file.readline()))
+            queries_QD = np.load(file)
             stored = np.frombuffer(file.read(), dtype=np.uint8)
         if (facts.count, facts.width) != vectors_ND.shape:
             raise ValueError(
@@ -261,11 +265,11 @@ class ItemIndex:
                 f"{vectors_ND.shape[1]} wide"
             )
         if facts.kind == "exact":
-            return cls(facts, vectors_ND, _flat(vectors_ND))
+            return cls(facts, vectors_ND, queries_QD, _flat(vectors_ND))
         built = faiss.deserialize_index(stored)
         if (built.ntotal, built.d) != vectors_ND.shape:
             raise ValueError(f"its lists hold {built.ntotal} vectors {built.d} wide, not {facts.count}, {facts.width}")
-        return cls(facts, vectors_ND, _probing(built, facts.nprobe))
+        return cls(facts, vectors_ND, queries_QD, _probing(built, facts.nprobe))
 
     def _allowing_all(self) -> Allowed:
         if len(self.side_rows_S):

@@ -9,6 +9,7 @@ import argparse
 import json
 import resource
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 import numpy as np
@@ -105,7 +107,7 @@ def ask(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) ->
 
 
 def start_asking(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> "subprocess.Popen[bytes]":
-    """The same without waiting; `asked` gives what it found, once it has ended."""
+    """The same without waiting; `asked` gives what it found, once it has ended. SIGTERM ends its last phase early."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests").write_bytes(b"".join(target.requests))
     plan = {
@@ -159,6 +161,7 @@ class _Asker:
         self._busy: dict[int, _Connection] = {}
         self._idle: list[_Connection] = []
         self._phase = 0
+        self.asked_to_end = False
         self._counts = [0] * len(phases)
         self.begun_s = [0.0] * len(phases)
         self.cpu_s = [0.0] * len(phases)
@@ -182,6 +185,8 @@ class _Asker:
     def _run_closed(self, phase: Phase) -> None:
         end_s = self.begun_s[self._phase] + phase.seconds
         while (now_s := time.perf_counter()) < end_s or self._counts[self._phase] < phase.requests:
+            if self.asked_to_end:
+                break
             while len(self._busy) < phase.connections:
                 self._send(time.perf_counter())
             self._receive(max(0.001, min(PATIENCE_S, end_s - now_s)))
@@ -190,6 +195,8 @@ class _Asker:
     def _run_open(self, phase: Phase) -> None:
         begun_s, rate = self.begun_s[self._phase], phase.rate
         for number in range(int(rate * phase.seconds)):
+            if self.asked_to_end:
+                break
             due_s = begun_s + number / rate
             while (wait_s := due_s - time.perf_counter()) > 0:
                 # To the microsecond: epoll itself waits in whole milliseconds.
@@ -330,6 +337,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 2 * MOST_CONNECTIONS), most))
     phases = [Phase(**phase) for phase in plan["phases"]]
     asker = _Asker(Target(plan["host"], plan["port"], requests, plan["complete"].encode()), phases, plan["seed"])
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        asker.asked_to_end = True
+
+    signal.signal(signal.SIGTERM, end)
     asker.run()
     _save(asker, phases, folder)
 

@@ -201,7 +201,7 @@ def report(base: Side, other: Side | None, why_not: str | None, ours: Ours, grow
         "fresh_p50_ms": fresh["p50_ms"],
         "fresh_p99_ms": fresh["p99_ms"],
         "overload_in_time": round(ours.overload.answered_in_time, 3),
-        "shop": {"items": shop.items, "users": shop.users, "events": shop.events, "config": shop.config},
+        "shop": {"items": shop.items, "users": shop.users, "events": shop.events, "config": shop.models},
         "model_version": ours.explained.model_version,
         "noop": base.details(),
         "stock": other.details() if other else {"skipped": why_not},
@@ -258,6 +258,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=default.users)
     parser.add_argument("--events", type=int, default=default.events)
     parser.add_argument("--config", default=default.config, help="of the models: small, default or large")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change that config, as `headrace train` does"
+    )
     parser.add_argument("--seconds", type=float, default=20, help="of a round; three times that for the overload")
     parser.add_argument("--million", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--million-items", type=int, default=MILLION, help="the size of the large catalogue")
@@ -269,7 +272,7 @@ def main() -> None:
         help=f"the stock stack's script; default: {STOCK_VARIABLE}, else ../shared/stock_stack.py",
     )
     given = parser.parse_args()
-    shop = Shop(given.items, given.users, given.events, given.config)
+    shop = Shop(given.items, given.users, given.events, given.config, tuple(given.set))
     interrupts = Interrupts()
     with tempfile.TemporaryDirectory(prefix="hr-rec-") as folder, interrupts.installed():
         benchmark = Benchmark(shop, given.seconds, Path(folder), given.site or Path(folder) / "site", interrupts)

@@ -80,11 +80,11 @@ def measure_freshness(
     settings: Settings, target: Target, items: Sequence[str], probes: int, folder: Path, clock: Clock
 ) -> Freshness:
     """`items`: those that are viewed. Raises ProbeError where a probe is refused."""
-    seconds = (WARM_UP + probes) / PROBES_PER_S
-    load = Phase("freshness", seconds + 2.0, rate=REQUESTS_PER_S)
+    load = Phase("until asked to end", 3_600.0, rate=REQUESTS_PER_S)
     with _posts(settings) as posts, start_asking(target, [load], folder) as asking:
         seen = asyncio.run(_probe_all(settings, items, WARM_UP + probes, clock))
         posts.terminate()
+        asking.terminate()
         output, _ = posts.communicate()
         asking.wait()
     if posts.returncode != 0:

@@ -47,6 +47,8 @@ class Shop:
     users: int = 20_000
     events: int = 1_000_000
     config: str = "default"
+    changes: tuple[str, ...] = ()
+    """Of the config, as `train --set` takes them."""
     seed: int = 0
 
     @property
@@ -58,6 +60,10 @@ class Shop:
     @property
     def label(self) -> str:
         return f"{self.items}-{self.users}-{self.events}-{self.seed}"
+
+    @property
+    def models(self) -> str:
+        return "-".join([self.config, *self.changes])
 
 
 class Sites:
@@ -73,17 +79,17 @@ class Sites:
         """The data directory of this shop, with a promoted model."""
         folder = self._home / shop.label
         filled = {**asdict(shop), "code": _digest(_FEATURES)}
-        filled.pop("config")
+        del filled["config"], filled["changes"]
         self._once(folder, "filled", filled, lambda: self._fill(folder / "var", shop), anew=True)
-        trained = {**filled, "config": shop.config, "models": _digest(_MODELS), "filled": _stamp(folder, "filled")}
-        self._once(folder, f"trained-{shop.config}", trained, lambda: self._train(folder / "var", shop))
+        trained = {**filled, "models": shop.models, "training": _digest(_MODELS), "filled": _stamp(folder, "filled")}
+        self._once(folder, "trained", trained, lambda: self._train(folder / "var", shop))
         return folder / "var"
 
     def grown(self, shop: Shop, items: int) -> Path:
         """The same with a catalogue of `items`: the rest nobody has met, of which the model knows the content alone."""
         source = self.prepared(shop)
-        folder = self._home / f"{shop.label}-{shop.config}-{items}"
-        options = {"items": items, "source": _stamp(source.parent, f"trained-{shop.config}")}
+        folder = self._home / f"{shop.label}-{items}"
+        options = {"items": items, "source": _stamp(source.parent, "trained")}
         self._once(folder, "grown", options, lambda: self._grow(source, folder / "var", shop, items), anew=True)
         return folder / "var"
 
@@ -113,8 +119,9 @@ class Sites:
     def _train(self, data: Path, shop: Shop) -> None:
         with Stack(_settings(data), self._say, self._interrupts) as stack:
             stack.start_valkey()
-            self._say(f"training, config {shop.config}")
-            stack.run("train", "training.train", "--config", shop.config)
+            self._say(f"training, config {shop.models}")
+            changes = [argument for change in shop.changes for argument in ("--set", change)]
+            stack.run("train", "training.train", "--config", shop.config, *changes)
             stack.run("promote", "training.promote")
 
     def _grow(self, source: Path, data: Path, shop: Shop, items: int) -> None:

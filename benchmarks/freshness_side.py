@@ -55,7 +55,7 @@ def measure(
         run_probes(settings, log, counts, WARM_UP_S, system_clock, f"{label}-warm")
         own = {flow: label for flow in flows} | {psutil.Process(load.pid): "load", psutil.Process(): "probes"}
         samples = [watching.enter_context(watched_memory(flow)) for flow in flows]
-        with usage_of(_parts_of_the_stack(settings) | own) as usage:
+        with usage_of(parts_of_the_stack(settings) | own) as usage:
             probes = run_probes(settings, log, counts, seconds, system_clock, label)
         load.terminate()
         output, _ = load.communicate()
@@ -66,7 +66,7 @@ def measure(
 
 def feature_flows(settings: Settings) -> list[psutil.Process]:
     """The stack's own feature flow, all its processes."""
-    return [process for process, part in _parts_of_the_stack(settings).items() if part == FEATURE_FLOW]
+    return [process for process, part in parts_of_the_stack(settings).items() if part == FEATURE_FLOW]
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _load(settings: Settings) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def _parts_of_the_stack(settings: Settings) -> dict[psutil.Process, str]:
+def parts_of_the_stack(settings: Settings) -> dict[psutil.Process, str]:
     """Every process of the stack, and the part that it belongs to."""
     record = read_record(settings.run_dir)
     assert record is not None, "the stack runs"

@@ -1,4 +1,4 @@
-"""Posts to the collection API over kept-alive connections, as many at once as the schedule asks for: no post waits for another."""
+"""Posts to the API over kept-alive connections, as many at once as the schedule asks for: no post waits for another."""
 
 import asyncio
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ class Answer:
 
 
 class Poster:
-    """`POST /v1/events` of these settings. Lives on one event loop; opens a connection more where all are busy."""
+    """`POST path` of these settings. Lives on one event loop; opens a connection more where all are busy."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, path: str = names.EVENTS_PATH) -> None:
         self._host, self._port = settings.http_host, settings.http_port
+        keys = settings.event_keys if path == names.EVENTS_PATH else settings.read_keys
         self._head = (
-            f"POST {names.EVENTS_PATH} HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
-            f"authorization: Bearer {settings.event_keys.split(',')[0]}\r\ncontent-type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
+            f"authorization: Bearer {keys.split(',')[0]}\r\ncontent-type: application/json\r\n"
         ).encode()
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 

@@ -17,6 +17,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from headrace.arrays import Floats
+
 RESULTS = Path(__file__).parent / "results"
 """Evidence of full-size runs. A run with options of its own leaves its results in `smaller/` beside it, which git ignores."""
 CONSOLE = Console(stderr=True)
@@ -41,7 +43,7 @@ def results() -> Path:
     return folder
 
 
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: Sequence[float] | Floats) -> dict[str, float]:
     """Milliseconds: p50, p90, p99, p99.9 and the largest."""
     found = np.percentile(np.asarray(seconds) * 1_000, [50, 90, 99, 99.9, 100])
     return dict(

@@ -31,9 +31,37 @@ class CollectorMetrics:
         )
 
 
+class ItemsMetrics:
+    """Of `POST /v1/items`, in the registry of the application that it is part of."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.accepted = Counter(
+            "headrace_items_accepted", "Operations on items acknowledged: on disk in the log.", registry=registry
+        )
+        self.refused = Counter(
+            "headrace_items_refused", "Operations on items refused, by field.", ["field"], registry=registry
+        )
+        self.unavailable = Counter(
+            "headrace_items_unavailable", "Requests to /v1/items answered 503: log down or full.", registry=registry
+        )
+        self.append_seconds = Histogram(
+            "headrace_items_append_seconds",
+            "Time of one append of operations on items to the log.",
+            buckets=MILLISECONDS,
+            registry=registry,
+        )
+        self.group_records = Histogram(
+            "headrace_items_group_operations",
+            "Operations on items in one append.",
+            buckets=(1, 2, 5, 10, 50, 100, 500, 1_000, 5_000),
+            registry=registry,
+        )
+
+
 class RecommenderMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.door = ItemsMetrics(self.registry)
         self.requests = Counter(
             "headrace_recommend_requests", "Recommendations, by status.", ["status"], registry=self.registry
         )

@@ -25,6 +25,7 @@ from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.collector import build_collector, collector_openapi
 from serving.committer import log_writer
 from serving.impressions import ImpressionLog, Shown
+from serving.items import add_items_route
 from serving.metrics import RecommenderMetrics, exposition
 from serving.pipeline import last_resort, recommend
 from serving.refresher import Live, Refresher
@@ -159,12 +160,14 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         refresher.start()
         yield
+        await items.close()
         with ThreadPoolExecutor(2) as closing:
             closing.submit(refresher.close)
             closing.submit(impressions.close)
 
     app = new_app("Headrace", "Behaviour in, recommendations out.", lifespan=lifespan)
     add_docs(app, may_read, lambda: openapi_of(app, settings))
+    items = add_items_route(app, settings, clock, metrics)
 
     @app.post("/v1/recommend", dependencies=[Depends(may_read)], **_RECOMMEND_DOCS)
     async def post_recommend(request: Request) -> Response:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from headrace import names
+from headrace.stores.item_fields import arrow_type
 from headrace.stores.item_rows import ItemRow, as_table
 from headrace.stores.lake import LakeConflictError
+from headrace.stores.plain_rows import PlainLayout
 
 _APP: Final = "headrace-log-"
 
@@ -58,6 +60,17 @@ class ItemTable:
             raise OSError(f"{self.path} could not be written, nothing of it counts: {error}") from error
         return len(fresh)
 
+    def declare(self, layout: PlainLayout) -> None:
+        """Add the columns that a view has come to declare, null so far; a table that is not there is made by the first row."""
+        table = self.table()
+        if table is None:
+            return
+        stored = pa.schema(table.schema().to_arrow()).names
+        new = [(name, kind) for name, kind in layout.fields if name not in stored]
+        if new:
+            schema = Schema.from_arrow(pa.schema([(name, arrow_type(kind)) for name, kind in new]))
+            table.alter.add_columns(schema.fields)
+
     def table(self) -> DeltaTable | None:
         """The current version, or None before the first write."""
         try:
@@ -79,18 +92,11 @@ class ItemTable:
 def _as_stored(content: pa.Table, table: DeltaTable) -> pa.Table:
     """With the types of the columns that the table has: a view may have been declared anew meanwhile, and is read by what it declares."""
     stored = pa.schema(table.schema().to_arrow())
+    kinds = {field.name: field.type for field in stored}
+    wanted = pa.schema([(field.name, kinds.get(field.name, field.type)) for field in content.schema])
     try:
-        return content.cast(
-            pa.schema(
-                [
-                    field
-                    if (at := stored.get_field_index(field.name)) < 0
-                    else pa.field(field.name, stored.field(at).type)
-                    for field in content.schema
-                ]
-            )
-        )
+        return content.cast(wanted)
     except pa.ArrowInvalid as error:
         raise OSError(
-            f"a value does not fit the column of {table.table_uri}: {error}; correct the view's schema"
+            f"a value does not fit its column of {table.table_uri}: {error}; correct the view's schema"
         ) from error

@@ -102,6 +102,24 @@ item_catalogue = FeatureView(
     ],
 )
 
+# Written by `POST /v1/items` (docs/items.md). No model reads it: what cannot be had is filtered.
+item_status = FeatureView(
+    name="item_status",
+    entities=[item],
+    ttl=timedelta(0),
+    source=FileSource(
+        name="item_status_source",
+        path=str(LAKE / "item_status"),
+        file_format=DeltaFormat(),
+        timestamp_field="event_timestamp",
+        created_timestamp_column="created",
+    ),
+    schema=[
+        Field(name="available", dtype=Bool),
+        Field(name="deleted", dtype=Bool),
+    ],
+)
+
 user_profile = FeatureView(
     name="user_profile",
     entities=[user],

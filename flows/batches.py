@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from headrace.arrays import Ints, Mask
 from headrace.decoding import BadRecord, decode
 from headrace.events import EVENT_SCHEMA
 from headrace.record_lines import COLUMNS
+from headrace.stores.item_rows import ItemRow
 from headrace.stores.log import LogEntry
 
 
@@ -41,15 +43,23 @@ class Places:
         )
 
 
+NOWHERE: Final = Places.join([])
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Events of one slice, in log order inside a partition, and what was left out of them."""
+    """Events of one slice, in log order inside a partition, and what was left out of them.
+
+    `items`: the rows that operations on items among them become, once they are set apart (flows/items.py), and where those stand.
+    """
 
     slice: LogSlice
     events: pl.DataFrame
     places: Places
     bad: list[tuple[LogEntry, BadRecord]]
     duplicates: Places
+    items: Sequence[ItemRow] = ()
+    item_places: Places = NOWHERE
 
     def without(self, duplicate: Mask) -> "Batch":
         if not duplicate.any():

@@ -1,4 +1,5 @@
-"""The feature flow: events from the log become the online state of every stream view. `python -m flows.features`
+"""The feature flow: events from the log become the online state of every stream view, operations on items the plain rows that they
+stand for. `python -m flows.features`
 
 The online store is the state: a commit writes changed rows and the positions they include in one transaction, and whoever owns a shard
 goes on from those positions. Bytewax carries the work; its recovery (at least once) is not used. One process is one worker: more of them
@@ -18,6 +19,7 @@ from bytewax.dataflow import Dataflow
 
 from flows.batches import Batch, to_batch
 from flows.dedup import Deduplicator
+from flows.items import take_items
 from flows.recovery import Recovery, StopFlag
 from flows.run import EachSink, run
 from flows.source import LogSource, Pace
@@ -30,6 +32,7 @@ from headrace.clock import Clock, system_clock
 from headrace.record_lines import COLUMNS
 from headrace.settings import MICROS, Settings
 from headrace.stores.dead_letters import DeadLetter, DeadLetters
+from headrace.stores.definitions import PlainViews
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import DeploymentError, check_deployment
@@ -87,9 +90,10 @@ def get_flow(settings: Settings, clock: Clock, stop: StopFlag, pace: Pace, until
     flow = Dataflow("features")
     slices = op.input("read_log", flow, source)  # LogSlice
     batches = op.map("decode_and_validate", slices, lambda piece: to_batch(piece, columns))  # Batch
-    sound = op.filter_map("set_dead_letters_aside", batches, recovery.guard(bury_in(DeadLetters(client))))  # Batch
-    fresh = op.filter_map("drop_duplicates", sound, recovery.guard(deduplicate))  # Batch
-    parts = op.map("split_by_shard", fresh, lambda batch: split(batch, worker.held))  # SplitBatch
+    fresh = op.filter_map("drop_duplicates", batches, recovery.guard(deduplicate))  # Batch
+    behaviour = op.map("set_operations_on_items_apart", fresh, take_items(PlainViews(settings).current))  # Batch
+    sound = op.filter_map("set_dead_letters_aside", behaviour, recovery.guard(bury_in(DeadLetters(client))))  # Batch
+    parts = op.map("split_by_shard", sound, lambda batch: split(batch, worker.held))  # SplitBatch
     commits = op.filter_map("fold_into_state", parts, recovery.guard(worker.fold))  # [(ShardState, ShardCommit)]
     op.output("commit", commits, EachSink(recovery.guard_last(commit), close))
     return flow

@@ -1,12 +1,14 @@
-"""The lake flow: events from the log become rows of the event lake, exactly once. `python -m flows.lake`
+"""The lake flow: events from the log become rows of the event lake, operations on items rows of the items' tables, each exactly once.
+`python -m flows.lake`
 
-A commit of the Delta table records the log positions it reaches, so a restart resumes behind the last commit. Keeps the log short:
+A commit of a Delta table records the log positions it reaches, so a restart resumes behind the last commit of the events' table, the
+last of them to be written. Keeps the log short:
 what every shard and the lake have taken in, and what lies before the dedup horizon, is trimmed.
 """
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
@@ -17,11 +19,15 @@ from deltalake.exceptions import DeltaError
 
 from flows.batches import Batch, to_batch
 from flows.dedup import Deduplicator
+from flows.items import take_items
 from flows.recovery import RECOVERABLE, Recovery, StopFlag
 from flows.run import EachSink, run
 from flows.source import LogSource, Pace
+from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.settings import MICROS, Settings
+from headrace.stores.definitions import PlainViews
+from headrace.stores.item_lake import ItemTable
 from headrace.stores.lake import EventLake, LakeConflictError
 from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
@@ -43,7 +49,8 @@ def get_flow(
     log = open_log(client, settings)
     lake = EventLake(settings.lake_dir)
     lake.create()
-    writer = LakeWriter(lake, log.partitions, lambda: trim_log(log, client, lake, settings, clock))
+    items = {view: ItemTable(settings.lake_dir, view) for view in names.ITEM_TABLES}
+    writer = LakeWriter(lake, items, log.partitions, lambda: trim_log(log, client, lake, settings, clock))
     recovery = Recovery(stop, writer.forget, (*RECOVERABLE, LakeConflictError, DeltaError), fatal=(DeploymentError,))
 
     flow = Dataflow("lake")
@@ -51,15 +58,20 @@ def get_flow(
     batches = op.map("decode_and_validate", slices, to_batch)  # Batch
     deduplicate = Deduplicator(log, int(settings.dedup_horizon_s * MICROS))
     fresh = op.filter_map("drop_duplicates", batches, recovery.guard(deduplicate))  # Batch
-    op.output("append", fresh, EachSink(recovery.guard_last(writer.append)))
+    behaviour = op.map("set_operations_on_items_apart", fresh, take_items(PlainViews(settings).current))  # Batch
+    op.output("append", behaviour, EachSink(recovery.guard_last(writer.append)))
     return flow
 
 
 class LakeWriter:
     """Appends batches; every so often compacts small files, and calls `trim`."""
 
-    def __init__(self, lake: EventLake, partitions: int, trim: Callable[[], object]) -> None:
+    def __init__(
+        self, lake: EventLake, items: Mapping[str, ItemTable], partitions: int, trim: Callable[[], object]
+    ) -> None:
         self._lake = lake
+        self._items = items
+        self._item_commits = dict.fromkeys(items, 0)
         self._partitions = partitions
         self._trim = trim
         self._reached: dict[int, int] = {}
@@ -74,6 +86,7 @@ class LakeWriter:
     def append(self, batch: Batch) -> None:
         positions = dict(batch.slice.positions)
         if positions != self._reached:
+            self._append_items(batch)
             self._lake.append(batch.rows().to_arrow(), positions)
             self._reached = positions
             self._commits += 1
@@ -83,6 +96,18 @@ class LakeWriter:
         if time.monotonic() - self._trimmed_at > TRIM_EVERY_S:
             self._trimmed_at = time.monotonic()
             self._trim()
+
+    def _append_items(self, batch: Batch) -> None:
+        """Before the events: what their table covers is then never missing here."""
+        places = zip(batch.item_places.partition.tolist(), batch.item_places.position.tolist(), strict=True)
+        placed = [(*place, row) for place, row in zip(places, batch.items, strict=True)]
+        for view, table in self._items.items():
+            rows = [each for each in placed if each[2].view == view]
+            if rows and table.append(rows, batch.slice.positions):
+                self._item_commits[view] += 1
+            if self._item_commits[view] >= COMPACT_EVERY:
+                self._item_commits[view] = 0
+                table.compact()
 
     def forget(self) -> None:
         """Ask the lake again where it stands."""

@@ -7,6 +7,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from flows.batches import Places
+from flows.source import LogSlice
 from flows.split import SplitBatch
 from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
@@ -57,16 +59,14 @@ class ShardState:
             if may_empty and len(self._states[name]) > MAX_CACHED_ENTITIES:
                 self._states[name] = ViewState(self._states[name].layout)
             spec = self._states[name].layout.spec
-            new = self._not_included(split, rows)
+            new = self._not_included(split.batch.slice, split.batch.places, rows)
             if len(new):
                 events = pl.DataFrame([split.batch.events[column] for column in spec.columns])[new]
                 yield ViewPart(name, self._states[name], events, events[spec.entity_column])
 
-    def _not_included(self, split: SplitBatch, rows: Ints) -> Ints:
-        piece = split.batch.slice
+    def _not_included(self, piece: LogSlice, places: Places, rows: Ints) -> Ints:
         if all(after == self.positions.get(p, 0) for p, after in piece.after.items()):
             return rows
-        places = split.batch.places
         wanted = np.zeros(len(rows), np.bool_)
         for partition in self._followed(piece.after):
             here = places.partition[rows] == partition
@@ -83,6 +83,7 @@ class ShardState:
         for part in parts:
             part.state.fold(part.events)
         rows = {part.view: part.state.take_packed() for part in parts}
+        plain = self._item_rows(split)
         counters = self._count(split)
         followed = self._followed(piece.after)
         for partition in followed:
@@ -91,7 +92,17 @@ class ShardState:
                 self._complete[partition] = max(self._complete.get(partition, 0), piece.complete[partition])
         positions = {partition: self.positions[partition] for partition in followed}
         complete = {partition: self._complete[partition] for partition in followed if partition in self._complete}
-        return ShardCommit(rows, positions, complete, counters, self._announced)
+        return ShardCommit(rows, positions, complete, counters, self._announced, plain)
+
+    def _item_rows(self, split: SplitBatch) -> dict[str, list[tuple[str, bytes]]]:
+        """Packed rows by view, in the order of the log, of the operations on items that are not included yet."""
+        batch = split.batch
+        rows: dict[str, list[tuple[str, bytes]]] = {}
+        if batch.items:
+            numbers = self._not_included(batch.slice, batch.item_places, split.items[self.owned.shard])
+            for row in (batch.items[number] for number in numbers.tolist()):
+                rows.setdefault(row.view, []).append((row.item_id, row.pack()))
+        return rows
 
     def _count(self, split: SplitBatch) -> dict[str, int]:
         """Each partition's counts go to one shard, which counts what it has not counted yet."""

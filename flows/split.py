@@ -14,18 +14,19 @@ from headrace.aggregates.spec import ViewSpec
 from headrace.arrays import Ints
 from headrace.identity import shards_of
 
-DUPLICATES, DEAD, EVENTS, LATE = "duplicates", "dead_letters", "events", "late"
-COUNTERS: Final = (EVENTS, DUPLICATES, DEAD, LATE)
+DUPLICATES, DEAD, EVENTS, LATE, ITEMS = "duplicates", "dead_letters", "events", "late", "item_operations"
+COUNTERS: Final = (EVENTS, DUPLICATES, DEAD, LATE, ITEMS)
 
 
 @dataclass(frozen=True)
 class SplitBatch:
-    """A batch with, for each shard and view, the rows of its entities' events."""
+    """A batch with, for each shard and view, the rows of its entities' events; `items`: numbers of the shard's item rows."""
 
     batch: Batch
     rows: Mapping[int, Mapping[str, Ints]]
     counted: Mapping[str, Places]
     """What stands where in the log, by counter."""
+    items: Mapping[int, Ints]
 
 
 class ShardSplitter:
@@ -41,7 +42,13 @@ class ShardSplitter:
         for name, members in self._split(batch.events, wanted):
             for shard, found in members.items():
                 rows[shard][name] = found
-        return SplitBatch(batch, rows, self._count(batch))
+        return SplitBatch(batch, rows, self._count(batch), self._split_items(batch, wanted))
+
+    def _split_items(self, batch: Batch, wanted: Collection[int]) -> dict[int, Ints]:
+        if not batch.items:
+            return {}
+        numbers = shards_of([row.item_id for row in batch.items], self._shards)
+        return {shard: np.flatnonzero(numbers == shard) for shard in wanted}
 
     def _split(self, events: pl.DataFrame, wanted: Collection[int]) -> Iterator[tuple[str, dict[int, Ints]]]:
         entities = dict.fromkeys(spec.entity_column for spec in self._specs.values())
@@ -61,4 +68,5 @@ class ShardSplitter:
             DUPLICATES: batch.duplicates,
             DEAD: Places(bad[:, 0], bad[:, 1], nothing, nothing),
             LATE: batch.places[delay_us > self._lateness_us],
+            ITEMS: batch.item_places,
         }

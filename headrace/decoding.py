@@ -114,9 +114,9 @@ def canonical(line: bytes) -> bytes:
     for name in _BOUNDED:
         if len(str(record.get(name, "")).encode()) > MAX_TEXT_BYTES:
             raise ValueError(f"{name} is longer than {MAX_TEXT_BYTES} bytes")
-    if record["type"] not in names.EVENT_TYPES:
+    if record["type"] not in names.RECORD_TYPES:
         raise ValueError(f"type {record['type'][:64]!r} is unknown")
-    if record["type"] in NEEDS_ITEM and "item_id" not in record:
+    if (record["type"] in NEEDS_ITEM or record["type"] in names.ITEM_OPERATIONS) and "item_id" not in record:
         raise ValueError(f"item_id is needed for type {record['type']}")
     return orjson.dumps(record)
 

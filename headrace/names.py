@@ -25,6 +25,15 @@ EVENT_TYPES: Final = (  # compiled into kernels, as is ANONYMOUS_PREFIX
     BEGIN_CHECKOUT, PURCHASE, RATE, LIKE, DISLIKE, HIDE, IDENTIFY,
 )  # fmt: skip
 
+# What the log holds beside events: operations on items, which `POST /v1/items` makes and `POST /v1/events` refuses (docs/items.md).
+ITEM_UPSERT: Final = "item_upsert"
+ITEM_STATUS: Final = "item_status"
+"""Also the view and the table that such an operation becomes a row of."""
+ITEM_OPERATIONS: Final = (ITEM_UPSERT, ITEM_STATUS)
+RECORD_TYPES: Final = (*EVENT_TYPES, *ITEM_OPERATIONS)  # compiled into kernels
+ITEM_PREFIX: Final = "item:"
+"""Begins the user_key of an operation on an item, which chooses its log partition."""
+
 # Join keys as Feast knows them, and the event column that each one is read from.
 USER_ID: Final = "user_id"
 ITEM_ID: Final = "item_id"
@@ -35,6 +44,7 @@ ANONYMOUS_PREFIX: Final = "anon:"
 # Columns that every engine reads (docs/events.md lists them all).
 EVENT_ID: Final = "event_id"
 TYPE: Final = "type"
+PROPERTIES: Final = "properties"
 TIMESTAMP: Final = "timestamp"
 RECEIVED_AT: Final = "received_at"
 INGESTED_AT: Final = "ingested_at"
@@ -59,11 +69,14 @@ RANKER_SERVICE: Final = "ranker_v1"
 EVENTS_TABLE: Final = "events"
 ITEMS_TABLE: Final = "items"
 PROFILES_TABLE: Final = "profiles"
+ITEM_TABLES: Final = {ITEM_CATALOGUE: ITEMS_TABLE, ITEM_STATUS: ITEM_STATUS}
+"""Where the rows lie that operations on items become, by view."""
 
 # Ray Serve applications.
 COLLECTOR_APP: Final = "collector"
 RECOMMENDER_APP: Final = "recommender"
 EVENTS_PATH: Final = "/v1/events"
+ITEMS_PATH: Final = "/v1/items"
 
 # Model registry.
 REGISTERED_MODEL: Final = "headrace-recommender"

@@ -72,8 +72,8 @@ def _quoted(words: Sequence[str]) -> tuple[Words, Words, Ints]:
 
 _KINDS: Final = np.array([_kind(field) for field in RECORD_SCHEMA], np.int64)
 _WORDS, _MASKS, _SIZES = _quoted(COLUMNS)
-_TYPE_WORDS, _TYPE_MASKS, _TYPE_SIZES = _quoted(names.EVENT_TYPES)
-_NEEDS_ITEM: Final = np.array([event_type in NEEDS_ITEM for event_type in names.EVENT_TYPES])
+_TYPE_WORDS, _TYPE_MASKS, _TYPE_SIZES = _quoted(names.RECORD_TYPES)
+_NEEDS_ITEM: Final = np.array([kind in NEEDS_ITEM or kind in names.ITEM_OPERATIONS for kind in names.RECORD_TYPES])
 _REQUIRED: Final = np.array(
     [COLUMNS.index(name) for name in ("event_id", "type", "user_key", "timestamp", "received_at")]
 )

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     )
     event_keys: str = Field("", description="Comma-separated keys that may POST events.")
     read_keys: str = Field("", description="Comma-separated keys that may read: recommend and metrics.")
+    admin_keys: str = Field("", description="Comma-separated keys that may change the catalogue: POST items.")
     http_host: str = Field("127.0.0.1", description="Address that HTTP listens on.")
     http_port: int = Field(8000, ge=1, le=65535, description="Port of the public HTTP API.")
     valkey_port: int = Field(

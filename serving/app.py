@@ -86,8 +86,9 @@ def main() -> int:
     haproxy = ray_runtime.has_haproxy()
     if not haproxy:
         logger.warning("no HAProxy binary here: Ray Serve's own proxy answers, some 8 ms slower a request")
-    if not (settings.event_keys and settings.read_keys):
-        logger.warning("HEADRACE_EVENT_KEYS or HEADRACE_READ_KEYS is empty: every request that needs one is refused")
+    for kind in ("event", "read", "admin"):
+        if not getattr(settings, f"{kind}_keys"):
+            logger.warning("HEADRACE_%s_KEYS is empty: every request that needs one is refused", kind.upper())
     folder = ray_runtime.runtime_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.update(ray_runtime.environment(folder, haproxy=haproxy))

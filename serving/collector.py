@@ -18,10 +18,10 @@ from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.events import ClockError, EventIn, Refusal, parse, stamp
 from headrace.settings import MICROS, Settings
-from headrace.stores.log import LogFullError, LogUnavailableError
+from headrace.stores.tokens import EVENTS
+from serving.acknowledge import acknowledgement, commit
 from serving.auth import Keys, require
 from serving.committer import GroupCommitter, Record, log_writer
-from serving.disk import DiskFullError
 from serving.metrics import CollectorMetrics, exposition
 from serving.web import (
     PROBLEM_SCHEMA,
@@ -33,9 +33,6 @@ from serving.web import (
     read_json,
     with_security,
 )
-
-RETRY_DOWN_S: Final = "1"
-RETRY_FULL_S: Final = "30"
 
 
 @dataclass(frozen=True)
@@ -144,29 +141,10 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
                 "correct each by its reason and send it again; docs at /docs",
                 detail={"accepted": 0, "refused": batch.refused},
             )
-        positions = await _commit(batch.records)
-        metrics.accepted.inc(len(batch.records))
-        return json_response(
-            {
-                "accepted": len(batch.records),
-                "refused": batch.refused,
-                "positions": {str(partition): position for partition, position in sorted(positions.items())},
-            }
-        )
-
-    async def _commit(records: list[Record]) -> dict[int, int]:
         remedy = "send the same events, with the same event_id, again after Retry-After seconds"
-        try:
-            return await committer.commit(records)
-        except LogFullError as error:
-            metrics.unavailable.inc()
-            what = "the disk under the event log" if isinstance(error, DiskFullError) else "the event log"
-            raise Problem(503, f"{what} is full", remedy, headers={"Retry-After": RETRY_FULL_S}) from error
-        except LogUnavailableError as error:
-            metrics.unavailable.inc()
-            raise Problem(
-                503, "the event log is not available", remedy, headers={"Retry-After": RETRY_DOWN_S}
-            ) from error
+        positions = await commit(committer, batch.records, metrics.unavailable, remedy)
+        metrics.accepted.inc(len(batch.records))
+        return json_response(acknowledgement(EVENTS, len(batch.records), batch.refused, positions))
 
     @app.get("/metrics", dependencies=[Depends(may_read)], include_in_schema=False)
     def get_metrics() -> Response:
@@ -209,7 +187,14 @@ _EVENTS_DOCS: Final[dict[str, Any]] = {
         200: {
             "description": "The accepted events are on disk; each refused one has index, event_id, field and reason.",
             "content": {
-                "application/json": {"example": {"accepted": 1, "refused": [], "positions": {"2": 1831234567890}}}
+                "application/json": {
+                    "example": {
+                        "accepted": 1,
+                        "refused": [],
+                        "positions": {"2": 1831234567890},
+                        "token": "e.2-1831234567890",
+                    }
+                }
             },
         },
         400: {"description": "Not JSON.", "content": _PROBLEM},

@@ -17,7 +17,7 @@ from headrace.settings import Settings
 from headrace.stores.log import EventLog, LogFullError, LogUnavailableError, open_log
 from headrace.stores.redis_client import StoreAddressError, connect
 from serving.disk import DiskFullError, check_disk
-from serving.metrics import CollectorMetrics
+from serving.metrics import CollectorMetrics, ItemsMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class _Waiter:
 class GroupCommitter:
     """Collects what arrives while the last append is under way, and appends it all at once. Lives on one event loop."""
 
-    def __init__(self, writer: LogWriter, metrics: CollectorMetrics) -> None:
+    def __init__(self, writer: LogWriter, metrics: CollectorMetrics | ItemsMetrics) -> None:
         self._writer = writer
         self._metrics = metrics
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="log-append")

@@ -53,6 +53,21 @@ class CollectorMetrics:
         self.group_records = cells.histogram("headrace_log_group_events", "Events in one append.", GROUP_EVENTS)
 
 
+class ItemsMetrics:
+    """Of `POST /v1/items`, counted with those of the application that it is part of."""
+
+    def __init__(self, cells: Cells) -> None:
+        self.accepted = cells.counter("headrace_items_accepted", "Operations on items acknowledged: on disk in the log.")
+        self.refused = cells.counters("headrace_items_refused", "Operations on items refused, by field.", "field")
+        self.unavailable = cells.counter("headrace_items_unavailable", "Requests to /v1/items answered 503: log down or full.")
+        self.append_seconds = cells.histogram(
+            "headrace_items_append_seconds", "Time of one append of operations on items to the log.", SECONDS
+        )
+        self.group_records = cells.histogram(
+            "headrace_items_group_operations", "Operations on items in one append.", GROUP_EVENTS
+        )
+
+
 class RecommenderMetrics:
     """`record` is the one call that an answered request makes; `CountRequests` counts answers of every status."""
 
@@ -60,6 +75,7 @@ class RecommenderMetrics:
         """`folder`: where all replicas of this node count; without one, each counts for itself."""
         cells = Cells(names.RECOMMENDER_APP, folder)
         self.registry = _registry_of(cells)
+        self.door = ItemsMetrics(cells)
         self.requests = cells.counters(
             "headrace_requests", "Requests, by endpoint and status of the answer.", "endpoint", "status"
         )

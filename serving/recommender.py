@@ -27,6 +27,7 @@ from serving.follower import Follower
 from serving.hydrate import hydrate
 from serving.impressions import ImpressionLog, Shown
 from serving.interfaces import FeatureReader
+from serving.items import add_items_route
 from serving.metrics import CountRequests, RecommenderMetrics, exposition
 from serving.openapi import PROFILE_DOCS, RANK_DOCS, RECOMMEND_DOCS, SIMILAR_DOCS, openapi_of
 from serving.pipeline import Means, answer, last_resort, popular_slate
@@ -174,6 +175,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
         refresher.start()
         follower.start()
         yield
+        await items.close()
         await asyncio.to_thread(follower.close)
         await asyncio.gather(asyncio.to_thread(refresher.close), asyncio.to_thread(impressions.close))
         engine.close()
@@ -181,6 +183,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     app = new_app("Headrace", "Behaviour in, recommendations out.", lifespan=lifespan)
     app.add_middleware(CountRequests, metrics=metrics)
     add_docs(app, may_read, lambda: openapi_of(app, settings))
+    items = add_items_route(app, settings, clock, metrics)
 
     async def ask(request: Request, kind: type[Any]) -> Response:
         trace = Trace(settings.deadline_ms)

@@ -36,6 +36,7 @@ PROFILE_SCHEMA: Final = pa.schema(
     ]
 )
 _SCHEMAS: Final = {names.ITEMS_TABLE: ITEM_SCHEMA, names.PROFILES_TABLE: PROFILE_SCHEMA}
+_KEYS: Final = {table: names.ITEM_ID for table in names.ITEM_TABLES.values()} | {names.PROFILES_TABLE: names.USER_ID}
 
 
 def item_table(rows: Sequence[ItemRow], shift_us: int = 0) -> pa.Table:
@@ -74,6 +75,21 @@ def add_rows(lake_dir: Path, table: str, rows: pa.Table) -> int:
     if kept.height or stored is None:
         append_rows(lake_dir, table, kept.select(rows.schema.names).to_arrow().cast(rows.schema))
     return kept.height
+
+
+def copy_tables(origin: Path, lake_dir: Path) -> None:
+    """Copy the plain rows of one lake into another as they are, each once.
+
+    Nothing that repeats what was said before is passed over: an item that is said to be there again after it was deleted is there.
+    """
+    for table, key in _KEYS.items():
+        if not DeltaTable.is_deltatable(str(origin / table)):
+            continue
+        rows, into = pl.read_delta(str(origin / table)), str(lake_dir / table)
+        if DeltaTable.is_deltatable(into):
+            place = [key, "event_timestamp", "created"]
+            rows = rows.join(pl.read_delta(into).select(place), on=place, how="anti", nulls_equal=True)
+        append_rows(lake_dir, table, rows.to_arrow())
 
 
 def stored_rows(lake_dir: Path, table: str) -> pa.Table | None:

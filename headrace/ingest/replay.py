@@ -14,7 +14,7 @@ from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.events import RECORD_SCHEMA
 from headrace.ingest.feed import ENTRY_EVENTS, Feeder, Sleep
-from headrace.ingest.plain_rows import add_rows, stored_rows
+from headrace.ingest.plain_rows import copy_tables
 from headrace.ingest.progress import Report
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
@@ -62,10 +62,7 @@ def replay(
         _check_empty(log, settings)
         order = (names.RECEIVED_AT, names.TIMESTAMP, names.EVENT_ID)
         events = EventLake(origin).scan(RECORD_SCHEMA.names).sort(*order).collect()
-        for table in (names.ITEMS_TABLE, names.PROFILES_TABLE):
-            rows = stored_rows(origin, table)
-            if rows is not None:
-                add_rows(settings.lake_dir, table, rows)
+        copy_tables(origin, settings.lake_dir)
         started_us = clock()
         feeder = Feeder(log, settings.log_max_bytes, sleep=sleep)
         _stream(events, feeder, ENTRY_EVENTS * log.partitions, speed, clock, progress, sleep)

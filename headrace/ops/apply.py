@@ -14,10 +14,13 @@ from typing import Any
 
 import redis
 
+from headrace import names
 from headrace.aggregates.spec import DefinitionError
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.ops.child import environment_of
 from headrace.settings import Settings
+from headrace.stores.definitions import load_definitions
+from headrace.stores.item_lake import ItemTable
 from headrace.stores.redis_client import StoreAddressError, connect, redis_url
 from headrace.stores.shards import DeploymentError, check_deployment
 from headrace.stores.state_definitions import drop_views, state_definitions, stored_views
@@ -67,6 +70,10 @@ def main(settings: Settings, clock: Clock) -> dict[str, list[str]]:
         }
         if not _has_store(settings):
             return applied | {"materialized": [], "dropped": [], "waiting_for_backfill": []}
+        definitions = load_definitions(settings)
+        for view in names.ITEM_TABLES:
+            if view in definitions.plain:
+                ItemTable(settings.lake_dir, view).declare(definitions.plain[view])
         written = [view.name for view in plain if Path(view.batch_source.path).exists()]
         if written:
             store.materialize(datetime(1970, 1, 1, tzinfo=UTC), from_micros(clock()), feature_views=written)

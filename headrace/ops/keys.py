@@ -7,7 +7,7 @@ from pathlib import Path
 from headrace.settings import Settings
 
 KEYS_FILE = "keys.env"
-_SETTINGS = ("event_keys", "read_keys")
+_SETTINGS = ("event_keys", "read_keys", "admin_keys")
 
 
 def keys_path(settings: Settings) -> Path:
@@ -15,7 +15,7 @@ def keys_path(settings: Settings) -> Path:
 
 
 def with_keys(settings: Settings) -> Settings:
-    """The settings with both kinds of key: from the environment, else from the file, else new, written to the file."""
+    """The settings with every kind of key: from the environment, else from the file, else new, written to the file."""
     kept = read_keys(settings)
     made = {name: kept.get(name) or secrets.token_urlsafe(24) for name in _SETTINGS if not getattr(settings, name)}
     if made and made != kept:

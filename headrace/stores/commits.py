@@ -18,15 +18,17 @@ from headrace.aggregates.fold import PackedRows
 from headrace.arrays import Bytes, Ints
 from headrace.hashing import string_buffers
 from headrace.kernel import kernel
-from headrace.stores.change_feed import ANNOUNCE, changes_key, join_entities
-from headrace.stores.shards import OwnedShard, shard_tag
+from headrace.stores.change_feed import changes_key, join_entities
+from headrace.stores.plain_puts import PUT
+from headrace.stores.shards import OwnedShard, row_key, shard_tag
 
 # KEYS: commit hash, lease, feed of changes
 # ARGV: epoch, owner, lease ms, number of hash fields, field, value, ..., number of counters, name, value, ...,
-#   number of views that are announced, view, entity keys, ..., row key, row, ...
+#   number of views that are announced, view, entity keys, ...,
+#   number of plain views, (view, prefix, number of rows, entity key, row, ...)..., row key, row, ...
 # MSET takes its arguments from the stack, which holds some thousands.
 _COMMIT_SCRIPT: Final = (
-    ANNOUNCE
+    PUT
     + """
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
@@ -38,7 +40,13 @@ for i = at, last, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
 at = last + 2
 last = at - 1 + 2 * tonumber(ARGV[last + 1])
 for i = at, last, 2 do announce(KEYS[1], KEYS[3], ARGV[i], ARGV[i + 1]) end
-for i = last + 1, #ARGV, 2000 do redis.call('MSET', unpack(ARGV, i, math.min(i + 1999, #ARGV))) end
+at = last + 2
+for _ = 1, tonumber(ARGV[last + 1]) do
+  last = at + 2 + 2 * tonumber(ARGV[at + 2])
+  put(KEYS[1], KEYS[3], ARGV[at], ARGV[at + 1], ARGV, at + 3, last)
+  at = last + 1
+end
+for i = at, #ARGV, 2000 do redis.call('MSET', unpack(ARGV, i, math.min(i + 1999, #ARGV))) end
 return 1
 """
 ).encode()
@@ -48,7 +56,8 @@ return 1
 class ShardCommit:
     """What one commit of a shard changes: rows by view; positions and completeness by log partition.
 
-    `announced`: the views whose changes go to the feed.
+    `announced`: the views whose changes go to the feed. `plain`: rows of plain views of items by entity key, which are put as
+    whoever else writes such rows does it (headrace.stores.plain_puts), and announced.
     """
 
     rows: Mapping[str, Sequence[PackedRows]]
@@ -56,6 +65,7 @@ class ShardCommit:
     complete: Mapping[int, int]
     counters: Mapping[str, int] = field(default_factory=dict)
     announced: frozenset[str] = frozenset()
+    plain: Mapping[str, Sequence[tuple[str, bytes]]] = field(default_factory=dict)
 
 
 class SentCommits:
@@ -124,7 +134,17 @@ def pack(shard: OwnedShard, change: ShardCommit, fingerprints: Mapping[str, int]
         for part in join_entities(view, [key for some in chunks for key in some.keys])
     ]
     words = ["EVAL", _COMMIT_SCRIPT, 3, *shard.keys, changes_key(shard.shard), shard.epoch, shard.owner, shard.lease_ms]
-    words += [len(fields) // 2, *fields, len(counters) // 2, *counters, len(announced) // 2, *announced]
+    words += [
+        len(fields) // 2,
+        *fields,
+        len(counters) // 2,
+        *counters,
+        len(announced) // 2,
+        *announced,
+        len(change.plain),
+    ]
+    for view, puts in change.plain.items():
+        words += [view, row_key(shard.shard, view, ""), len(puts), *(part for pair in puts for part in pair)]
     rows = [(view, some) for view, chunks in change.rows.items() for some in chunks]
     count = len(words) + 2 * sum(len(some.keys) for _, some in rows)
     packed = [_pack_rows(f"{shard_tag(shard.shard)}{view}:", some) for view, some in rows]

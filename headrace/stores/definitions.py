@@ -43,6 +43,35 @@ def load_definitions(settings: Settings) -> Definitions:
     return Definitions(streams, definitions.plain)
 
 
+class PlainViews:
+    """The plain views that are applied, read again when the registry's file has become another.
+
+    With another kind of registry they are read once: a process takes a change when it is started again.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._read_from: object = None
+        self._views: Mapping[str, PlainLayout] = {}
+
+    def current(self) -> Mapping[str, PlainLayout]:
+        """By name; none before the first apply. Raises DefinitionError, as `load_definitions`."""
+        file = _identity(self._settings.registry_path) if _is_file(self._settings) else "not a file"
+        if file != self._read_from:
+            self._views = load_definitions(self._settings).plain if file is not None else {}
+            self._read_from = file
+        return self._views
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Of a file that is replaced whole whenever it changes; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def is_registered(settings: Settings) -> bool:
     """Whether there is a registry at all. Another kind than the file counts as there: Feast says what is wrong with it."""
     return settings.registry_path.exists() or not _is_file(settings)

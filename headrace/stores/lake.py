@@ -139,5 +139,8 @@ def covered(positions: Mapping[int, int]) -> pl.Expr:
 
 
 def append_rows(lake_dir: Path, table: str, rows: pa.Table) -> None:
-    """Append plain feature rows (`items`, `profiles`) to their Delta table, making it if need be."""
-    write_deltalake(str(lake_dir / table), rows, mode="append")
+    """Append plain feature rows (`items`, `profiles`) to their Delta table, making it if need be.
+
+    Columns that only the table has are null in them; columns that only they have are added to it.
+    """
+    write_deltalake(str(lake_dir / table), rows, mode="append", schema_mode="merge")

@@ -54,7 +54,7 @@ def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert re.findall(r"\$\{(\w+)(?!:\?set it\})[^\w}]", text) == []
     named = set(re.findall(r"\$\{(\w+):\?set it\}", text))
-    assert named == {"VALKEY_PASSWORD", "HEADRACE_EVENT_KEYS", "HEADRACE_READ_KEYS"}
+    assert named == {"VALKEY_PASSWORD", "HEADRACE_EVENT_KEYS", "HEADRACE_READ_KEYS", "HEADRACE_ADMIN_KEYS"}
     example = dict(
         line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if not line.startswith("#")
     )

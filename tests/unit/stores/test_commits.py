@@ -53,6 +53,7 @@ def test_a_commit_is_read_back_as_it_was_packed(rows: dict[str, bytes]) -> None:
         b"count:events",
         b"4",
         b"0",
+        b"0",
     ]
     assert words[: len(begin)] == begin
     pairs = [part for key, row in rows.items() for part in (row_key(3, "clicks", key).encode(), row)]

@@ -1,0 +1,376 @@
+"""Retrieval: which items' vectors have the largest inner product with a user's.
+
+Exact while the catalogue is small; above that inverted lists (IVF), of which a search reads the `nprobe` nearest: as few
+as reach the wanted recall on real users' vectors. What has come since the build stands in a small side, searched
+exactly. Shape suffixes: N rows of the build, S rows of the side, R rows in all, D width, B queries, K results, Q queries
+that recall is measured on.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+FILE: Final = "index.faiss"
+EXACT_BELOW: Final = 20_000
+# So few rows are scored faster one by one than by going through the lists.
+FEW: Final = 5_000
+_LEAST_RECALL: Final = 0.95
+# k-means learns from this many vectors for each list: more take longer and find no better lists.
+_POINTS_PER_LIST: Final = 64
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
+Results = tuple[Rows, Floats]
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What was found when the index was built. `count` and `width` are those of the vectors that it fits."""
+
+    kind: Literal["exact", "ivf"]
+    count: int
+    width: int
+    nlist: int = 0
+    nprobe: int = 0
+    recall_at_500: float = 1.0
+    """Of the 500 best rows by exact search, the mean share that is found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Allowed:
+    """A mask made ready for any number of searches of the index that made it (`ItemIndex.allowing`)."""
+
+    count: int
+    """Rows that are allowed, of the build and of the side."""
+    built_rows: Rows | None
+    """Rows of the build to score one by one; None where all of it is to be searched, by `selector`."""
+    built_count: int
+    selector: Any | None
+    side_places: Rows
+    side_rows_S: Rows
+    """Those of the index: it is known by them."""
+
+
+@dataclass(frozen=True, eq=False)
+class ItemIndex:
+    """Immutable and safe for threads: a changed index is another object, which shares the built part."""
+
+    facts: IndexFacts
+    vectors_ND: Floats
+    """The vectors of the build; those of changed rows are in the side."""
+    _built: Any
+    side_rows_S: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    side_SD: Floats = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    _all: Allowed = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_all", self._allowing_all())
+
+    @classmethod
+    def build(
+        cls,
+        vectors_ND: Floats,
+        queries_QD: Floats,
+        *,
+        exact_below: int = EXACT_BELOW,
+        k: int = 500,
+        recall_target: float = 0.97,
+        seed: int = 0,
+    ) -> "ItemIndex":
+        """An index of rows 0..N-1. `queries_QD` are users' vectors; recall of the k best is measured on them.
+
+        One seed gives one index. Raises ValueError for vectors that are not finite, and where N >= exact_below and there
+        are no queries, or a recall_target outside [0.95, 1].
+        """
+        vectors_ND, queries_QD = _matrix("item vectors", vectors_ND), _matrix("queries", queries_QD)
+        count, width = vectors_ND.shape
+        if count < exact_below:
+            return cls(IndexFacts("exact", count, width), vectors_ND, _flat(vectors_ND))
+        if not len(queries_QD):
+            raise ValueError(
+                f"no queries: recall of an index of {count} items is measured on users' vectors, give some"
+            )
+        if not _LEAST_RECALL <= recall_target <= 1:
+            raise ValueError(f"recall_target is {recall_target}: choose from {_LEAST_RECALL} to 1")
+        faiss.omp_set_num_threads(1)
+        nlist = max(1, min(round(4 * count**0.5), count))
+        built = _inverted_lists(vectors_ND, nlist, seed)
+        best_QK = _flat(vectors_ND).search(queries_QD, min(k, count))[1]
+        nprobe = _enough_probes(built, best_QK, queries_QD, recall_target)
+        while True:
+            facts = IndexFacts("ivf", count, width, nlist, nprobe)
+            index = cls(facts, vectors_ND, _probing(built, nprobe))
+            recall = index.recall(queries_QD, best_QK)
+            if recall >= recall_target or nprobe == nlist:
+                return replace(index, facts=replace(facts, recall_at_500=recall))
+            nprobe = min(nlist, nprobe + max(1, nprobe // 8))
+
+    def __len__(self) -> int:
+        """Rows in all, R: those of the build and those that were added."""
+        return max(self.facts.count, int(self.side_rows_S.max(initial=-1)) + 1)
+
+    @property
+    def kind(self) -> str:
+        """`exact` or `ivf`."""
+        return self.facts.kind
+
+    @property
+    def nprobe(self) -> int:
+        """Lists that a search reads; 0 where it is exact."""
+        return self.facts.nprobe
+
+    @property
+    def recall_at_500(self) -> float:
+        return self.facts.recall_at_500
+
+    @property
+    def side_share(self) -> float:
+        """Rows in the side for each row of the build. Above about 0.05 it is time to build anew."""
+        return len(self.side_rows_S) / max(1, self.facts.count)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the index holds beside the vectors of the build."""
+        codes = self.facts.count * int(self._built.code_size if self.facts.nlist else 4 * self.facts.width)
+        lists = self.facts.count * 8 + self.facts.nlist * self.facts.width * 4 if self.facts.nlist else 0
+        return codes + lists + self.side_SD.nbytes + self.side_rows_S.nbytes
+
+    def search(self, queries_BD: Floats, k: int, allowed: "Mask | Allowed | None" = None) -> Results:
+        """The k best rows of each query, best first, and their inner products: (B, K) int64 and float32.
+
+        `allowed` is a mask over the R rows, or one that `allowing` has made ready. Where fewer than k rows are found the
+        rest is -1, with scores of minus infinity. Equal scores stand in the order of their rows; which of them are left
+        out at the end is not said. Raises ValueError for queries that are not finite or not D wide.
+        """
+        queries_BD = _matrix("queries", queries_BD)
+        if queries_BD.shape[1] != self.facts.width:
+            raise ValueError(f"queries are {queries_BD.shape[1]} wide, the index's vectors {self.facts.width}")
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        ready = self._all if allowed is None else allowed if isinstance(allowed, Allowed) else self.allowing(allowed)
+        if ready.side_rows_S is not self.side_rows_S:
+            raise ValueError("the mask was made ready for another index: call `allowing` of the one that is searched")
+        parts = [self._search_built(queries_BD, k, ready)]
+        if len(ready.side_places):
+            scores_BS = queries_BD @ self.side_SD[ready.side_places].T
+            parts.append(_best(scores_BS, self.side_rows_S[ready.side_places], k))
+        return _merged(parts, k)
+
+    def allowing(self, allowed_R: Mask) -> Allowed:
+        """A mask over all R rows (nonzero: allowed), made ready. Worth keeping where requests share it."""
+        mask_R = np.asarray(allowed_R)
+        if mask_R.shape != (len(self),):
+            raise ValueError(f"the mask has shape {mask_R.shape}, the index {len(self)} rows")
+        mask_R = mask_R != 0
+        side_places = np.flatnonzero(mask_R[self.side_rows_S])
+        built_N = mask_R[: self.facts.count].copy()
+        built_N[self.side_rows_S[self.side_rows_S < self.facts.count]] = False
+        built_count = int(np.count_nonzero(built_N))
+        few = built_count < FEW
+        return Allowed(
+            count=built_count + len(side_places),
+            built_rows=np.flatnonzero(built_N) if few else None,
+            built_count=built_count,
+            selector=None if few else _selector(built_N),
+            side_places=side_places,
+            side_rows_S=self.side_rows_S,
+        )
+
+    def extended(self, new_vectors_MD: Floats) -> "ItemIndex":
+        """An index that finds M more rows, numbered from `len(self)`."""
+        new_MD = _matrix("new vectors", new_vectors_MD)
+        return self.with_changed(np.arange(len(self), len(self) + len(new_MD)), new_MD)
+
+    def with_changed(self, rows_M: Rows | Sequence[int], vectors_MD: Floats) -> "ItemIndex":
+        """An index where these rows have other vectors. Rows from `len(self)` on are new ones, without a gap."""
+        rows_M, vectors_MD = np.asarray(rows_M, dtype=np.int64), _matrix("changed vectors", vectors_MD)
+        if rows_M.shape != (len(vectors_MD),) or len(np.unique(rows_M)) != len(rows_M):
+            raise ValueError(f"{len(vectors_MD)} changed vectors need as many distinct rows, not {rows_M.shape}")
+        if not len(rows_M):
+            return self
+        if vectors_MD.shape[1] != self.facts.width:
+            raise ValueError(f"changed vectors are {vectors_MD.shape[1]} wide, the index's vectors {self.facts.width}")
+        added = np.sort(rows_M[rows_M >= len(self)])
+        if rows_M.min() < 0 or not np.array_equal(added, np.arange(len(self), len(self) + len(added))):
+            raise ValueError(
+                f"changed rows reach from {rows_M.min()} to {rows_M.max()}, the index has {len(self)} rows"
+            )
+        kept_S = ~np.isin(self.side_rows_S, rows_M)
+        return replace(
+            self,
+            side_rows_S=np.concatenate([self.side_rows_S[kept_S], rows_M]),
+            side_SD=np.concatenate([self.side_SD.reshape(-1, self.facts.width)[kept_S], vectors_MD]),
+        )
+
+    def recall(self, queries_QD: Floats, best_QK: Rows) -> float:
+        """Mean share of the results, as many as K, that score no less than the last of the exact best rows (Q, K)."""
+        found_QK = self.search(queries_QD, best_QK.shape[1])[0]
+        shares = []
+        for query_D, found_K, best_K in zip(queries_QD, found_QK, best_QK, strict=True):
+            least = (self.vectors_ND[best_K] @ query_D).min()
+            scores_K = self.vectors_ND[found_K[found_K >= 0]] @ query_D
+            shares.append(np.count_nonzero(scores_K >= least - 1e-6 * abs(least)) / len(best_K))
+        return float(np.mean(shares))
+
+    def save(self, path: Path) -> None:
+        """Write what the vectors do not say: one line of JSON, then the lists, if there are any.
+
+        Raises ValueError where there is a side: only what was built is kept.
+        """
+        if len(self.side_rows_S):
+            raise ValueError(f"the index has {len(self.side_rows_S)} rows beside those it was built of: build it anew")
+        with path.open("wb") as file:
+            file.write(json.dumps(asdict(self.facts)).encode() + b"\n")
+            if self.kind != "exact":
+                faiss.serialize_index(self._built).tofile(file)
+
+    @classmethod
+    def load(cls, path: Path, vectors_ND: Floats) -> "ItemIndex":
+        """The index that was saved, over the vectors it was built of. Raises ValueError where they do not fit."""
+        vectors_ND = _matrix("item vectors", vectors_ND)
+        with path.open("rb") as file:
+            facts = IndexFacts(**json.loads(file.readline()))
+            stored = np.frombuffer(file.read(), dtype=np.uint8)
+        if (facts.count, facts.width) != vectors_ND.shape:
+            raise ValueError(
+                f"the index is of {facts.count} vectors {facts.width} wide, the items have {vectors_ND.shape[0]} "
+                f"{vectors_ND.shape[1]} wide"
+            )
+        if facts.kind == "exact":
+            return cls(facts, vectors_ND, _flat(vectors_ND))
+        built = faiss.deserialize_index(stored)
+        if (built.ntotal, built.d) != vectors_ND.shape:
+            raise ValueError(f"its lists hold {built.ntotal} vectors {built.d} wide, not {facts.count}, {facts.width}")
+        return cls(facts, vectors_ND, _probing(built, facts.nprobe))
+
+    def _allowing_all(self) -> Allowed:
+        if len(self.side_rows_S):
+            return self.allowing(np.ones(len(self), dtype=np.bool_))
+        return Allowed(self.facts.count, None, self.facts.count, None, self.side_rows_S, self.side_rows_S)
+
+    def _search_built(self, queries_BD: Floats, k: int, allowed: Allowed) -> Results:
+        if allowed.built_rows is not None:
+            return _best(queries_BD @ self.vectors_ND[allowed.built_rows].T, allowed.built_rows, k)
+        faiss.omp_set_num_threads(1)  # OpenMP keeps this for each thread
+        wanted = min(k, allowed.built_count)
+        if not wanted:
+            return _best(np.zeros((len(queries_BD), 0), dtype=np.float32), np.zeros(0, dtype=np.int64), k)
+        if self.kind == "exact":
+            parameters = None
+            if allowed.selector is not None:
+                parameters = faiss.SearchParameters(sel=allowed.selector)  # type: ignore[call-arg]
+            return _ordered(self._built.search(queries_BD, wanted, params=parameters))
+        # The fewer rows are allowed, the more lists hold the k best of them.
+        nprobe = min(self.facts.nlist, -(-self.nprobe * self.facts.count // allowed.built_count))
+        results = _ordered(self._probe(queries_BD, wanted, nprobe, allowed.selector))
+        if nprobe < self.facts.nlist and (results[0] < 0).any():
+            return _ordered(self._probe(queries_BD, wanted, self.facts.nlist, allowed.selector))
+        return results
+
+    def _probe(self, queries_BD: Floats, k: int, nprobe: int, selector: Any | None) -> tuple[Floats, Rows]:
+        if selector is None and nprobe == self.nprobe:
+            return self._built.search(queries_BD, k)  # type: ignore[no-any-return]
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
+        return self._built.search(queries_BD, k, params=parameters)  # type: ignore[no-any-return]
+
+
+def _matrix(what: str, given: npt.ArrayLike) -> Floats:
+    """Shape (rows, width), float32, in C order and finite, or ValueError."""
+    matrix = np.ascontiguousarray(given, dtype=np.float32)
+    if matrix.ndim != 2 or not matrix.shape[1]:
+        raise ValueError(f"{what} have shape {matrix.shape}; give rows of at least one number")
+    if not np.isfinite(matrix).all():
+        row = int(np.flatnonzero(~np.isfinite(matrix).all(axis=1))[0])
+        raise ValueError(f"{what}: row {row} holds NaN or an infinite number")
+    return matrix
+
+
+def _selector(allowed_N: npt.NDArray[np.bool_]) -> Any:
+    packed = np.packbits(allowed_N, bitorder="little")
+    return faiss.IDSelectorBitmap(packed)  # type: ignore[call-arg, arg-type]
+
+
+def _flat(vectors_ND: Floats) -> Any:
+    index = faiss.IndexFlatIP(vectors_ND.shape[1])
+    index.add(vectors_ND)
+    return index
+
+
+def _inverted_lists(vectors_ND: Floats, nlist: int, seed: int) -> Any:
+    quantizer = faiss.IndexFlatIP(vectors_ND.shape[1])
+    built = faiss.IndexIVFFlat(quantizer, vectors_ND.shape[1], nlist, faiss.METRIC_INNER_PRODUCT)
+    built.cp.seed = seed
+    built.cp.max_points_per_centroid = _POINTS_PER_LIST
+    built.cp.min_points_per_centroid = 1
+    built.train(vectors_ND)
+    built.add(vectors_ND)
+    return built
+
+
+def _probing(built: Any, nprobe: int) -> Any:
+    built.nprobe = nprobe
+    return built
+
+
+def _enough_probes(built: Any, best_QK: Rows, queries_QD: Floats, recall_target: float) -> int:
+    """The fewest lists that hold the wanted share of the best rows, mean over the queries.
+
+    A row is found exactly where its list is read, and lists are read in the order of the query's product with their
+    centres: so each row's need is the place of its list in that order.
+    """
+    lists = built.invlists
+    list_N = np.empty(built.ntotal, dtype=np.int64)
+    for number in range(built.nlist):
+        size = lists.list_size(number)
+        if size:
+            list_N[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
+    order_QL = built.quantizer.search(queries_QD, built.nlist)[1]
+    place_QL = np.empty_like(order_QL)
+    np.put_along_axis(place_QL, order_QL, np.arange(built.nlist)[None], axis=1)
+    need_QK = np.take_along_axis(place_QL, list_N[best_QK], axis=1)
+    found = np.bincount(need_QK.ravel(), minlength=built.nlist).cumsum() / need_QK.size
+    return int(np.searchsorted(found, recall_target - 1e-9)) + 1
+
+
+def _best(scores_BS: Floats, rows_S: Rows, k: int) -> Results:
+    """The k best of scored rows."""
+    if k < len(rows_S):
+        place_BK = np.argpartition(-scores_BS, k - 1, axis=1)[:, :k]
+        scores_BK, rows_BK = np.take_along_axis(scores_BS, place_BK, axis=1), rows_S[place_BK]
+    else:
+        scores_BK, rows_BK = scores_BS, np.broadcast_to(rows_S, scores_BS.shape)
+    return _sorted(rows_BK, scores_BK)
+
+
+def _ordered(found: tuple[Floats, Rows]) -> Results:
+    """faiss's results, its own mark for none replaced and ties in the order of rows."""
+    scores_BK, rows_BK = found
+    if (rows_BK < 0).any():
+        scores_BK[rows_BK < 0] = -np.inf
+    if (scores_BK[:, 1:] == scores_BK[:, :-1]).any():
+        return _sorted(rows_BK, scores_BK)
+    return rows_BK, scores_BK
+
+
+def _merged(parts: Sequence[Results], k: int) -> Results:
+    rows_BK, scores_BK = parts[0]
+    if len(parts) > 1:
+        rows_BK, scores_BK = _sorted(*(np.concatenate(column, axis=1) for column in zip(*parts, strict=True)))
+    rows_BK, scores_BK = rows_BK[:, :k], scores_BK[:, :k]
+    short = k - rows_BK.shape[1]
+    if short:
+        rows_BK = np.pad(rows_BK, ((0, 0), (0, short)), constant_values=-1)
+        scores_BK = np.pad(scores_BK, ((0, 0), (0, short)), constant_values=-np.inf)
+    return rows_BK, scores_BK
+
+
+def _sorted(rows_BK: Rows, scores_BK: Floats) -> Results:
+    order_BK = np.lexsort((rows_BK, -scores_BK), axis=-1)
+    return np.take_along_axis(rows_BK, order_BK, axis=1), np.take_along_axis(scores_BK, order_BK, axis=1)

@@ -45,6 +45,9 @@ class TrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
     full_softmax_items: int = 20_000
+    # Retrieval: up to how many items all are scored, and what an index of more has to find of the 500 best.
+    exact_below: int = 20_000
+    index_recall: float = 0.97
 
     def __post_init__(self) -> None:
         for name in (

@@ -22,6 +22,7 @@ from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CLICK
+from headrace.models.index import IndexFacts, ItemIndex
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.snapshot import AVAILABLE, Snapshot
@@ -52,6 +53,7 @@ from training.scoring import pair_scores, tower_scores
 
 NEIGHBOURS = 20
 _FITTED_ON = 2_000
+_QUERIES = 2_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class TrainResult:
     version: str
     bundle_dir: Path
     report: Report
+    index: IndexFacts
     tower_rows: int
     ranker_rows: int
     seconds: float
@@ -118,6 +121,10 @@ def main(
     everything = pl.concat([split.train, split.test])
     known = items_known_at(settings.lake_dir, split, split.end_us)
     snapshot = take_snapshot(store, preprocessing, known, everything, split.end_us)
+    towers, ranker = towers.cpu(), ranker.cpu()
+    items = item_vectors(preprocessing, towers, snapshot, everything)
+    index = index_of(items, towers, shop, users, positives, config)
+    metrics = report.flat() | index.facts.metrics()
     created_us = clock()
     manifest = Manifest(
         version=f"{from_micros(created_us):%Y%m%dT%H%M%S}-{created_us % MICROS:06d}-{config.name}",
@@ -131,16 +138,14 @@ def main(
         },
         window_us=(split.start_us, split.end_us),
         cut_us=split.cut_us,
-        metrics=report.flat(),
+        metrics=metrics,
         code_version=installed_version(names.PROJECT),
     )
-    towers, ranker = towers.cpu(), ranker.cpu()
-    items = index_items(preprocessing, towers, snapshot, everything)
     bundle_dir = settings.bundles_dir / manifest.version
-    Bundle(manifest, preprocessing, towers, ranker, items, snapshot).save(bundle_dir)
-    version = ModelRegistry(settings, clock).register(bundle_dir, report.flat(), config.to_json())
+    Bundle(manifest, preprocessing, towers, ranker, items, index, snapshot).save(bundle_dir)
+    version = ModelRegistry(settings, clock).register(bundle_dir, metrics, config.to_json())
     seconds = (clock() - started_us) / MICROS
-    return TrainResult(version, bundle_dir, report, positives.height, rows.height, seconds)
+    return TrainResult(version, bundle_dir, report, index.facts, positives.height, rows.height, seconds)
 
 
 def outcomes_of(split: Split, config: TrainConfig) -> tuple[str, ...]:
@@ -202,11 +207,32 @@ def take_snapshot(
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def index_items(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
+def item_vectors(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
     """Vectors and neighbours of the snapshot's items."""
     inputs = preprocessing.items(snapshot.features, with_activity=False)
     near_IK, scores_IK = neighbours(episodes, snapshot.item_id, NEIGHBOURS)
     return Items(snapshot.item_id, towers.items(inputs).numpy(), near_IK, scores_IK)
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def index_of(
+    items: Items,
+    towers: TwoTowers,
+    shop: Catalogue,
+    users: UserInputs,
+    positives: pl.DataFrame,
+    config: TrainConfig,
+) -> ItemIndex:
+    """The retrieval index, its recall measured on users of the window as they last stood. `users` are those of the rows."""
+    last = positives.with_row_index("row").unique(names.USER_ID, keep="last", maintain_order=True)
+    rows = torch.from_numpy(sample(last, _QUERIES, config.seed)["row"].to_numpy().astype(np.int64))
+    return ItemIndex.build(
+        items.vectors_ND,
+        towers.users(users.rows(rows), shop.inputs).numpy(),
+        exact_below=config.exact_below,
+        recall_target=config.index_recall,
+        seed=config.seed,
+    )
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
@@ -226,6 +252,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
             return
         result.report.show()
+        print(f"index: {result.index}")
         print(
             f"version {result.version} in {result.bundle_dir}: {result.tower_rows} rows for the towers, "
             f"{result.ranker_rows} for the ranker, {result.seconds:.1f} s"

@@ -4,6 +4,7 @@ bundle.json          version, what it was trained on and with, metrics, SHA-256 
 weights.pt           both models
 preprocessing.json   vocabularies and scales
 items.npz            item ids, their vectors, and each item's neighbours
+index.faiss          how the vectors are searched, and how well
 snapshot.json        catalogue, availability, popularity order
 """
 
@@ -23,6 +24,8 @@ import numpy.typing as npt
 import torch
 
 from headrace.models.config import ModelConfig
+from headrace.models.index import FILE as INDEX
+from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.scorer import Scorer
@@ -32,12 +35,12 @@ from headrace.models.towers import TwoTowers
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"
 ITEMS: Final = "items.npz"
-FILES: Final = (WEIGHTS, PREPROCESSING, ITEMS, SNAPSHOT)
+FILES: Final = (WEIGHTS, PREPROCESSING, ITEMS, INDEX, SNAPSHOT)
 
 
 class BundleError(RuntimeError):
@@ -88,7 +91,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Items:
-    """The retrieval index and the item-to-item table. N items, D wide, K neighbours; -1 pads where there are fewer."""
+    """Item vectors and the item-to-item table. N items, D wide, K neighbours; -1 pads where there are fewer."""
 
     item_ids: list[str]
     vectors_ND: npt.NDArray[np.float32]
@@ -115,6 +118,7 @@ class Bundle:
     towers: TwoTowers
     ranker: Ranker
     items: Items
+    index: ItemIndex
     snapshot: Snapshot
 
     @property
@@ -146,6 +150,7 @@ class Bundle:
             neighbours=self.items.neighbours_NK,
             neighbour_scores=self.items.neighbour_scores_NK,
         )
+        self.index.save(folder / INDEX)
         self.snapshot.write(folder / SNAPSHOT)
         state = {**self.manifest.to_json(), "files": {name: _sha256(folder / name) for name in FILES}}
         (folder / MANIFEST).write_text(json.dumps({**state, "sha256": _digest(state)}, indent=2))
@@ -165,9 +170,11 @@ class Bundle:
             items = Items(
                 arrays["item_ids"].tolist(), arrays["vectors"], arrays["neighbours"], arrays["neighbour_scores"]
             )
+        with _naming(folder / INDEX):
+            index = ItemIndex.load(folder / INDEX, items.vectors_ND)
         with _naming(folder / SNAPSHOT):
             snapshot = Snapshot.read(folder / SNAPSHOT)
-        return cls(manifest, preprocessing, towers.to(device).eval(), ranker.to(device).eval(), items, snapshot)
+        return cls(manifest, preprocessing, towers.to(device).eval(), ranker.to(device).eval(), items, index, snapshot)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -42,6 +42,23 @@ class IndexFacts:
     recall_at_500: float = 1.0
     """Of the 500 best rows by exact search, the mean share that is found."""
 
+    def __str__(self) -> str:
+        if self.kind == "exact":
+            return f"exact, {self.count} items"
+        return (
+            f"{self.kind}, {self.count} items, {self.nprobe} of {self.nlist} lists read, "
+            f"recall@500 {self.recall_at_500:.4f}"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """One name for each number, as MLflow and `bundle.json` keep them."""
+        return {
+            "index_exact": float(self.kind == "exact"),
+            "index_recall_at_500": self.recall_at_500,
+            "index_nprobe": float(self.nprobe),
+            "index_nlist": float(self.nlist),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Allowed:

@@ -10,6 +10,7 @@ import torch
 
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import ModelConfig
+from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.snapshot import Snapshot
@@ -41,5 +42,6 @@ def save_bundle(
     items = Items(list(item_ids), vectors, near, np.ones((3, 2), dtype=np.float32))
     manifest = Manifest(version, 1, model, {}, (), dict(fingerprints or {}), (0, 1), 1, {}, "0")
     folder = settings.bundles_dir / version
-    Bundle(manifest, fitted, towers, ranker, items, Snapshot(1, content)).save(folder)
+    index = ItemIndex.build(vectors, vectors)
+    Bundle(manifest, fitted, towers, ranker, items, index, Snapshot(1, content)).save(folder)
     return folder

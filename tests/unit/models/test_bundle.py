@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.models.bundle import FILES, MANIFEST, Bundle, BundleError, check_fit
+from headrace.models.index import ItemIndex
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
@@ -17,6 +19,8 @@ def test_a_bundle_scores_the_same_after_it_was_saved_and_loaded(tmp_path: Path) 
     loaded = Bundle.load(tmp_path / "first")
     assert loaded.manifest == bundle.manifest
     assert loaded.snapshot == bundle.snapshot
+    assert loaded.index.facts == bundle.index.facts
+    assert loaded.index.vectors_ND is loaded.items.vectors_ND
     before, after = bundle.scorer(), loaded.scorer()
     user = tiny_shop.request_of(0)
     assert np.array_equal(after.user_vector(user, T_US), before.user_vector(user, T_US))
@@ -40,6 +44,16 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     tiny_shop.bundle().save(tmp_path / "first")
     (tmp_path / "first" / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
+        Bundle.load(tmp_path / "first")
+
+
+def test_an_index_of_other_vectors_is_refused_by_its_file(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    of_three = ItemIndex.build(bundle.items.vectors_ND[:3], bundle.items.vectors_ND)
+    replace(bundle, index=of_three).save(tmp_path / "first")
+    with pytest.raises(
+        BundleError, match=r"index\.faiss is damaged \(the index is of 3 vectors 8 wide, the items have 4"
+    ):
         Bundle.load(tmp_path / "first")
 
 

@@ -9,6 +9,7 @@ import torch
 from headrace.clock import from_micros
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CART, CLICK, ModelConfig
+from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.snapshot import Snapshot
@@ -57,6 +58,7 @@ def preprocessing() -> Preprocessing:
 
 def bundle(version: str = "first") -> Bundle:
     fitted = preprocessing()
+    vectors = np.eye(4, 8, dtype=np.float32)
     torch.manual_seed(0)
     return Bundle(
         manifest=Manifest(
@@ -69,10 +71,11 @@ def bundle(version: str = "first") -> Bundle:
         ranker=Ranker(fitted, MODEL).eval(),
         items=Items(
             ["a", "b", "c", "d"],
-            np.eye(4, 8, dtype=np.float32),
+            vectors,
             np.array([[1, 2], [0, -1], [-1, -1], [-1, -1]], dtype=np.int32),
             np.array([[0.5, 0.25], [0.5, 0], [0, 0], [0, 0]], dtype=np.float32),
         ),
+        index=ItemIndex.build(vectors, vectors),
         snapshot=Snapshot(
             T_US,
             {

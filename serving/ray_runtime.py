@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import xxhash
 
+from headrace import logs
 from headrace.ops.ports import free_port
 from headrace.settings import Settings
 
@@ -100,6 +101,7 @@ def deploy(settings: Settings, applications: dict[str, tuple[str, "Application"]
     """Deploy `{name: (route prefix, application)}` and wait until they run."""
     from ray import serve
 
+    logs.take_over_ray_serve()
     serve.start(http_options={"host": settings.http_host, "port": settings.http_port}, logging_config=dict(LOGGING))
     targets = [
         serve.RunTarget(application, name=name, route_prefix=prefix)

@@ -69,7 +69,9 @@ def test_a_new_version_takes_the_place_of_the_old_one():
     metrics = RecommenderMetrics()
     for version in ("3", "4"):
         metrics.model_in_service(version)
-    info = [line for line in exposition(metrics.registry).decode().splitlines() if line.startswith("headrace_model_info")]
+    info = [
+        line for line in exposition(metrics.registry).decode().splitlines() if line.startswith("headrace_model_info")
+    ]
     assert info == ['headrace_model_info{version="4"} 1.0']
     metrics.model_in_service(None)
     assert "headrace_model_info{" not in exposition(metrics.registry).decode()

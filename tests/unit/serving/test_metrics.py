@@ -62,7 +62,9 @@ def test_recording_a_request_costs_microseconds(tmp_path: Path):
         begun = time.perf_counter()
         metrics.record("recommend", slate)
         took.append(time.perf_counter() - begun)
-    assert sorted(took)[len(took) // 10] < 100e-6  # 13 us alone, 23 us on a machine with three times its load
+    assert (
+        sorted(took)[len(took) // 10] < 100e-6
+    )  # 14 to 24 us on a busy machine; benchmarks/metrics_cost.py measures it
 
 
 def test_a_new_version_takes_the_place_of_the_old_one():

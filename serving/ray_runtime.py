@@ -70,6 +70,8 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
         # HAProxy's line for each request holds its path as well, and goes to whatever listens on the port of syslog.
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "no-log.sock"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        # On a busy machine a proxy takes longer than 5 s to start; it would be killed for that, and with it the start of all.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # By default a replica drains for 30 s before it ends, and so does the proxy, also when all of it is to end.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from serving.recommender import RecommendIn
+from serving.api import RecommendIn
 
 _OPTION: Final = "explain" if "explain" in RecommendIn.model_fields else "stages"
 

@@ -36,7 +36,7 @@ _ANSWER: Final = {
 
 def build_noop() -> FastAPI:
     """What answers: the body is checked against the recommender's model, the answer encoded anew each time."""
-    from serving.recommender import RecommendIn
+    from serving.api import RecommendIn
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 

@@ -4,23 +4,23 @@ Lines go to standard error, or into a file that several processes share: each li
 """
 
 import contextvars
+import json
 import logging
-import os
 import sys
 import threading
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal
-
-import orjson
+from typing import Any, Final, Literal, TextIO
 
 request_id: Final[contextvars.ContextVar[str | None]] = contextvars.ContextVar("request_id", default=None)
 
 LogFormat = Literal["json", "text"]
 # Ray Serve's own logger hands nothing on to the root logger.
 RAY_SERVE: Final = "ray.serve"
+# In bytes; a longer one could be cut in two by another process's.
+LONGEST_LINE: Final = 1024**2
 
 
 def new_request_id() -> str:
@@ -38,15 +38,15 @@ class JsonLines(logging.Formatter):
             "time": _time_of(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _as_utf8(record.getMessage()),
             "pid": record.process,
         }
         asked = request_id.get()
         if asked is not None:
             line["request_id"] = asked
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+            line["exception"] = _as_utf8(self.formatException(record.exc_info))
+        return json.dumps(line)
 
 
 class TextLines(logging.Formatter):
@@ -59,24 +59,15 @@ class TextLines(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-class AppendedLines(logging.Handler):
+class AppendedLines(logging.StreamHandler[TextIO]):
     """Writes each record to the end of a file in one call, so that processes can share it."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            os.write(self._file, f"{self.format(record)}\n".encode(errors="backslashreplace"))
-        except OSError:  # a full disk must not stop serving; standard error hears of it
-            self.handleError(record)
+        super().__init__(path.open("a", buffering=LONGEST_LINE, encoding="utf-8", errors="backslashreplace"))
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self.stream.close()
         super().close()
 
 
@@ -88,17 +79,22 @@ def configure(log_format: LogFormat, file: Path | None = None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    if file is not None:
+    if file is not None:  # a replica, whose Ray Serve also keeps a file of its own
         logging.getLogger(RAY_SERVE).addHandler(handler)
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
 
 
+def take_over_ray_serve() -> None:
+    """What Ray Serve says to the terminal becomes lines of this process's log. Call once it is imported."""
+    logging.getLogger(RAY_SERVE).handlers[:] = logging.getLogger().handlers
+
+
 def message_of(line: str) -> str:
     """What a line of a log says to a reader: a JSON line's message with the end of its exception, another line itself."""
     try:
-        said = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        said = json.loads(line)
+    except ValueError:
         return line
     if not isinstance(said, dict) or "message" not in said:
         return line
@@ -108,6 +104,11 @@ def message_of(line: str) -> str:
 
 def _time_of(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, tz=UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _as_utf8(text: str) -> str:
+    """Half a surrogate pair, which some client sent, would make the line one that not every reader of JSON takes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _is_no_access_line(record: logging.LogRecord) -> bool:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from prometheus_client import Counter
-
 from headrace.stores.log import LogFullError, LogUnavailableError
 from headrace.stores.tokens import make_token
+from serving.cells import Counter
 from serving.committer import GroupCommitter, Positions, Record
 from serving.disk import DiskFullError
 from serving.web import Problem

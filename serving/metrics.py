@@ -140,7 +140,7 @@ class RecommenderMetrics:
         self._lock = cells.lock
 
     def record(self, endpoint: str, slate: "Slate") -> None:
-        """All that one answered request says of itself. `endpoint` is a value of ENDPOINTS. Costs some 10 microseconds."""
+        """All that one answered request says of itself. `endpoint` is a value of ENDPOINTS. Costs some 14 microseconds."""
         trace = slate.trace
         shown = Counter(slate.sources)
         with self._lock:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import xxhash
 
+from headrace import logs
 from headrace.ops.ports import free_port
 from headrace.settings import Settings
 
@@ -69,6 +70,8 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
         # HAProxy's line for each request holds its path as well, and goes to whatever listens on the port of syslog.
         "RAY_SERVE_HAPROXY_LOG_TARGET": str(folder / "no-log.sock"),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        # On a busy machine a proxy takes longer than 5 s to start; it would be killed for that, and with it the start of all.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # By default a replica drains for 30 s before it ends, and so does the proxy, also when all of it is to end.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "0.1",
@@ -100,6 +103,7 @@ def deploy(settings: Settings, applications: dict[str, tuple[str, "Application"]
     """Deploy `{name: (route prefix, application)}` and wait until they run."""
     from ray import serve
 
+    logs.take_over_ray_serve()
     serve.start(http_options={"host": settings.http_host, "port": settings.http_port}, logging_config=dict(LOGGING))
     targets = [
         serve.RunTarget(application, name=name, route_prefix=prefix)

@@ -137,7 +137,7 @@ def test_health_readiness_documents_and_metrics_are_served(stack: Stack):
     assert stack.http.get("/readyz").json()["ready"] is True
     assert stack.http.get("/docs", headers=READ).status_code == 200
     assert "/v1/events" in stack.http.get("/openapi.json", headers=READ).json()["paths"]
-    assert "headrace_recommend_requests_total" in stack.http.get("/metrics", headers=READ).text
+    assert "headrace_request_seconds" in stack.http.get("/metrics", headers=READ).text
     assert "headrace_events_accepted_total" in stack.http.get("/v1/events/metrics", headers=READ).text
 
 

@@ -81,3 +81,10 @@ def test_a_job_that_fails_says_where_to_read_on(settings: Settings) -> None:
         pytest.raises(ChildFailedError, match=r"exit code 2; .*run-health\.log"),
     ):
         stack.run("run-health", "headrace.ops.health")
+
+
+def test_a_stack_that_starts_forgets_what_the_one_before_it_counted(settings: Settings) -> None:
+    settings.metrics_dir.mkdir(parents=True)
+    (settings.metrics_dir / "recommender-0.cells").write_bytes(b"counted before")
+    with running_stack(settings):
+        assert not settings.metrics_dir.exists()

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from prometheus_client import Metric
 
 from headrace.settings import Settings
 from serving.metrics import CollectorMetrics, RecommenderMetrics
@@ -30,11 +32,43 @@ def test_a_setting_is_documented_as_it_is(name: str) -> None:
     assert default.strip("`").replace("_", "") == expected.replace("_", "")
 
 
+def families() -> dict[str, Metric]:
+    metrics = (CollectorMetrics(), RecommenderMetrics())
+    found = [family for each in metrics for family in each.registry.collect()]
+    return {f"{family.name}_total" if family.type == "counter" else family.name: family for family in found}
+
+
 def test_every_metric_is_documented_and_no_other() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
-    families = [f for metrics in (CollectorMetrics(), RecommenderMetrics()) for f in metrics.registry.collect()]
-    expected = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
-    assert set(re.findall(r"^\| `(headrace_\w+)` \|", page, re.MULTILINE)) == expected
+    assert dict(re.findall(r"^\| `(headrace_\w+)` \| (\w+) \|", page, re.MULTILINE)) == {
+        name: family.type for name, family in families().items()
+    }
+
+
+def test_the_alerts_parse_and_name_metrics_that_exist() -> None:
+    [block] = re.findall(r"^```yaml\n(.+?)^```", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE | re.DOTALL)
+    [group] = yaml.safe_load(block)["groups"]
+    parts = {"histogram": ("_bucket", "_sum", "_count")}
+    series = {f"{name}{part}" for name, family in families().items() for part in parts.get(family.type, ("",))}
+    watched: set[str] = set()
+    for rule in group["rules"]:
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert re.fullmatch(r"[A-Z]\w+", rule["alert"])
+        assert re.fullmatch(r"\d+[smh]", rule.get("for", "1m"))
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["annotations"]["summary"]
+        assert [rule["expr"].count(bracket) for bracket in "([{"] == [rule["expr"].count(bracket) for bracket in ")]}"]
+        named = set(re.findall(r"\bheadrace_\w+", rule["expr"]))
+        assert named
+        assert named <= series
+        watched |= named
+    assert {
+        "headrace_features_age_seconds_bucket",
+        "headrace_slates_degraded_total",
+        "headrace_requests_shed_total",
+        "headrace_impressions_dropped_total",
+        "headrace_change_feed_lag_seconds",
+    } <= watched
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

@@ -62,14 +62,18 @@ def test_recording_a_request_costs_microseconds(tmp_path: Path):
         begun = time.perf_counter()
         metrics.record("recommend", slate)
         took.append(time.perf_counter() - begun)
-    assert sorted(took)[len(took) // 10] < 100e-6  # 13 us alone, 23 us on a machine with three times its load
+    assert (
+        sorted(took)[len(took) // 10] < 100e-6
+    )  # 14 to 24 us on a busy machine; benchmarks/metrics_cost.py measures it
 
 
 def test_a_new_version_takes_the_place_of_the_old_one():
     metrics = RecommenderMetrics()
     for version in ("3", "4"):
         metrics.model_in_service(version)
-    info = [line for line in exposition(metrics.registry).decode().splitlines() if line.startswith("headrace_model_info")]
+    info = [
+        line for line in exposition(metrics.registry).decode().splitlines() if line.startswith("headrace_model_info")
+    ]
     assert info == ['headrace_model_info{version="4"} 1.0']
     metrics.model_in_service(None)
     assert "headrace_model_info{" not in exposition(metrics.registry).decode()

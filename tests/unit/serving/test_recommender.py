@@ -111,9 +111,9 @@ def test_the_document_describes_both_applications_with_examples(app: FastAPI):
 def test_metrics_count_what_was_degraded_and_what_was_shown(app: FastAPI):
     call(app, "POST", "/v1/recommend", json={"user_id": "u", "n": 2}, headers=KEY)
     text = call(app, "GET", "/metrics", headers=KEY).text
-    assert 'headrace_recommend_degraded_total{reason="no_model"} 1.0' in text
-    assert 'headrace_recommend_items_total{source="popular"} 1.0' in text
-    assert 'headrace_recommend_requests_total{status="200"} 1.0' in text
+    assert 'headrace_degraded_total{reason="no_model"} 1.0' in text
+    assert 'headrace_items_shown_total{source="popular"} 1.0' in text
+    assert 'headrace_requests_total{endpoint="recommend",status="200"} 1.0' in text
 
 
 def test_unknown_paths_and_methods_say_what_to_do(app: FastAPI):

@@ -27,3 +27,10 @@ def test_help_does_not_wait_for_the_heavy_parts() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_client_loads_none_of_what_the_stack_is_made_of() -> None:
+    heavy = ("torch", "ray", "feast", "polars", "bytewax", "numba")
+    code = f"import sys, headrace.client; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

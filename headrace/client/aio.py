@@ -1,11 +1,11 @@
-"""The client for asyncio and Trio."""
+"""The client for asyncio."""
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import httpx
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from headrace.client import calls
 from headrace.client.answers import ItemsAnswer, Profile, Slate
@@ -75,9 +75,10 @@ class AsyncClient(BaseClient):
         Raises UndeliveredError where events waited in memory and are lost now.
         """
         if self._may_close():
-            await self._http.aclose()
-            if self._sender is not None:
-                await to_thread.run_sync(self._sender.close, timeout_s)
+            with CancelScope(shield=True):
+                await self._http.aclose()
+                if self._sender is not None:
+                    await to_thread.run_sync(self._sender.close, timeout_s)
 
     async def __aenter__(self) -> Self:
         return self

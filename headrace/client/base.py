@@ -10,7 +10,7 @@ from headrace.client.answers import EventsAnswer, RefusedEvent
 from headrace.client.calls import KeyKind, Options
 from headrace.client.config import ClientConfig
 from headrace.client.disk_spool import DiskSpool
-from headrace.client.errors import ClosedError, UnauthorizedError
+from headrace.client.errors import ClosedError, HeadraceError, UnauthorizedError
 from headrace.client.outbox import OnRefused, Outbox, Stats
 from headrace.client.sender import Sender
 from headrace.client.spool import MemorySpool, Spool
@@ -60,6 +60,11 @@ class BaseClient(ABC):
     def refused(self) -> tuple[RefusedEvent, ...]:
         """The last events that the server will never take (ClientConfig.remembered_refusals), oldest first."""
         return self._sending().outbox.refused
+
+    @property
+    def trouble(self) -> HeadraceError | None:
+        """Why events wait: what the last attempt to send them said. None while they are taken."""
+        return self._sending().outbox.trouble
 
     def stats(self) -> Stats:
         """Numbers of events."""

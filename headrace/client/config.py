@@ -36,8 +36,8 @@ class ClientConfig:
         for name in ("linger_s", "remembered_users", "remembered_refusals"):
             if getattr(self, name) < 0:
                 raise ValueError(f"ClientConfig({name}={getattr(self, name)}): give 0 or more")
-        if self.spool_bytes < self.max_event_bytes:
+        if self.spool_bytes < 2 * self.max_event_bytes:
             raise ValueError(
                 f"ClientConfig(spool_bytes={self.spool_bytes}): the largest event has {self.max_event_bytes} bytes "
-                "(max_event_bytes); give at least as many"
+                "(max_event_bytes); give at least twice as many"
             )

@@ -66,7 +66,7 @@ class DiskSpool:
         self.acknowledged = 0
         self.damaged = 0
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._held = _hold(folder)
         except OSError as error:
             raise SpoolError(f"{folder} cannot be a spool ({error}): give a directory that can be written") from error

@@ -38,7 +38,7 @@ class Spool(Protocol):
         ...
 
     def append(self, event: bytes) -> None:
-        """Keep an event. Raises SpoolFullError, SpoolError, ClosedError; it is then not kept."""
+        """Keep an event. Raises SpoolFullError, SpoolError, ClosedError: then it is not kept, unless the flush to disk failed."""
         ...
 
     def take(self, most_events: int, most_bytes: int) -> Taken:

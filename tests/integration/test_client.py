@@ -69,7 +69,7 @@ def address(settings: Settings) -> Iterator[str]:
 
 @pytest.fixture
 def interface() -> Interface:
-    return Interface()
+    return Interface(shed_events=1)
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_the_server_killed_and_started_again_in_the_middle_loses_nothing(
 
         sending = threading.Thread(target=send)
         sending.start()
-        for _ in range(3):
+        for _ in range(2):
             seen = client.stats().acknowledged
             wait_until(lambda seen=seen: client.stats().acknowledged > seen + 30)
             server.kill()
@@ -301,7 +301,7 @@ def test_what_is_left_at_the_end_waits_for_the_next_client_and_is_lost_only_loud
 def test_a_wrong_key_loses_nothing_and_says_which(address: str, settings: Settings, tmp_path: Path):
     with Client(address, event_key="wrong", spool=tmp_path / "spool", config=QUICK) as client:
         sent = client.track("view", user_id="u", item_id="i")
-        wait_until(lambda: client._sender is not None and client._sender.outbox.trouble is not None)
+        wait_until(lambda: client.trouble is not None)
         with pytest.raises(TimedOutError, match="one of HEADRACE_EVENT_KEYS") as caught:
             client.flush(0.1)
         assert isinstance(caught.value.__cause__, UnauthorizedError)
@@ -419,7 +419,7 @@ def test_who_never_answers_is_not_waited_for_longer_than_allowed():
             asyncio.run(of_tasks())
         client = Client(address, event_key="writer", config=config)
         client.track("view", user_id="u", item_id="i")
-        wait_until(lambda: client._sender is not None and isinstance(client._sender.outbox.trouble, TimedOutError))
+        wait_until(lambda: isinstance(client.trouble, TimedOutError))
         with pytest.raises(UndeliveredError):
             client.close(timeout_s=0.1)
 
@@ -456,7 +456,7 @@ def test_logs_hold_no_user_and_no_key(address: str, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.DEBUG, "headrace.client"):
         with Client(address, event_key="wrong-secret", spool=tmp_path / "spool", config=QUICK) as client:
             client.track("view", user_id="somebody", item_id="something")
-            wait_until(lambda: client._sender is not None and client._sender.outbox.trouble is not None)
+            wait_until(lambda: client.trouble is not None)
             client.close(timeout_s=0)
         with Client(address, event_key="writer", spool=tmp_path / "spool", config=QUICK) as client:
             client.track("view", user_id="somebody", item_id="i", timestamp="2100-01-01T00:00:00Z")

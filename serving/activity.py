@@ -40,11 +40,12 @@ def hop_of(spec: ViewSpec) -> int:
 
 
 class Activity:
-    """State and values by row of the catalogue. `features` are the columns of `at`. One thread changes it."""
+    """State and values by row of the catalogue. `features` are the columns of `at`, by full name. One thread changes it."""
 
-    def __init__(self, features: Sequence[str], hop_us: int, read: Read) -> None:
-        self.features = list(features)
-        self.hop_us = hop_us
+    def __init__(self, spec: ViewSpec, read: Read) -> None:
+        self._names = numeric_features(spec)
+        self.features = [f"{spec.name}__{name}" for name in self._names]
+        self.hop_us = hop_of(spec)
         self.newest_us = 0
         """Time of the newest event in any row: a request's t must be after it."""
         self._read = read
@@ -115,8 +116,8 @@ class Activity:
         return self._values[: len(self)]
 
     def _table(self, values: Any, count: int) -> Floats:
-        table = np.full((count, len(self.features)), np.nan)
-        for place, name in enumerate(self.features):
+        table = np.full((count, len(self._names)), np.nan)
+        for place, name in enumerate(self._names):
             if name in values:
                 table[:, place] = values[name]
         return table

@@ -24,7 +24,7 @@ from headrace.stores.redis_client import connect
 from headrace.stores.row_scan import scan_views
 from headrace.stores.shards import row_key
 from serving import catalogue as cat
-from serving.activity import Activity, Raw, hop_of, numeric_features
+from serving.activity import Activity, Raw
 from serving.catalogue import ItemChanges
 from serving.interfaces import FeatureReader, Fetched
 from serving.orders import POPULARITY
@@ -98,10 +98,7 @@ class Readers:
     def new_activity(self) -> Activity | None:
         """Empty, of the item stream view as the state has it; None where there is no such view."""
         spec = self.definitions.streams.get(names.ITEM_ACTIVITY)
-        if spec is None:
-            return None
-        features = numeric_features(spec)
-        return Activity([f"{spec.name}__{name}" for name in features], hop_of(spec), self.bulk.read_items(spec.name))
+        return None if spec is None else Activity(spec, self.bulk.read_items(spec.name))
 
     def item_keys(self, shards: Iterable[int] | None = None) -> dict[str, set[str]]:
         """Items with rows, by view; of all shards or of some."""

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 
 from headrace import names
-from headrace.identity import shards_of
+from headrace.hashing import shards_of
 
 START_US: Final = 1_790_000_000_000_000
 _TYPES: Final = (

@@ -24,7 +24,7 @@ from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.clock import from_micros
 from headrace.events import RECORD_SCHEMA
-from headrace.identity import shards_of
+from headrace.hashing import shards_of
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings

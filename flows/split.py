@@ -12,7 +12,7 @@ from headrace import names
 from headrace.aggregates.columns import concerned, micros, type_codes
 from headrace.aggregates.spec import ViewSpec
 from headrace.arrays import Ints
-from headrace.identity import shards_of
+from headrace.hashing import shards_of
 
 DUPLICATES, DEAD, EVENTS, LATE, ITEMS = "duplicates", "dead_letters", "events", "late", "item_operations"
 COUNTERS: Final = (EVENTS, DUPLICATES, DEAD, LATE, ITEMS)

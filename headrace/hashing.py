@@ -3,6 +3,7 @@
 The algorithm is Yann Collet's XXH64 (specification 0.1.1), so that a column and `xxhash.xxh64` give the same numbers.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,12 @@ def xxh64(strings: "pa.Array | pl.Series", seed: int = 0) -> Hashes:
     """Hash of each string's UTF-8 bytes; what stands at nulls means nothing. Shape (len(strings),)."""
     offsets, data = string_buffers(strings)
     return np.asarray(hash_slices(data, offsets, np.uint64(seed)))
+
+
+def shards_of(keys: "Iterable[str] | pl.Series", shards: int) -> npt.NDArray[np.int64]:
+    """`headrace.identity.shard_of` for many keys. Shape (len(keys),)."""
+    column = keys if isinstance(keys, pl.Series) else pl.Series(list(keys), dtype=pl.String)
+    return (xxh64(column) % np.uint64(shards)).astype(np.int64)
 
 
 def string_buffers(strings: "pa.Array | pl.Series") -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:

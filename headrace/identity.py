@@ -1,13 +1,7 @@
 """Who an event belongs to, and where its entity lives: user keys, shards and log partitions. One rule each for every engine."""
 
-from collections.abc import Iterable
-
-import numpy as np
-import numpy.typing as npt
-import polars as pl
 import xxhash
 
-from headrace.hashing import xxh64
 from headrace.names import ANONYMOUS_PREFIX
 
 
@@ -23,9 +17,3 @@ def user_key(user_id: str | None, anonymous_id: str | None) -> str:
 def shard_of(key: str, shards: int) -> int:
     """xxh64(key) mod N, the same in every process and for every view (Python's `hash` differs from run to run)."""
     return int(xxhash.xxh64_intdigest(key.encode())) % shards
-
-
-def shards_of(keys: "Iterable[str] | pl.Series", shards: int) -> npt.NDArray[np.int64]:
-    """`shard_of` for many keys. Shape (len(keys),)."""
-    column = keys if isinstance(keys, pl.Series) else pl.Series(list(keys), dtype=pl.String)
-    return (xxh64(column) % np.uint64(shards)).astype(np.int64)

@@ -60,7 +60,6 @@ BULK_PARTITION: Final = -1
 USER_ACTIVITY: Final = "user_activity"
 ITEM_ACTIVITY: Final = "item_activity"
 ITEM_CATALOGUE: Final = "item_catalogue"
-ITEM_STATUS: Final = "item_status"
 USER_PROFILE: Final = "user_profile"
 RETRIEVAL_SERVICE: Final = "retrieval_v1"
 RANKER_SERVICE: Final = "ranker_v1"

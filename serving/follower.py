@@ -46,6 +46,7 @@ class Follower:
                 return
             asked_at = time.monotonic()
             changes = readers.feed.poll()
+            readers.bulk.note(changes.statuses.values())
             self._take(readers, changes)
             self._replica.reached = _reached_by_all(changes)
             self._current_at = asked_at

@@ -57,9 +57,13 @@ class ItemsMetrics:
     """Of `POST /v1/items`, counted with those of the application that it is part of."""
 
     def __init__(self, cells: Cells) -> None:
-        self.accepted = cells.counter("headrace_items_accepted", "Operations on items acknowledged: on disk in the log.")
+        self.accepted = cells.counter(
+            "headrace_items_accepted", "Operations on items acknowledged: on disk in the log."
+        )
         self.refused = cells.counters("headrace_items_refused", "Operations on items refused, by field.", "field")
-        self.unavailable = cells.counter("headrace_items_unavailable", "Requests to /v1/items answered 503: log down or full.")
+        self.unavailable = cells.counter(
+            "headrace_items_unavailable", "Requests to /v1/items answered 503: log down or full."
+        )
         self.append_seconds = cells.histogram(
             "headrace_items_append_seconds", "Time of one append of operations on items to the log.", SECONDS
         )

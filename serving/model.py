@@ -32,17 +32,20 @@ class ReadUser:
 class BundleModel:
     """What `serving.interfaces` asks of a model. Methods that read may run in any thread, `put` in the engine's alone."""
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue) -> None:
-        """`catalogue` must hold all items of the bundle. Raises BundleError where the bundle does not fit together or with it."""
+    def __init__(self, bundle: Bundle, catalogue: Catalogue, count: int) -> None:
+        """Of the first `count` rows of the catalogue, among which all items of the bundle must be. Raises BundleError where the bundle
+        does not fit together or with them.
+        """
         self._bundle = bundle
         self._row_of: Callable[[str], int | None] = catalogue.row_of.get
         try:
-            content = catalogue.content_of(np.arange(len(catalogue)), self.content_features)
+            rows = np.arange(count)
+            content = catalogue.content_of(rows, self.content_features)
             self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content)
-            self._bundled = _Places(catalogue.rows(bundle.items.item_ids), len(catalogue))
-            self._places = _Places(self._bundled.rows, len(catalogue))
+            self._bundled = _Places(catalogue.rows(bundle.items.item_ids), count)
+            self._places = _Places(self._bundled.rows, count)
             self._index = bundle.index
-            self._note_changed(np.arange(len(catalogue)), np.asarray(self._shelf.vectors(np.arange(len(catalogue)))))
+            self._note_changed(rows, self._shelf.vectors(rows))
         except MODEL_ERRORS as error:
             raise BundleError(f"bundle {bundle.version} does not fit this catalogue: {error}") from error
 

@@ -92,6 +92,10 @@ class Replica:
 
         self._engine.change(apply).result()
 
+    def count(self) -> int:
+        """Items now, of which columns are whole."""
+        return self._engine.change(lambda: len(self.live.state.catalogue)).result()
+
     def take_orders(self, orders: Orders, origin: str | None = None) -> None:
         def apply() -> None:
             catalogue = self.live.state.catalogue
@@ -113,7 +117,7 @@ class Replica:
 
     def replace_state(self, catalogue: Catalogue, activity: Activity | None, bundle: Bundle | None) -> None:
         """Everything anew: another catalogue, so another model of the same bundle. Raises BundleError."""
-        model = None if bundle is None else self._ready(bundle, catalogue)
+        model = None if bundle is None else self._ready(bundle, catalogue, len(catalogue))
 
         def apply() -> None:
             self._model = model
@@ -124,10 +128,9 @@ class Replica:
     def swap_model(self, bundle: Bundle, now_us: int) -> BundleModel:
         """Put another bundle in service; no request sees both. Raises BundleError, and then the old one stays."""
         self.take_items(missing_items(bundle, self.live.state.catalogue))
-        self._engine.change(lambda: self._watch([])).result()
+        catalogue, count = self._engine.change(self._watch_changes).result()
         try:
-            catalogue = self.live.state.catalogue
-            model = self._ready(bundle, catalogue, now_us)
+            model = self._ready(bundle, catalogue, count, now_us)
 
             def apply() -> None:
                 changed = [np.zeros(0, np.int64), *(self._building or [])]
@@ -138,7 +141,7 @@ class Replica:
 
             self._engine.change(apply).result()
         finally:
-            self._engine.change(lambda: self._watch(None)).result()
+            self._engine.change(self._watch_no_more).result()
         return model
 
     def renew_index(self) -> None:
@@ -148,15 +151,20 @@ class Replica:
             index, rows = model.rebuilt_index()
             self._engine.change(lambda: model.take_index(index, rows)).result()
 
-    def _ready(self, bundle: Bundle, catalogue: Catalogue, now_us: int = 1) -> BundleModel:
-        model = BundleModel(bundle, catalogue)
+    def _ready(self, bundle: Bundle, catalogue: Catalogue, count: int, now_us: int = 1) -> BundleModel:
+        model = BundleModel(bundle, catalogue, count)
         if model.index_is_worn:
             model.take_index(*model.rebuilt_index())
         model.warm_up(now_us)
         return model
 
-    def _watch(self, rows: list[Ints] | None) -> None:
-        self._building = rows
+    def _watch_changes(self) -> tuple[Catalogue, int]:
+        """From now on changed rows are noted; returns what a new model is built of: the catalogue and how many rows it has now."""
+        self._building = []
+        return self.live.state.catalogue, len(self.live.state.catalogue)
+
+    def _watch_no_more(self) -> None:
+        self._building = None
 
 
 _AT_ONCE = 256

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from headrace import names
 from headrace.events import RECORD_SCHEMA, encode_records
-from headrace.identity import shards_of
+from headrace.hashing import shards_of
 from headrace.stores.log import EventLog, LogFullError
 
 ENTRY_EVENTS: Final = 500

@@ -17,7 +17,7 @@ from headrace import names
 from headrace.aggregates.fold import ViewState
 from headrace.aggregates.layout import Layout
 from headrace.aggregates.spec import ViewSpec
-from headrace.identity import shards_of
+from headrace.hashing import shards_of
 from headrace.ops.lake_parts import PART_EVENTS, count_events, events_of_part, parts_for
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions

@@ -8,7 +8,7 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from headrace.clock import to_micros
-from headrace.identity import shards_of
+from headrace.hashing import shards_of
 from headrace.stores.change_feed import changes_key
 from headrace.stores.online_keys import key_of
 from headrace.stores.plain_puts import PUT_SCRIPT

@@ -57,8 +57,12 @@ def test_a_measure_that_is_missing_reads_as_the_mean_and_sets_its_flag() -> None
 
 
 def test_a_feature_of_one_value_alone_is_centred_and_not_divided_by_zero() -> None:
-    assert Numbers((Number.fit("price", "measure", np.array([5.0, 5.0])),)).apply(np.array([[5.0]])).tolist() == [[0.0, 0.0]]
-    assert Numbers((Number.fit("price", "measure", np.array([np.nan])),)).apply(np.array([[np.nan]])).tolist() == [[0.0, 1.0]]
+    assert Numbers((Number.fit("price", "measure", np.array([5.0, 5.0])),)).apply(np.array([[5.0]])).tolist() == [
+        [0.0, 0.0]
+    ]
+    assert Numbers((Number.fit("price", "measure", np.array([np.nan])),)).apply(np.array([[np.nan]])).tolist() == [
+        [0.0, 1.0]
+    ]
 
 
 def test_gaps_are_powers_of_two_of_a_second() -> None:

@@ -34,7 +34,14 @@ def test_a_missing_brand_matches_nothing() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([1]))
-    assert match_shares(users, candidates("c"), shop.inputs.rows(users.items_BL))[0, 0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    assert match_shares(users, candidates("c"), shop.inputs.rows(users.items_BL))[0, 0].tolist() == [
+        1.0,
+        1.0,
+        0.0,
+        1.0,
+        1.0,
+        0.0,
+    ]
 
 
 def test_a_score_is_the_value_of_the_expected_outcomes() -> None:

@@ -46,7 +46,9 @@ def test_an_item_that_is_put_reads_as_if_it_had_been_there_from_the_start() -> N
 def test_a_changed_item_has_another_vector() -> None:
     changed = shelf()
     before = changed.vectors(np.array([0]))
-    changed.put(np.array([0]), changed.encode({**{n: c[:1] for n, c in CONTENT.items()}, "item_catalogue__price": [1e6]}))
+    changed.put(
+        np.array([0]), changed.encode({**{n: c[:1] for n, c in CONTENT.items()}, "item_catalogue__price": [1e6]})
+    )
     assert not np.allclose(changed.vectors(np.array([0])), before)
 
 
@@ -58,7 +60,9 @@ def test_a_row_that_would_leave_a_gap_is_refused() -> None:
 
 def test_an_item_that_nobody_knows_stands_in_the_history_as_unknown() -> None:
     features = {**one_row(0), "user_activity__recent_items": [["a", "never seen"]]}
-    expected = BUNDLE.scorer().user_vector({**tiny_shop.request_of(0), "user_activity__recent_items": ["a", "never seen"]}, T_US)
+    expected = BUNDLE.scorer().user_vector(
+        {**tiny_shop.request_of(0), "user_activity__recent_items": ["a", "never seen"]}, T_US
+    )
     assert np.allclose(shelf().user(features, T_US, row_of).vector[0], expected, atol=1e-6)
 
 

@@ -26,7 +26,11 @@ T = 1_767_225_600_000_000
 
 
 def slate(
-    item_ids: list[str], sources: list[str], scores: list[float], version: str | None = "v3", unknown: tuple[str, ...] = ()
+    item_ids: list[str],
+    sources: list[str],
+    scores: list[float],
+    version: str | None = "v3",
+    unknown: tuple[str, ...] = (),
 ) -> Slate:
     bits = np.array([c.BIT[source] for source in sources], np.int64)
     items = Candidates(np.arange(len(item_ids)), bits, np.array(scores, np.float64))
@@ -100,7 +104,9 @@ IDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_si
 WHO = st.fixed_dictionaries(
     {}, optional={"user_id": IDS.filter(lambda each: not each.startswith(names.ANONYMOUS_PREFIX)), "session_id": IDS}
 ).flatmap(
-    lambda ids: st.just(ids) if "user_id" in ids else st.builds(lambda anonymous: {**ids, "anonymous_id": anonymous}, IDS)
+    lambda ids: (
+        st.just(ids) if "user_id" in ids else st.builds(lambda anonymous: {**ids, "anonymous_id": anonymous}, IDS)
+    )
 )
 CONTEXTS = st.none() | st.builds(
     Context,
@@ -124,7 +130,9 @@ def test_records_are_those_of_valid_events(
     version: str | None,
 ) -> None:
     """What is built by hand, for speed, is what the event contract makes of the same impression."""
-    answered = slate([i for i, _, _ in found], [s for _, s, _ in found], [x for _, _, x in found], version, tuple(unknown))
+    answered = slate(
+        [i for i, _, _ in found], [s for _, s, _ in found], [x for _, _, x in found], version, tuple(unknown)
+    )
     items = [*found, *((item, "unknown", None) for item in unknown)]
     expected = [
         to_record(

@@ -33,7 +33,11 @@ def test_each_item_is_kept_once_by_the_first_that_found_it_with_all_that_did() -
     ]
     assert [c.first_source(bits) for bits in every.found_by.tolist()] == ["two_tower", "two_tower", "neighbours", "new"]
     assert every.scores.tolist() == [0.3, 0.1, 0.2, 0.9]
-    assert [(source.name, source.count) for source in trace.sources] == [("two_tower", 2), ("neighbours", 2), ("new", 3)]
+    assert [(source.name, source.count) for source in trace.sources] == [
+        ("two_tower", 2),
+        ("neighbours", 2),
+        ("new", 3),
+    ]
 
 
 def test_a_source_that_fails_is_named_and_the_others_answer() -> None:
@@ -86,6 +90,9 @@ def test_unfinished_business_comes_before_what_trends_newest_first() -> None:
     user = User(None, 1, {RECENT_ITEMS: [list(acts)], RECENT_TYPES: [list(acts.values())]})
     trace = Trace(100_000)
     every = retrieve(user, None, RecommendationRequest("u", 3), ServingState(None, shop()), None, trace)
-    first = [(shop().item_ids[row], c.first_source(bits)) for row, bits in zip(every.rows, every.found_by.tolist(), strict=True)]
+    first = [
+        (shop().item_ids[row], c.first_source(bits))
+        for row, bits in zip(every.rows, every.found_by.tolist(), strict=True)
+    ]
     assert first[:2] == [("d", "unfinished"), ("b", "unfinished")]
     assert [source.name for source in trace.sources] == ["unfinished", "category_trending", "trending", "new"]

@@ -33,10 +33,11 @@ def numeric_features(spec: ViewSpec) -> list[str]:
 
 
 def hop_of(spec: ViewSpec) -> int:
-    """Microseconds within which no value of the view moves without an event; 1 where some always do."""
-    if spec.ttl_us is not None or any(one.function not in _STEADY for one in spec.aggregates):
+    """Microseconds within which no number of the view moves without an event; 1 where some always do."""
+    numbers = [spec.aggregate(name) for name in numeric_features(spec)]
+    if spec.ttl_us is not None or any(one.function not in _STEADY for one in numbers):
         return 1
-    return math.gcd(*(one.hop_us for one in spec.aggregates if one.hop_us)) or 1
+    return math.gcd(*(one.hop_us for one in numbers if one.hop_us)) or 1
 
 
 class Activity:

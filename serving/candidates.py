@@ -131,6 +131,11 @@ class RecommendationRequest:
     wanted: Filter = EVERYTHING
     items: tuple[str, ...] = ()
 
+    @property
+    def never_shown(self) -> frozenset[str]:
+        """What the caller excludes, and the items that others are to be like."""
+        return self.exclude.union(self.items) if self.kind == SIMILAR else self.exclude
+
 
 @dataclass
 class Stage:

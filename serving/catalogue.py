@@ -50,7 +50,7 @@ class ItemChanges:
 
 
 class Orders(NamedTuple):
-    """Rows in the orders that candidates are taken in: `popular` holds all of them, the others the first some."""
+    """Rows in the orders that candidates are taken in: `popular` holds all that there were, the others the first some."""
 
     popular: Ints
     trending: Ints
@@ -140,6 +140,11 @@ class Catalogue:
         new = rows >= known
         self._listed_us[rows[new]] = changes.listed_us[new]
         return rows
+
+    def most_popular_first(self) -> Ints:
+        """All rows; those that came since the orders were made are the last."""
+        popular = self.orders.popular
+        return popular if len(popular) == len(self) else np.concatenate([popular, np.arange(len(popular), len(self))])
 
     def announce(self, new: Ints) -> None:
         """New rows are the newest and the least popular at once; the next orders put them in their place."""

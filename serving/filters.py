@@ -22,9 +22,9 @@ def split(
 
 def why_not(rows: Ints, request: RecommendationRequest, catalogue: Catalogue, hidden: Collection[str]) -> Ints:
     """For each row the place in REASONS of why it is not eligible, -1 if it is. The first reason counts."""
-    state = catalogue.state[rows]
+    state, never = catalogue.state[rows], request.never_shown
     masks: dict[str, Mask] = {
-        c.EXCLUDED: np.isin(rows, catalogue.rows([*request.exclude])) if request.exclude else _nowhere(rows),
+        c.EXCLUDED: np.isin(rows, catalogue.rows([*never])) if never else _nowhere(rows),
         c.DELETED: state == cat.DELETED,
         c.UNAVAILABLE: _nowhere(rows) if request.wanted.include_unavailable else state == cat.UNAVAILABLE,
         c.HIDDEN: np.isin(rows, catalogue.rows([*hidden])) if hidden else _nowhere(rows),

@@ -61,7 +61,7 @@ def answer(request: RecommendationRequest, state: ServingState, means: Means, tr
         stage.count = len(ranked)
 
     with trace.stage("select") as stage:
-        fill = state.catalogue.orders.popular if request.kind != RANK else found.rows[:0]
+        fill = state.catalogue.most_popular_first() if request.kind != RANK else found.rows[:0]
         slate = select(ranked, rest, fill, request, state.catalogue, user.hidden)
         stage.count = len(slate)
 
@@ -168,7 +168,7 @@ def last_resort(request: RecommendationRequest, state: ServingState, clock: Cloc
 def popular_slate(request: RecommendationRequest, state: ServingState, clock: Clock, trace: Trace) -> Slate:
     """The cheapest answer there is: given items as they were given, else the order of popularity."""
     catalogue, none = state.catalogue, Candidates.none()
-    fill = catalogue.rows(request.items) if request.kind == RANK else catalogue.orders.popular
+    fill = catalogue.rows(request.items) if request.kind == RANK else catalogue.most_popular_first()
     slate = select(none, none, fill, request, catalogue, frozenset())
     note_origin(catalogue, 0, trace)
     return slate_of(slate, request, catalogue, clock(), trace)

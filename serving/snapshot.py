@@ -6,6 +6,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from pyarrow import ipc
 
 from headrace.arrays import Ints
@@ -28,6 +29,8 @@ _SCHEMA: Final = pa.schema(
 )
 """Items in the order of popularity; `trending` and `newest` are places in those orders, null for items that are not in them."""
 _AS_OF: Final = b"as_of_us"
+_CHECK_BYTES: Final = 8
+"""At the end of the file: xxh64 of what comes before."""
 
 
 class SnapshotError(ValueError):
@@ -51,9 +54,12 @@ def save(catalogue: Catalogue, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
+        content = pa.BufferOutputStream()
+        with ipc.new_file(content, schema) as writer:
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         with draft.open("wb") as file:
-            with ipc.new_file(file, schema) as writer:
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            file.write(content.getvalue())
+            file.write(xxhash.xxh64_digest(content.getvalue()))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -64,8 +70,11 @@ def save(catalogue: Catalogue, path: Path) -> None:
 def load(path: Path) -> Catalogue | None:
     """The snapshot, or None if there is none. Raises SnapshotError when it is damaged."""
     try:
-        with path.open("rb") as file:
-            table = ipc.open_file(file).read_all()
+        stored = path.read_bytes()
+        content, check = stored[:-_CHECK_BYTES], stored[-_CHECK_BYTES:]
+        if xxhash.xxh64_digest(content) != check:
+            raise ValueError("it is damaged")
+        table = ipc.open_file(content).read_all()
         if not table.schema.equals(_SCHEMA):
             raise ValueError(f"its columns are {table.schema.names}")
         catalogue = Catalogue(cat.SNAPSHOT)

@@ -42,15 +42,17 @@ def retrieve(
 
 
 def given(request: RecommendationRequest, catalogue: Catalogue, trace: Trace) -> Candidates:
-    """The items that the caller gave, in that order. Those that the catalogue does not know are none."""
-    rows = catalogue.rows(request.items)
+    """The items that the caller gave, in that order, deadline or not. Those that the catalogue does not know are none."""
+    with trace.source(c.GIVEN) as source:
+        rows = catalogue.rows(request.items)
+        source.count = len(rows)
     if len(rows) < len(request.items):
         trace.degrade(c.UNKNOWN_ITEMS)
-    return gather([(c.GIVEN, lambda: (rows, np.zeros(len(rows))))], trace)
+    return Candidates.of(c.GIVEN, rows, np.zeros(len(rows)))
 
 
 def alike(request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace) -> Candidates:
-    """Items like those that the caller gave; those themselves never. Without a model, what trends in their category."""
+    """Items like those that the caller gave. Without a model, what trends in their category."""
     model, catalogue = state.model, state.catalogue
     seeds = catalogue.rows(request.items)
     if len(seeds) < len(request.items):
@@ -64,8 +66,7 @@ def alike(request: RecommendationRequest, state: ServingState, allowed: Mask | N
             (c.NEIGHBOURS, lambda: model.neighbours(seeds, NEIGHBOURS)),
         ]
     sources += [(c.CATEGORY_TRENDING, lambda: by_popularity(trending_like(seeds, catalogue), catalogue))]
-    found = gather(sources, trace)
-    return found.take(~np.isin(found.rows, seeds))
+    return gather(sources, trace)
 
 
 def gather(sources: Sequence[tuple[str, Callable[[], Found]]], trace: Trace) -> Candidates:
@@ -113,7 +114,7 @@ def listed(order: Ints, most: int, allowed: Mask | None) -> Ints:
 
 
 def trending_like(rows: Ints, catalogue: Catalogue) -> Ints:
-    """What trends in the category that most of these rows are of, then what is popular there."""
+    """What trends in the category that most of these rows are of."""
     categories = catalogue.category[rows]
     categories = categories[categories >= 0]
     if not len(categories):

@@ -30,6 +30,7 @@ PATIENCE_S: Final = 10.0
 MOST_CONNECTIONS: Final = 4_000
 BROKEN: Final = 0
 _READ_BYTES: Final = 1 << 18
+_SOON_S: Final = 0.1
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"content-length: "
 
@@ -189,7 +190,7 @@ class _Asker:
                 break
             while len(self._busy) < phase.connections:
                 self._send(time.perf_counter())
-            self._receive(max(0.001, min(PATIENCE_S, end_s - now_s)))
+            self._receive(_SOON_S if now_s >= end_s else min(1.0, end_s - now_s))
         self._finish()
 
     def _run_open(self, phase: Phase) -> None:
@@ -209,7 +210,7 @@ class _Asker:
     def _finish(self) -> None:
         """Until nothing is in flight."""
         while self._busy:
-            self._receive(0.1)
+            self._receive(_SOON_S)
 
     def _send(self, due_s: float) -> None:
         if len(self._busy) >= MOST_CONNECTIONS:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -102,13 +103,15 @@ def request_bytes(host: str, port: int, path: str, body: object, key: str = "") 
 
 def ask(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> list[Asked]:
     """Run the phases in a process of its own, which leaves its files in `folder`. Raises subprocess.CalledProcessError."""
-    with start_asking(target, phases, folder, seed) as process:
+    with asking(target, phases, folder, seed) as process:
         process.wait()
     return asked(process, folder)
 
 
-def start_asking(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> "subprocess.Popen[bytes]":
-    """The same without waiting; `asked` gives what it found, once it has ended. SIGTERM ends its last phase early."""
+@contextmanager
+def asking(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
+    """The same beside what the block does; `asked` gives what it found, once it has ended. SIGTERM ends a phase early. What is
+    left of it at the block's end is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests").write_bytes(b"".join(target.requests))
     plan = {
@@ -120,7 +123,11 @@ def start_asking(target: Target, phases: Sequence[Phase], folder: Path, seed: in
         "seed": seed,
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    return subprocess.Popen([sys.executable, "-m", "benchmarks.asking", str(folder)])
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.asking", str(folder)]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def asked(process: "subprocess.Popen[bytes]", folder: Path) -> list[Asked]:

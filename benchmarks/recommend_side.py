@@ -244,12 +244,13 @@ def check_full(answer: dict[str, Any]) -> None:
         raise AnswerError(f"{len(items)} items by model {answer['model_version']}, degraded {answer['degraded']}")
 
 
-def busy(settings: Settings, target: Target, seconds: float, folder: Path) -> dict[str, float]:
-    """Shares of one processor by part of the stack, while CONNECTIONS connections ask."""
-    phases = [Phase("warm-up", 1.0, CONNECTIONS), Phase("busy", seconds, CONNECTIONS)]
+def processor_ms(settings: Settings, target: Target, seconds: float, folder: Path) -> dict[str, float]:
+    """Processor milliseconds a request by part of the stack, while CONNECTIONS connections ask: what a busy machine disturbs least."""
     with usage_of(dict(parts_of_the_stack(settings))) as usage:
-        ask(target, phases, folder)
-    return {each.part: round(each.cpu, 3) for each in usage}
+        begun = time.monotonic()
+        (found,) = ask(target, [Phase("busy", seconds, CONNECTIONS)], folder)
+        lasted = time.monotonic() - begun
+    return {each.part: round(each.cpu * lasted / len(found.status) * 1_000, 3) for each in usage}
 
 
 def _milliseconds(seconds: Sequence[float]) -> list[float | None]:

@@ -57,7 +57,7 @@ def fetch(user_key: str, reader: FeatureReader | None, trace: Trace) -> Fetched 
         trace.degrade(c.LATE_FEATURES)
         return None
     try:
-        return reader.fetch({view: [user_key] for view in USER_VIEWS}, within_s=left_s / 2)
+        return reader.fetch(dict.fromkeys(USER_VIEWS, [user_key]), within_s=left_s / 2)
     except STORE_ERRORS as error:
         trace.degrade(c.NO_USER_FEATURES, error)
         return None

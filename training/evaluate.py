@@ -130,7 +130,7 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
     user_TD = user_vectors(models.towers, models.shop, requests.users, config.device)
 
     def by_towers(block: slice) -> Floats:
-        return user_TD[block] @ item_ID.T
+        return np.asarray(user_TD[block] @ item_ID.T)
 
     methods: dict[str, Callable[[slice], Floats]] = {
         POPULAR: lambda block: np.tile(popularity_I, (len(requests.target_T[block]), 1)),

@@ -130,7 +130,7 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
     user_TD = user_vectors(models.towers, models.shop, requests.users, config.device)
 
     def by_towers(block: slice) -> Floats:
-        return user_TD[block] @ item_ID.T
+        return np.asarray(user_TD[block] @ item_ID.T)
 
     methods: dict[str, Callable[[slice], Floats]] = {
         POPULAR: lambda block: np.tile(popularity_I, (len(requests.target_T[block]), 1)),
@@ -176,7 +176,7 @@ def best_places(scores: Callable[[slice], Floats], history_TL: Ints, k: int) -> 
     """
     best_TK = np.full((len(history_TL), k), -1, dtype=np.int64)
     for start in range(0, len(history_TL), _BLOCK):
-        for row, score_I in enumerate(scores(slice(start, start + _BLOCK)), start):
+        for row, score_I in enumerate(scores(slice(start, min(start + _BLOCK, len(history_TL)))), start):
             score_I[history_TL[row][history_TL[row] >= 0]] = -np.inf
             best = _best(score_I, k)
             best_TK[row, : len(best)] = best

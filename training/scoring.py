@@ -32,7 +32,8 @@ def item_vectors(towers: TwoTowers, items: ItemInputs, device: str) -> Floats:
 
 def shop_vectors(towers: TwoTowers, shop: Catalogue, device: str) -> Floats:
     """Vectors of the catalogue's items, its special rows left out. Shape (I, D)."""
-    return item_vectors(towers, shop.inputs, device)[Catalogue.FIRST :]
+    every_ID: Floats = item_vectors(towers, shop.inputs, device)
+    return every_ID[Catalogue.FIRST :]
 
 
 def pair_scores(

@@ -47,3 +47,14 @@ def test_a_server_that_cannot_start_says_why(make_valkey: Callable[[], ValkeySer
     second = embedded_server(settings.model_copy(update={"valkey_port": taken.port}))
     with pytest.raises(ChildFailedError, match=r"valkey did not start; its last line: .*valkey\.log"):
         second.start()
+
+
+def test_a_start_waits_until_the_file_is_loaded(make_valkey: Callable[[], ValkeyServer]):
+    server = make_valkey()
+    with redis.Redis.from_url(server.url) as client:
+        for part in range(20):
+            client.mset({f"key-{part}-{number}": "x" * 100 for number in range(20_000)})
+    server.kill()
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.dbsize() == 400_000

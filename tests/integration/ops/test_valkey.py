@@ -49,12 +49,12 @@ def test_a_server_that_cannot_start_says_why(make_valkey: Callable[[], ValkeySer
         second.start()
 
 
-def test_a_start_waits_until_the_file_is_loaded(make_valkey: Callable[[], ValkeyServer]):
+def test_a_start_waits_until_the_file_is_loaded(make_valkey: Callable[[], ValkeyServer]) -> None:
     server = make_valkey()
     with redis.Redis.from_url(server.url) as client:
-        for part in range(20):
-            client.mset({f"key-{part}-{number}": "x" * 100 for number in range(20_000)})
+        client.eval("for number = 1, 500000 do redis.call('SET', 'key-' .. number, number) end", 0)
     server.kill()
     server.start()
     with redis.Redis.from_url(server.url) as client:
-        assert client.dbsize() == 400_000
+        assert client.info("persistence")["loading"] == 0
+        assert client.dbsize() == 500_000

@@ -86,6 +86,11 @@ class Asked:
         return float(((self.done_s <= self.phase.seconds) & (self.status == 200)).sum() / self.phase.seconds)
 
     @property
+    def incomplete_share(self) -> float:
+        """Of the answers 200."""
+        return sum(self.incomplete.values()) / max(1, len(self.took_s))
+
+    @property
     def statuses(self) -> dict[str, int]:
         return {str(status): count for status, count in sorted(Counter(self.status.tolist()).items())}
 

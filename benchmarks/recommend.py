@@ -186,6 +186,11 @@ def report(
         "rss_mb": round(ours.rss_mb, 1),
         "noop_rps_16": round(base.sixteen.middle.rate, 1),
         "p99_half_ms": halved["p99_ms"],
+        "degraded": {
+            "1": round(ours.side.one.degraded, 4),
+            "16": round(ours.side.sixteen.degraded, 4),
+            "half": round(ours.half.incomplete_share, 4),
+        },
         "fresh_p50_ms": fresh["p50_ms"],
         "fresh_p99_ms": fresh["p99_ms"],
         "overload_in_time": round(ours.overload.answered_in_time, 3),
@@ -204,10 +209,26 @@ def report(
     rows: list[list[object]] = [_row("no-op", base), *([_row("stock stack", other)] if other else [])]
     rows.append(_row(f"Headrace, {shop['items']:,} items", ours.side))
     if grown:
-        rows.append([f"Headrace, {grown.items:,} items", *_cells(percentiles(grown.one.middle.took_s)), "", ""])
-    rows.append([f"Headrace, {ours.half.phase.rate:.0f}/s on schedule", *_cells(halved), "", ""])
-    rows.append(["acknowledged event -> answer with it", *_cells(fresh), "", ""])
-    columns = ["milliseconds", "p50", "p90", "p99", "max", "requests/s at 16", "p99 at 16"]
+        rows.append(
+            [
+                f"Headrace, {grown.items:,} items",
+                *_cells(percentiles(grown.one.middle.took_s)),
+                "",
+                "",
+                f"{grown.one.degraded:.1%}",
+            ]
+        )
+    rows.append(
+        [
+            f"Headrace, {ours.half.phase.rate:.0f}/s on schedule",
+            *_cells(halved),
+            "",
+            "",
+            f"{ours.half.incomplete_share:.1%}",
+        ]
+    )
+    rows.append(["acknowledged event -> answer with it", *_cells(fresh), "", "", ""])
+    columns = ["milliseconds", "p50", "p90", "p99", "max", "requests/s at 16", "p99 at 16", "degraded at 1, 16"]
     bars = {f"{shop['items']:,} items": ours.explained.shares_ms()}
     sides = {"no-op": base.one.latencies, "Headrace": ours.side.one.latencies}
     if grown:
@@ -231,7 +252,9 @@ def _million_details(grown: Million) -> dict[str, Any]:
 
 def _row(label: str, found: Side) -> list[object]:
     at_sixteen = percentiles(found.sixteen.middle.took_s)
-    return [label, *_cells(percentiles(found.one.middle.took_s)), found.sixteen.middle.rate, at_sixteen["p99_ms"]]
+    one, rate = percentiles(found.one.middle.took_s), found.sixteen.middle.rate
+    degraded = f"{found.one.degraded:.1%}, {found.sixteen.degraded:.1%}"
+    return [label, *_cells(one), rate, at_sixteen["p99_ms"], degraded]
 
 
 def _cells(found: dict[str, float]) -> list[float]:

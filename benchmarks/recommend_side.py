@@ -52,12 +52,18 @@ class Closed:
     def latencies(self) -> Floats:
         return np.concatenate([each.took_s for each in self.rounds])
 
+    @property
+    def degraded(self) -> float:
+        """The largest share of any round of answers with less."""
+        return max(each.incomplete_share for each in self.rounds)
+
     def details(self) -> dict[str, Any]:
         return {
             **percentiles(self.middle.took_s),
             "rate": round(self.middle.rate, 1),
             "requests": sum(len(each.status) for each in self.rounds),
             "statuses": [each.statuses for each in self.rounds],
+            "degraded": round(self.degraded, 4),
             "incomplete": [each.incomplete for each in self.rounds],
             "rounds": [{"rate": round(each.rate, 1), **percentiles(each.took_s)} for each in self.rounds],
             "asker_us": round(self.middle.cpu_us, 1),

@@ -48,6 +48,10 @@ class Replica:
         self._building: list[Ints] | None = None
         self.reached: dict[int, int] = {}
         """By log partition, up to where the columns have everything."""
+        self.by_activity = False
+        """In a shop that never sent its catalogue: every item with activity is one."""
+        self.read_anew = False
+        """Whether the refresher is to read everything anew."""
         self.changing = threading.Lock()
         """Held by whoever reads the feed, or everything anew: one follows the other."""
 
@@ -113,7 +117,7 @@ class Replica:
 
     def replace_state(self, catalogue: Catalogue, activity: Activity | None, bundle: Bundle | None) -> None:
         """Everything anew: another catalogue, so another model of the same bundle. Raises BundleError."""
-        model = None if bundle is None else self._ready(bundle, catalogue)
+        model = None if bundle is None else self._ready(bundle, catalogue, len(catalogue))
 
         def apply() -> None:
             self._model = model
@@ -123,11 +127,12 @@ class Replica:
 
     def swap_model(self, bundle: Bundle, now_us: int) -> BundleModel:
         """Put another bundle in service; no request sees both. Raises BundleError, and then the old one stays."""
-        self.take_items(missing_items(bundle, self.live.state.catalogue))
-        self._engine.change(lambda: self._watch([])).result()
+        catalogue = self.live.state.catalogue
+        with self.changing:  # else the bundle might overrule what the feed has just told of an item
+            self.take_items(missing_items(bundle, catalogue))
+        count = self._engine.change(lambda: self._watch([])).result()
         try:
-            catalogue = self.live.state.catalogue
-            model = self._ready(bundle, catalogue, now_us)
+            model = self._ready(bundle, catalogue, count, now_us)
 
             def apply() -> None:
                 changed = [np.zeros(0, np.int64), *(self._building or [])]
@@ -148,15 +153,17 @@ class Replica:
             index, rows = model.rebuilt_index()
             self._engine.change(lambda: model.take_index(index, rows)).result()
 
-    def _ready(self, bundle: Bundle, catalogue: Catalogue, now_us: int = 1) -> BundleModel:
-        model = BundleModel(bundle, catalogue)
+    def _ready(self, bundle: Bundle, catalogue: Catalogue, count: int, now_us: int = 1) -> BundleModel:
+        model = BundleModel(bundle, catalogue, count)
         if model.index_is_worn:
             model.take_index(*model.rebuilt_index())
         model.warm_up(now_us)
         return model
 
-    def _watch(self, rows: list[Ints] | None) -> None:
+    def _watch(self, rows: list[Ints] | None) -> int:
+        """Note the rows that change from now on; returns how many there are now."""
         self._building = rows
+        return len(self.live.state.catalogue)
 
 
 _AT_ONCE = 256
@@ -179,10 +186,10 @@ def missing_items(bundle: Bundle, catalogue: Catalogue) -> ItemChanges:
     )
 
 
-def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None) -> None:
+def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None) -> bool:
     """Read all items into a catalogue that nobody uses yet, and what the bundle alone knows behind them. Raises STORE_ERRORS.
 
-    In a shop that never sent its catalogue, every item with activity is one.
+    Returns whether the shop has sent its catalogue. In one that never did, every item with activity is one.
     """
     keys = readers.item_keys()
     named = keys["item_catalogue"] | keys["item_status"]
@@ -196,6 +203,7 @@ def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bund
         for chunk in chunks(sorted(keys["item_activity"] & catalogue.row_of.keys())):
             found = readers.item_activity(chunk)
             activity.put(catalogue.rows(found.item_ids), found.raws, found.newest_us)
+    return bool(named)
 
 
 def _content_for(model: _Served, changes: ItemChanges) -> dict[str, Sequence[Any]]:

@@ -54,7 +54,7 @@ class Refresher:
         self._refused: tuple[BundleRef, float] | None = None
         self._registry: tuple[int, int] | None = None
         self._read_by: Definitions | None = None
-        self._by_id: Ints = np.zeros(0, np.int64)
+        self._by_id: tuple[Catalogue, Ints] = Catalogue(), np.zeros(0, np.int64)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
 
@@ -90,7 +90,8 @@ class Refresher:
         """Readers by the definitions that are registered now, and all items anew where those have changed."""
         registry = file_version(self._settings.registry_path)
         readers = self.live.readers
-        if readers is not None and registry == self._registry and readers.definitions == self._read_by:
+        same = readers is not None and registry == self._registry and readers.definitions == self._read_by
+        if same and not self._replica.read_anew:
             return
         try:
             with self._replica.changing:
@@ -106,7 +107,7 @@ class Refresher:
 
     def _read_all(self, readers: Readers) -> None:
         activity, catalogue = readers.new_activity(), Catalogue(cat.LIVE)
-        fill(catalogue, activity, readers, self._bundle)
+        is_named = fill(catalogue, activity, readers, self._bundle)
         if activity is None:
             self._note_problem(
                 "items", "the stored state has no item activity: run `headrace apply` and `headrace backfill`"
@@ -115,6 +116,7 @@ class Refresher:
             self.live.problems.pop("items", None)
             catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue), 0)
         self._replica.replace_state(catalogue, activity, self._bundle)
+        self._replica.by_activity, self._replica.read_anew = not is_named, False
         old, self.live.readers = self.live.readers, readers
         if old is not None:
             old.close()
@@ -161,9 +163,11 @@ class Refresher:
             self._save()
 
     def _order_of_ids(self, catalogue: Catalogue) -> Ints:
-        if len(self._by_id) != len(catalogue):
-            self._by_id = by_id(catalogue)
-        return self._by_id
+        known, rows = self._by_id
+        if known is not catalogue or len(rows) != len(catalogue):
+            rows = by_id(catalogue)
+            self._by_id = catalogue, rows
+        return rows
 
     def _run(self) -> None:
         next_orders = 0.0

@@ -27,6 +27,8 @@ class Follower:
         self._clock = clock
         self._metrics = metrics
         self._current_at = time.monotonic()
+        self._untaken: tuple[Readers, Changes] | None = None
+        """What the feed told once and will not tell again, while reading the rows that it names fails."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
 
@@ -39,7 +41,7 @@ class Follower:
             self._thread.join(2.0)
 
     def follow_once(self) -> None:
-        """Take in what has changed since the last time. Raises STORE_ERRORS: then the next time tells it."""
+        """Take in what has changed since the last time. Raises STORE_ERRORS: then the next time takes it in."""
         with self._replica.changing:
             readers = self._replica.live.readers
             if readers is None:
@@ -47,7 +49,11 @@ class Follower:
             asked_at = time.monotonic()
             changes = readers.feed.poll()
             readers.bulk.note(changes.statuses.values())
+            if self._untaken is not None and self._untaken[0] is readers:
+                changes = _both(self._untaken[1], changes)
+            self._untaken = readers, changes
             self._take(readers, changes)
+            self._untaken = None
             self._replica.reached = _reached_by_all(changes)
             self._current_at = asked_at
         self._replica.sweep(self._clock(), SWEPT_AT_ONCE)
@@ -61,9 +67,15 @@ class Follower:
             for view, found in readers.item_keys(changes.reload).items():
                 keys[view] = keys.get(view, set()) | found | own
         items = keys.get(names.ITEM_CATALOGUE, set()) | keys.get(names.ITEM_STATUS, set())
-        new = {item for item in items if item not in self._replica.live.state.catalogue.row_of}
+        known = self._replica.live.state.catalogue.row_of
+        if self._replica.by_activity and items:  # from now on it has a catalogue: what is not in it is no item
+            self._replica.by_activity, self._replica.read_anew = False, True
+        by_activity = self._replica.by_activity
+        if by_activity:
+            items = {item for item in keys.get(names.ITEM_ACTIVITY, set()) if item not in known}
+        new = {item for item in items if item not in known}
         for chunk in chunks(sorted(items)):
-            self._replica.take_items(readers.item_changes(chunk, without_row=False))
+            self._replica.take_items(readers.item_changes(chunk, without_row=by_activity))
         known_now = self._replica.live.state.catalogue.row_of
         active = {item for item in keys.get(names.ITEM_ACTIVITY, set()) | new if item in known_now}
         if self._replica.live.state.activity is not None:
@@ -90,6 +102,12 @@ class Follower:
         if "feed" not in self._replica.live.problems:
             logger.warning("the columns of items stand still: %s", trouble)
         self._replica.live.problems["feed"] = trouble[:300]
+
+
+def _both(before: Changes, now: Changes) -> Changes:
+    views = before.keys.keys() | now.keys.keys()
+    keys = {view: before.keys.get(view, set()) | now.keys.get(view, set()) for view in views}
+    return Changes(now.statuses, keys, before.reload | now.reload)
 
 
 def _reached_by_all(changes: Changes) -> dict[int, int]:

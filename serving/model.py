@@ -32,20 +32,24 @@ class ReadUser:
 class BundleModel:
     """What `serving.interfaces` asks of a model. Methods that read may run in any thread, `put` in the engine's alone."""
 
-    def __init__(self, bundle: Bundle, catalogue: Catalogue, count: int) -> None:
-        """Of the first `count` rows of the catalogue, among which all items of the bundle must be. Raises BundleError where the bundle
-        does not fit together or with them.
+    def __init__(self, bundle: Bundle, catalogue: Catalogue, count: int | None = None) -> None:
+        """Of the first `count` rows of a catalogue that may grow meanwhile, else of all; they must hold all items of the bundle.
+
+        Raises BundleError where the bundle does not fit together or with it.
         """
         self._bundle = bundle
         self._row_of: Callable[[str], int | None] = catalogue.row_of.get
+        every = np.arange(len(catalogue) if count is None else count)
         try:
-            rows = np.arange(count)
-            content = catalogue.content_of(rows, self.content_features)
+            bundled = catalogue.rows(bundle.items.item_ids)
+            if len(bundled) < len(bundle.items.item_ids):
+                raise ValueError(f"{len(bundle.items.item_ids) - len(bundled)} of its items are not in it")
+            content = catalogue.content_of(every, self.content_features)
             self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content)
-            self._bundled = _Places(catalogue.rows(bundle.items.item_ids), count)
-            self._places = _Places(self._bundled.rows, count)
+            self._bundled = _Places(bundled, len(every))
+            self._places = _Places(bundled, len(every))
             self._index = bundle.index
-            self._note_changed(rows, self._shelf.vectors(rows))
+            self._note_changed(every, np.asarray(self._shelf.vectors(every)))
         except MODEL_ERRORS as error:
             raise BundleError(f"bundle {bundle.version} does not fit this catalogue: {error}") from error
 

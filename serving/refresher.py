@@ -91,7 +91,8 @@ class Refresher:
         """Readers by the definitions that are registered now, and all items anew where those have changed."""
         registry = file_version(self._settings.registry_path)
         readers = self.live.readers
-        if readers is not None and registry == self._registry and readers.definitions == self._read_by:
+        same = readers is not None and registry == self._registry and readers.definitions == self._read_by
+        if same and not self._replica.read_anew:
             return
         try:
             with self._replica.changing:
@@ -107,7 +108,7 @@ class Refresher:
 
     def _read_all(self, readers: Readers) -> None:
         activity, catalogue = readers.new_activity(), Catalogue(cat.LIVE)
-        fill(catalogue, activity, readers, self._bundle)
+        is_named = fill(catalogue, activity, readers, self._bundle)
         if activity is None:
             self._note_problem(
                 "items", "the stored state has no item activity: run `headrace apply` and `headrace backfill`"
@@ -116,6 +117,7 @@ class Refresher:
             self.live.problems.pop("items", None)
         catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), 0)
         self._replica.replace_state(catalogue, activity, self._bundle)
+        self._replica.by_activity, self._replica.read_anew = not is_named, False
         old, self.live.readers = self.live.readers, readers
         if old is not None:
             old.close()

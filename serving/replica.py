@@ -48,6 +48,10 @@ class Replica:
         self._building: list[Ints] | None = None
         self.reached: dict[int, int] = {}
         """By log partition, up to where the columns have everything."""
+        self.by_activity = False
+        """In a shop that never sent its catalogue: every item with activity is one."""
+        self.read_anew = False
+        """Whether the refresher is to read everything anew."""
         self.changing = threading.Lock()
         """Held by whoever reads the feed, or everything anew: one follows the other."""
 
@@ -127,8 +131,10 @@ class Replica:
 
     def swap_model(self, bundle: Bundle, now_us: int) -> BundleModel:
         """Put another bundle in service; no request sees both. Raises BundleError, and then the old one stays."""
-        self.take_items(missing_items(bundle, self.live.state.catalogue))
-        catalogue, count = self._engine.change(self._watch_changes).result()
+        catalogue = self.live.state.catalogue
+        with self.changing:  # else the bundle might overrule what the feed has just told of an item
+            self.take_items(missing_items(bundle, catalogue))
+        count = self._engine.change(lambda: self._watch([])).result()
         try:
             model = self._ready(bundle, catalogue, count, now_us)
 
@@ -141,7 +147,7 @@ class Replica:
 
             self._engine.change(apply).result()
         finally:
-            self._engine.change(self._watch_no_more).result()
+            self._engine.change(lambda: self._watch(None)).result()
         return model
 
     def renew_index(self) -> None:
@@ -158,13 +164,10 @@ class Replica:
         model.warm_up(now_us)
         return model
 
-    def _watch_changes(self) -> tuple[Catalogue, int]:
-        """From now on changed rows are noted; returns what a new model is built of: the catalogue and how many rows it has now."""
-        self._building = []
-        return self.live.state.catalogue, len(self.live.state.catalogue)
-
-    def _watch_no_more(self) -> None:
-        self._building = None
+    def _watch(self, rows: list[Ints] | None) -> int:
+        """Note the rows that change from now on; returns how many there are now."""
+        self._building = rows
+        return len(self.live.state.catalogue)
 
 
 _AT_ONCE = 256
@@ -187,10 +190,10 @@ def missing_items(bundle: Bundle, catalogue: Catalogue) -> ItemChanges:
     )
 
 
-def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None) -> None:
+def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None) -> bool:
     """Read all items into a catalogue that nobody uses yet, and what the bundle alone knows behind them. Raises STORE_ERRORS.
 
-    In a shop that never sent its catalogue, every item with activity is one.
+    Returns whether the shop has sent its catalogue. In one that never did, every item with activity is one.
     """
     keys = readers.item_keys()
     named = keys["item_catalogue"] | keys["item_status"]
@@ -204,6 +207,7 @@ def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bund
         for chunk in chunks(sorted(keys["item_activity"] & catalogue.row_of.keys())):
             found = readers.item_activity(chunk)
             activity.put(catalogue.rows(found.item_ids), found.raws, found.newest_us)
+    return bool(named)
 
 
 def _content_for(model: _Served, changes: ItemChanges) -> dict[str, Sequence[Any]]:

@@ -207,9 +207,11 @@ def test_an_index_finds_the_same_after_it_was_saved_and_loaded(tmp_path: Path, e
     assert_same(loaded.search(queries, 100), index.search(queries, 100))
 
 
-def test_an_exact_index_stores_its_facts_alone(tmp_path: Path) -> None:
-    ItemIndex.build(clustered(2_000)[0], NO_QUERIES).save(tmp_path / "index.faiss")
-    assert (tmp_path / "index.faiss").stat().st_size < 200
+def test_an_exact_index_stores_its_facts_and_the_queries_that_it_was_measured_on(tmp_path: Path) -> None:
+    vectors, queries = clustered(2_000)
+    ItemIndex.build(vectors, queries).save(tmp_path / "index.faiss")
+    assert (tmp_path / "index.faiss").stat().st_size < queries.nbytes + 400
+    assert np.array_equal(ItemIndex.load(tmp_path / "index.faiss", vectors).queries_QD, queries)
 
 
 @pytest.mark.parametrize("exact_below", [20_001, 0])

@@ -328,7 +328,7 @@ def _inverted_lists(vectors_ND: Floats, nlist: int, seed: int) -> Any:
     """Lists of vectors that lie near each other, each read in the order of its centre's product with the query.
 
     Rows are assigned by distance, not by product as faiss would for this metric: a third to half as many lists then do
-    for the same recall (docs/adr/0012-inverted-lists-for-large-catalogues.md).
+    for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
     """
     count, width = vectors_ND.shape
     means = faiss.Kmeans(

@@ -101,9 +101,9 @@ def test_health_and_readiness_need_none_and_readiness_names_what_is_wrong(app: F
 
 def test_the_document_describes_both_applications_with_examples(app: FastAPI):
     document = call(app, "GET", "/openapi.json", headers=KEY).json()
-    assert set(document["paths"]) == {"/v1/recommend", "/v1/events", "/healthz", "/readyz", "/metrics"}
+    assert set(document["paths"]) == {"/v1/recommend", "/v1/events", "/v1/items", "/healthz", "/readyz", "/metrics"}
     assert {"EventIn", "RecommendIn", "Context", "Problem"} <= set(document["components"]["schemas"])
-    for path in ("/v1/recommend", "/v1/events"):
+    for path in ("/v1/recommend", "/v1/events", "/v1/items"):
         assert document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
     assert "swagger" in call(app, "GET", "/docs", headers=KEY).text
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from headrace.models.config import ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 
@@ -69,11 +69,13 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
 
     def users(self, users: UserInputs, table: ItemInputs) -> Tensor:
         """Shape (B, D). Histories hold rows of `table`."""
-        return self.user_vectors(users, encode_history(self.item_encoder, table, users.items_BL))
+        return self.user_vectors(users, encode_history(self.item_encoder, table, users.items_BL).vectors_ND)
 
-    def user_vectors(self, users: UserInputs, history: EncodedItems) -> Tensor:
-        """Shape (B, D). The profile stands behind the history as one more place, and its output is the user."""
-        history_BLD = self.history_encoder(users, history.vectors_ND)
+    def user_vectors(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
+        """Shape (B, D), from the history's vectors by `item_encoder`. The profile stands behind the history as one more place, and its
+        output is the user.
+        """
+        history_BLD = self.history_encoder(users, item_BLD)
         x_BLD = torch.cat([history_BLD, self.user_encoder(users)[:, None]], dim=1)
         present_BL = F.pad(users.items_BL > 0, (0, 1), value=True)
         for number, block in enumerate(self.blocks, start=1):

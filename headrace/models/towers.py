@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headrace.models.config import ModelConfig
-from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
+from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
@@ -25,25 +25,17 @@ class Block(nn.Module):  # type: ignore[misc]
         self.out = nn.Linear(config.width, config.width)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width),
-            nn.GELU(),
+            nn.ReLU(),
             nn.Linear(4 * config.width, config.width),
             nn.Dropout(config.dropout),
         )
 
     def forward(self, x_BLD: Tensor, present_BL: Tensor, last_only: bool) -> Tensor:
-        users, _, width = x_BLD.shape
-
-        def split(x: Tensor) -> Tensor:
-            return x.view(users, -1, self.heads, width // self.heads).transpose(1, 2)
-
         normed_BLD = self.norm(x_BLD)
         asking_BLD = x_BLD[:, -1:] if last_only else x_BLD
         query = self.query(normed_BLD[:, -1:] if last_only else normed_BLD)
         key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(
-            split(query), split(key), split(value), attn_mask=present_BL[:, None, None, :]
-        )
-        mixed_BLD = self.out(mixed.transpose(1, 2).reshape(users, -1, width))
+        mixed_BLD = self.out(attend(query, key, value, self.heads, present_BL))
         x_BLD = asking_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
         return x_BLD + self.mlp(self.norm_mlp(x_BLD))
 

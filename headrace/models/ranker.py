@@ -83,13 +83,14 @@ def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs) -> T
     """
     item_BCN = torch.cat([items.id_N[..., None], items.categories_NC], dim=-1).transpose(1, 2)
     past_BCL = torch.cat([history.id_N[..., None], history.categories_NC], dim=-1).transpose(1, 2)
-    same_BCNL = (item_BCN[..., None] == past_BCL[:, :, None]) & (past_BCL > 1)[:, :, None]
+    past_BCL = past_BCL.masked_fill(past_BCL <= 1, -1)  # which no candidate has
+    same_BCNL = item_BCN[..., None] == past_BCL[:, :, None]
     present_BL = (users.items_BL > 0).float()
     lately_BL = present_BL.clone()
     lately_BL[:, :-RECENT_PLACES] = 0
     places_BL2 = torch.stack([present_BL, lately_BL], dim=-1)
     weights_BL2 = places_BL2 / places_BL2.sum(dim=1, keepdim=True).clamp(min=1)
-    shares_BCN2 = same_BCNL.float() @ weights_BL2[:, None]
+    shares_BCN2 = (same_BCNL.float().flatten(1, 2) @ weights_BL2).unflatten(1, same_BCNL.shape[1:3])
     return shares_BCN2.permute(0, 2, 3, 1).flatten(2)
 
 

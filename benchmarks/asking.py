@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -30,6 +31,7 @@ PATIENCE_S: Final = 10.0
 MOST_CONNECTIONS: Final = 4_000
 BROKEN: Final = 0
 _READ_BYTES: Final = 1 << 18
+_SOON_S: Final = 0.1
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"content-length: "
 
@@ -84,6 +86,11 @@ class Asked:
         return float(((self.done_s <= self.phase.seconds) & (self.status == 200)).sum() / self.phase.seconds)
 
     @property
+    def incomplete_share(self) -> float:
+        """Of the answers 200."""
+        return sum(self.incomplete.values()) / max(1, len(self.took_s))
+
+    @property
     def statuses(self) -> dict[str, int]:
         return {str(status): count for status, count in sorted(Counter(self.status.tolist()).items())}
 
@@ -101,13 +108,15 @@ def request_bytes(host: str, port: int, path: str, body: object, key: str = "") 
 
 def ask(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> list[Asked]:
     """Run the phases in a process of its own, which leaves its files in `folder`. Raises subprocess.CalledProcessError."""
-    with start_asking(target, phases, folder, seed) as process:
+    with asking(target, phases, folder, seed) as process:
         process.wait()
     return asked(process, folder)
 
 
-def start_asking(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> "subprocess.Popen[bytes]":
-    """The same without waiting; `asked` gives what it found, once it has ended. SIGTERM ends its last phase early."""
+@contextmanager
+def asking(target: Target, phases: Sequence[Phase], folder: Path, seed: int = 0) -> Iterator["subprocess.Popen[bytes]"]:
+    """The same beside what the block does; `asked` gives what it found, once it has ended. SIGTERM ends a phase early. What is
+    left of it at the block's end is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "requests").write_bytes(b"".join(target.requests))
     plan = {
@@ -119,7 +128,11 @@ def start_asking(target: Target, phases: Sequence[Phase], folder: Path, seed: in
         "seed": seed,
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    return subprocess.Popen([sys.executable, "-m", "benchmarks.asking", str(folder)])
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.asking", str(folder)]) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def asked(process: "subprocess.Popen[bytes]", folder: Path) -> list[Asked]:
@@ -189,7 +202,7 @@ class _Asker:
                 break
             while len(self._busy) < phase.connections:
                 self._send(time.perf_counter())
-            self._receive(max(0.001, min(PATIENCE_S, end_s - now_s)))
+            self._receive(_SOON_S if now_s >= end_s else min(1.0, end_s - now_s))
         self._finish()
 
     def _run_open(self, phase: Phase) -> None:
@@ -209,7 +222,7 @@ class _Asker:
     def _finish(self) -> None:
         """Until nothing is in flight."""
         while self._busy:
-            self._receive(0.1)
+            self._receive(_SOON_S)
 
     def _send(self, due_s: float) -> None:
         if len(self._busy) >= MOST_CONNECTIONS:

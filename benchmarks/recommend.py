@@ -17,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,11 +32,11 @@ from benchmarks.recommend_side import (
     Explained,
     Overload,
     Side,
-    busy,
     closed,
     explain,
     half,
     overload,
+    processor_ms,
     rss_mb,
     side,
 )
@@ -65,7 +65,7 @@ class Ours:
     explained: Explained
     freshness: Freshness
     overload: Overload
-    cpu: dict[str, float]
+    processor_ms: dict[str, float]
     rss_mb: float
     index_recall: float | None
     counters: dict[str, float]
@@ -82,34 +82,33 @@ class Million:
 
 
 class Benchmark:
-    def __init__(self, shop: Shop, seconds: float, folder: Path, site: Path, interrupts: Interrupts) -> None:
-        self._shop = shop
+    """Measures the sides. `prepared` is the data directory that ours serves from a copy of, `folder` where all else goes."""
+
+    def __init__(self, prepared: Path, shop: Shop, seconds: float, folder: Path, interrupts: Interrupts) -> None:
+        self.visitors = visitors(Settings(data=prepared), shop.users, shop.seed)
+        self._prepared = prepared
         self._seconds = seconds
         self._folder = folder
         self._interrupts = interrupts
-        self._sites = Sites(site, interrupts, say, system_clock)
 
     def noop(self) -> Side:
-        who = self._visitors()
         say("the no-op")
-        with noop(self._folder / "noop", who) as target:
+        with noop(self._folder / "noop", self.visitors) as target:
             return side(target, self._seconds, self._folder / "asked-noop")
 
     def stock(self, script: Path) -> Side:
-        who = self._visitors()
         say("the stock stack")
-        with stock(script, self._folder / "stock", who, system_clock) as target:
+        with stock(script, self._folder / "stock", self.visitors, system_clock) as target:
             return side(target, self._seconds, self._folder / "asked-stock")
 
     def ours(self) -> Ours:
-        who = self._visitors()
         say("ours")
-        with self._stack(self._sites.prepared(self._shop), "ours") as settings:
-            target, asked = target_of(settings, who), self._folder / "asked-ours"
-            explained = explain(settings, who, EXPLAINED)
+        with self._stack(self._prepared, "ours") as settings:
+            target, asked = target_of(settings, self.visitors), self._folder / "asked-ours"
+            explained = explain(settings, self.visitors, EXPLAINED)
             found = side(target, self._seconds, asked)
             rate = found.sixteen.middle.rate
-            cpu = busy(settings, target, self._seconds / 2, asked / "busy")
+            processor = processor_ms(settings, target, self._seconds / 2, asked / "busy")
             say(f"{rate:.0f} requests/s at 16 connections; half of that on a schedule")
             halved = half(target, rate, self._seconds, asked / "half")
             say("from an event to an answer that knows it")
@@ -119,29 +118,16 @@ class Benchmark:
             say("twice of what it can do")
             over = overload(settings, target, rate, 3 * self._seconds, asked / "overload")
             return Ours(
-                found,
-                halved,
-                explained,
-                fresh,
-                over,
-                cpu,
-                resident,
-                index_recall(settings),
-                counters(settings),
-                said_ready(settings),
-            )
+                found, halved, explained, fresh, over, processor, resident,
+                index_recall(settings), counters(settings), said_ready(settings),
+            )  # fmt: skip
 
-    def million(self, items: int) -> Million:
-        who = self._visitors()
+    def million(self, prepared: Path, items: int) -> Million:
         say(f"ours with {items:,} items")
-        with self._stack(self._sites.grown(self._shop, items), "million") as settings:
-            explained = explain(settings, who, EXPLAINED)
-            one = closed(target_of(settings, who), 1, self._seconds, self._folder / "asked-million")
+        with self._stack(prepared, "million") as settings:
+            explained = explain(settings, self.visitors, EXPLAINED)
+            one = closed(target_of(settings, self.visitors), 1, self._seconds, self._folder / "asked-million")
             return Million(items, one, explained, rss_mb(settings), said_ready(settings))
-
-    def _visitors(self) -> list[dict[str, str]]:
-        prepared = Settings(data=self._sites.prepared(self._shop))
-        return visitors(prepared, self._shop.users, self._shop.seed)
 
     @contextmanager
     def _stack(self, prepared: Path, name: str) -> Iterator[Settings]:
@@ -177,7 +163,9 @@ def said_ready(settings: Settings) -> Any:
     return httpx.get(f"http://{settings.http_host}:{settings.http_port}/readyz", timeout=30.0).json()
 
 
-def report(base: Side, other: Side | None, why_not: str | None, ours: Ours, grown: Million | None, shop: Shop) -> None:
+def report(
+    base: Side, other: Side | None, why_not: str | None, ours: Ours, grown: Million | None, shop: dict[str, Any]
+) -> None:
     """Table, plot, file and JSON line."""
     one, sixteen = percentiles(ours.side.one.middle.took_s), ours.side.sixteen.middle
     noop_p50 = percentiles(base.one.middle.took_s)["p50_ms"]
@@ -198,14 +186,19 @@ def report(base: Side, other: Side | None, why_not: str | None, ours: Ours, grow
         "rss_mb": round(ours.rss_mb, 1),
         "noop_rps_16": round(base.sixteen.middle.rate, 1),
         "p99_half_ms": halved["p99_ms"],
+        "degraded": {
+            "1": round(ours.side.one.degraded, 4),
+            "16": round(ours.side.sixteen.degraded, 4),
+            "half": round(ours.half.incomplete_share, 4),
+        },
         "fresh_p50_ms": fresh["p50_ms"],
         "fresh_p99_ms": fresh["p99_ms"],
         "overload_in_time": round(ours.overload.answered_in_time, 3),
-        "shop": {"items": shop.items, "users": shop.users, "events": shop.events, "config": shop.models},
+        "shop": shop,
         "model_version": ours.explained.model_version,
         "noop": base.details(),
         "stock": other.details() if other else {"skipped": why_not},
-        "ours": ours.side.details() | {"cpu_at_16": ours.cpu, "counters": ours.counters, "ready": ours.said_ready},
+        "ours": ours.side.details() | {"processor_ms": ours.processor_ms, "counters": ours.counters, "ready": ours.said_ready},
         "half": {"rate": round(ours.half.phase.rate, 1), **halved, "statuses": ours.half.statuses,
                  "incomplete": ours.half.incomplete, "late": percentiles(ours.half.late_s)},
         "overload": ours.overload.details(),
@@ -214,13 +207,29 @@ def report(base: Side, other: Side | None, why_not: str | None, ours: Ours, grow
         "million": _million_details(grown) if grown else None,
     }  # fmt: skip
     rows: list[list[object]] = [_row("no-op", base), *([_row("stock stack", other)] if other else [])]
-    rows.append(_row(f"Headrace, {shop.items:,} items", ours.side))
+    rows.append(_row(f"Headrace, {shop['items']:,} items", ours.side))
     if grown:
-        rows.append([f"Headrace, {grown.items:,} items", *_cells(percentiles(grown.one.middle.took_s)), "", ""])
-    rows.append([f"Headrace, {ours.half.phase.rate:.0f}/s on schedule", *_cells(halved), "", ""])
-    rows.append(["acknowledged event -> answer with it", *_cells(fresh), "", ""])
-    columns = ["milliseconds", "p50", "p90", "p99", "max", "requests/s at 16", "p99 at 16"]
-    bars = {f"{shop.items:,} items": ours.explained.shares_ms()}
+        rows.append(
+            [
+                f"Headrace, {grown.items:,} items",
+                *_cells(percentiles(grown.one.middle.took_s)),
+                "",
+                "",
+                f"{grown.one.degraded:.1%}",
+            ]
+        )
+    rows.append(
+        [
+            f"Headrace, {ours.half.phase.rate:.0f}/s on schedule",
+            *_cells(halved),
+            "",
+            "",
+            f"{ours.half.incomplete_share:.1%}",
+        ]
+    )
+    rows.append(["acknowledged event -> answer with it", *_cells(fresh), "", "", ""])
+    columns = ["milliseconds", "p50", "p90", "p99", "max", "requests/s at 16", "p99 at 16", "degraded at 1, 16"]
+    bars = {f"{shop['items']:,} items": ours.explained.shares_ms()}
     sides = {"no-op": base.one.latencies, "Headrace": ours.side.one.latencies}
     if grown:
         bars[f"{grown.items:,} items"] = grown.explained.shares_ms()
@@ -243,7 +252,9 @@ def _million_details(grown: Million) -> dict[str, Any]:
 
 def _row(label: str, found: Side) -> list[object]:
     at_sixteen = percentiles(found.sixteen.middle.took_s)
-    return [label, *_cells(percentiles(found.one.middle.took_s)), found.sixteen.middle.rate, at_sixteen["p99_ms"]]
+    one, rate = percentiles(found.one.middle.took_s), found.sixteen.middle.rate
+    degraded = f"{found.one.degraded:.1%}, {found.sixteen.degraded:.1%}"
+    return [label, *_cells(one), rate, at_sixteen["p99_ms"], degraded]
 
 
 def _cells(found: dict[str, float]) -> list[float]:
@@ -274,16 +285,21 @@ def main() -> None:
     given = parser.parse_args()
     shop = Shop(given.items, given.users, given.events, given.config, tuple(given.set))
     interrupts = Interrupts()
-    with tempfile.TemporaryDirectory(prefix="hr-rec-") as folder, interrupts.installed():
-        benchmark = Benchmark(shop, given.seconds, Path(folder), given.site or Path(folder) / "site", interrupts)
+    with tempfile.TemporaryDirectory(prefix="hr-rec-") as temporary, interrupts.installed():
+        folder = Path(temporary)
+        sites = Sites((given.site or folder / "site").resolve(), interrupts, say, system_clock)
+        prepared = sites.prepared(shop)
+        large = sites.grown(shop, given.million_items) if given.million else None
+        benchmark = Benchmark(prepared, shop, given.seconds, folder, interrupts)
         why_not = "--no-stock" if given.no_stock else why_no_stock(given.stock)
         base = benchmark.noop()
-        other = None if why_not else benchmark.stock(given.stock)
         if why_not:
             say(f"the stock stack is left out: {why_not}")
+        other = None if why_not else benchmark.stock(given.stock)
         ours = benchmark.ours()
-        grown = benchmark.million(given.million_items) if given.million else None
-    report(base, other, why_not, ours, grown, shop)
+        grown = benchmark.million(large, given.million_items) if large else None
+    shape = {**asdict(shop), "visitors": len(benchmark.visitors)}
+    report(base, other, why_not, ours, grown, shape)
 
 
 if __name__ == "__main__":

@@ -52,12 +52,18 @@ class Closed:
     def latencies(self) -> Floats:
         return np.concatenate([each.took_s for each in self.rounds])
 
+    @property
+    def degraded(self) -> float:
+        """The largest share of any round of answers with less."""
+        return max(each.incomplete_share for each in self.rounds)
+
     def details(self) -> dict[str, Any]:
         return {
             **percentiles(self.middle.took_s),
             "rate": round(self.middle.rate, 1),
             "requests": sum(len(each.status) for each in self.rounds),
             "statuses": [each.statuses for each in self.rounds],
+            "degraded": round(self.degraded, 4),
             "incomplete": [each.incomplete for each in self.rounds],
             "rounds": [{"rate": round(each.rate, 1), **percentiles(each.took_s)} for each in self.rounds],
             "asker_us": round(self.middle.cpu_us, 1),
@@ -244,12 +250,13 @@ def check_full(answer: dict[str, Any]) -> None:
         raise AnswerError(f"{len(items)} items by model {answer['model_version']}, degraded {answer['degraded']}")
 
 
-def busy(settings: Settings, target: Target, seconds: float, folder: Path) -> dict[str, float]:
-    """Shares of one processor by part of the stack, while CONNECTIONS connections ask."""
-    phases = [Phase("warm-up", 1.0, CONNECTIONS), Phase("busy", seconds, CONNECTIONS)]
+def processor_ms(settings: Settings, target: Target, seconds: float, folder: Path) -> dict[str, float]:
+    """Processor milliseconds a request by part of the stack, while CONNECTIONS connections ask: what a busy machine disturbs least."""
     with usage_of(dict(parts_of_the_stack(settings))) as usage:
-        ask(target, phases, folder)
-    return {each.part: round(each.cpu, 3) for each in usage}
+        begun = time.monotonic()
+        (found,) = ask(target, [Phase("busy", seconds, CONNECTIONS)], folder)
+        lasted = time.monotonic() - begun
+    return {each.part: round(each.cpu * lasted / len(found.status) * 1_000, 3) for each in usage}
 
 
 def _milliseconds(seconds: Sequence[float]) -> list[float | None]:

@@ -32,7 +32,8 @@ def take_items(views: Views) -> Callable[[Batch], Batch]:
     """
 
     def take(batch: Batch) -> Batch:
-        found = batch.events[names.TYPE].is_in(names.ITEM_OPERATIONS)
+        types = batch.events[names.TYPE]
+        found = (types == names.ITEM_UPSERT) | (types == names.ITEM_STATUS)  # `is_in` takes five times as long
         if not found.any():
             return batch
         chosen = np.flatnonzero(found.to_numpy())

@@ -48,6 +48,7 @@ class Follower:
                 return
             asked_at = time.monotonic()
             changes = readers.feed.poll()
+            readers.bulk.note(changes.statuses.values())
             if self._untaken is not None and self._untaken[0] is readers:
                 changes = _both(self._untaken[1], changes)
             self._untaken = readers, changes

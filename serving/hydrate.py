@@ -56,8 +56,9 @@ def fetch(user_key: str, reader: FeatureReader | None, trace: Trace) -> Fetched 
     if left_s <= 0:
         trace.degrade(c.LATE_FEATURES)
         return None
+    keys = [user_key]  # one list, so it is placed once
     try:
-        return reader.fetch({view: [user_key] for view in USER_VIEWS}, within_s=left_s / 2)
+        return reader.fetch({view: keys for view in USER_VIEWS}, within_s=left_s / 2)
     except STORE_ERRORS as error:
         trace.degrade(c.NO_USER_FEATURES, error)
         return None

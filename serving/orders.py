@@ -30,17 +30,17 @@ POPULARITY: Final = {
 }
 
 
-def by_id(catalogue: Catalogue) -> Ints:
-    """All rows, in the order of their ids: what breaks ties, so that replicas agree. Shape (rows,)."""
-    return np.argsort(np.array(catalogue.item_ids, dtype=np.str_), kind="stable")
+def by_id(catalogue: Catalogue, count: int) -> Ints:
+    """The first `count` rows, in the order of their ids: what breaks ties, so that replicas agree. Shape (count,)."""
+    return np.argsort(np.array(catalogue.item_ids[:count], dtype=np.str_), kind="stable")
 
 
-def make_orders(catalogue: Catalogue, activity: Activity, by_id: Ints, as_of_us: int) -> Orders:
+def make_orders(catalogue: Catalogue, activity: Activity | None, by_id: Ints, as_of_us: int) -> Orders:
     """`popular` by a week's acts; `trending` by an hourly rate that the last hour weighs most
-    in; `newest` by when an item was first heard of. `by_id` is that of these rows, or of the first of them.
+    in; `newest` by when an item was first heard of. `by_id` is that of these rows. Without activity no item is popular.
     """
     count = len(by_id)
-    overall, trend = scores(activity, count)
+    overall, trend = (np.zeros(count), np.zeros(count)) if activity is None else scores(activity, count)
     shown = catalogue.state[:count] == cat.AVAILABLE
     newest = _best(catalogue.listed_us[:count].astype(np.float64), by_id)
     trending = _best(trend, by_id)

@@ -46,7 +46,7 @@ def answer(request: RecommendationRequest, state: ServingState, means: Means, tr
         stage.count = len(user.history)
 
     with trace.stage("retrieve") as stage:
-        as_read = read_user(user, state, trace) if request.user_key is not None else None
+        as_read = None if request.kind == SIMILAR else read_user(user, state, trace)
         among = allowed(request, state.catalogue)
         found = find(user, as_read, request, state, among, trace)
         stage.count = len(found)

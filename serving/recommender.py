@@ -204,7 +204,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     async def post_similar(request: Request) -> Response:
         return await ask(request, SimilarIn)
 
-    @app.get("/v1/users/{user_key}/profile", **PROFILE_DOCS)
+    @app.get("/v1/users/{user_key:path}/profile", **PROFILE_DOCS)
     async def get_profile(request: Request, user_key: str) -> Response:
         may_read(request)
         return Response(await door.profile(user_key, Trace(settings.deadline_ms)), media_type=JSON_TYPE)

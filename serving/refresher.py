@@ -54,7 +54,8 @@ class Refresher:
         self._refused: tuple[BundleRef, float] | None = None
         self._registry: tuple[int, int] | None = None
         self._read_by: Definitions | None = None
-        self._by_id: tuple[Catalogue, Ints] = Catalogue(), np.zeros(0, np.int64)
+        self._ordered: Catalogue | None = None
+        self._by_id: Ints = np.zeros(0, np.int64)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="refresher", daemon=True)
 
@@ -114,7 +115,7 @@ class Refresher:
             )
         else:
             self.live.problems.pop("items", None)
-            catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue), 0)
+        catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), 0)
         self._replica.replace_state(catalogue, activity, self._bundle)
         self._replica.by_activity, self._replica.read_anew = not is_named, False
         old, self.live.readers = self.live.readers, readers
@@ -150,24 +151,21 @@ class Refresher:
 
     def refresh_orders(self) -> None:
         """Orders as of now; every so often a snapshot on disk; a worn index built anew."""
-        state = self.live.state
+        state, count = self.live.state, self._replica.count()
+        self._metrics.catalogue_items.set(count)
         if state.activity is None:
             return
         now_us = max(self._clock(), state.activity.newest_us + 1)
-        self._replica.take_orders(
-            make_orders(state.catalogue, state.activity, self._order_of_ids(state.catalogue), now_us)
-        )
-        self._metrics.catalogue_items.set(len(state.catalogue))
+        orders = make_orders(state.catalogue, state.activity, self._order_of_ids(state.catalogue, count), now_us)
+        self._replica.take_orders(orders)
         self._replica.renew_index()
         if time.monotonic() - self._saved_at >= SNAPSHOT_EVERY_S:
             self._save()
 
-    def _order_of_ids(self, catalogue: Catalogue) -> Ints:
-        known, rows = self._by_id
-        if known is not catalogue or len(rows) != len(catalogue):
-            rows = by_id(catalogue)
-            self._by_id = catalogue, rows
-        return rows
+    def _order_of_ids(self, catalogue: Catalogue, count: int) -> Ints:
+        if self._ordered is not catalogue or len(self._by_id) != count:
+            self._ordered, self._by_id = catalogue, by_id(catalogue, count)
+        return self._by_id
 
     def _run(self) -> None:
         next_orders = 0.0

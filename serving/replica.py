@@ -96,6 +96,10 @@ class Replica:
 
         self._engine.change(apply).result()
 
+    def count(self) -> int:
+        """Items now, of which columns are whole."""
+        return self._engine.change(lambda: len(self.live.state.catalogue)).result()
+
     def take_orders(self, orders: Orders, origin: str | None = None) -> None:
         def apply() -> None:
             catalogue = self.live.state.catalogue

@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -45,12 +45,14 @@ from training.dataset import (
     sample,
 )
 from training.job import run
-from training.scoring import rank_logits, tower_scores
+from training.scoring import rank_logits, shop_vectors, user_vectors
 
 Floats = npt.NDArray[np.float32]
 
 SLATE = 100
 CUTOFFS = (10, 20)
+# Requests whose scores of all items are held at once.
+_BLOCK = 256
 POPULAR, CO_OCCURRENCE, TOWERS = "most popular", "co-occurrence", "two towers"
 RETRIEVED, RANKED = "towers, sampled", "towers + ranker, sampled"
 
@@ -124,11 +126,18 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
     item_ids = models.shop.item_ids
     popularity_I = popularity(split.train, item_ids)
     near_IK, near_scores_IK = neighbours(split.train, item_ids, k=SLATE)
-    tower_TI = tower_scores(models.towers, models.shop, requests.users, config.device)
-    methods = {
-        POPULAR: np.tile(popularity_I, (len(requests.target_T), 1)),
-        CO_OCCURRENCE: co_occurrence_scores(requests.history_TL, near_IK, near_scores_IK, popularity_I),
-        TOWERS: tower_TI,
+    item_ID = shop_vectors(models.towers, models.shop, config.device)
+    user_TD = user_vectors(models.towers, models.shop, requests.users, config.device)
+
+    def by_towers(block: slice) -> Floats:
+        return np.asarray(user_TD[block] @ item_ID.T)
+
+    methods: dict[str, Callable[[slice], Floats]] = {
+        POPULAR: lambda block: np.tile(popularity_I, (len(requests.target_T[block]), 1)),
+        CO_OCCURRENCE: lambda block: co_occurrence_scores(
+            requests.history_TL[block], near_IK, near_scores_IK, popularity_I
+        ),
+        TOWERS: by_towers,
     }
     items = len(item_ids)
     measured = {
@@ -136,7 +145,7 @@ def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainCon
         for name, scores in methods.items()
     }
     some = requests.take(min(config.max_ranked_requests, len(requests.target_T)))
-    retrieved_TK = best_places(tower_TI[: len(some.target_T)], some.history_TL, min(config.candidates, items))
+    retrieved_TK = best_places(by_towers, some.history_TL, min(config.candidates, items))
     measured[RETRIEVED] = _measure(retrieved_TK, some, items)
     measured[RANKED] = _measure(rank_again(models, some, retrieved_TK, store, config), some, items)
     return Report(measured, outcome_auc(models, split, store, config))
@@ -159,37 +168,44 @@ def read_requests(models: Models, split: Split, store: FeatureStore, config: Tra
     return Requests(rows[fresh_T], users.rows(torch.from_numpy(fresh_T)), target_T[fresh_T], history_TL[fresh_T])
 
 
-def best_places(scores_TI: Floats, history_TL: Ints, k: int) -> Ints:
-    """Places of the k best items of each request, its history left out, ties in the catalogue's order. (T, K)."""
-    scores_TI = scores_TI.copy()
-    row_TL = np.broadcast_to(np.arange(len(scores_TI))[:, None], history_TL.shape)
-    seen_TL = history_TL >= 0
-    scores_TI[row_TL[seen_TL], history_TL[seen_TL]] = -np.inf
-    best_TK = np.argsort(-scores_TI, axis=1, kind="stable")[:, :k]
-    hidden_TK = np.isneginf(np.take_along_axis(scores_TI, best_TK, axis=1))
-    return np.where(hidden_TK, -1, best_TK)
+def best_places(scores: Callable[[slice], Floats], history_TL: Ints, k: int) -> Ints:
+    """Places of the k best items of each request, its history left out, ties in the catalogue's order: (T, K), -1 where
+    there are fewer.
+
+    `scores` gives a fresh (B, I) of some of the requests: all of them at once would not fit into memory.
+    """
+    best_TK = np.full((len(history_TL), k), -1, dtype=np.int64)
+    for start in range(0, len(history_TL), _BLOCK):
+        for row, score_I in enumerate(scores(slice(start, min(start + _BLOCK, len(history_TL)))), start):
+            score_I[history_TL[row][history_TL[row] >= 0]] = -np.inf
+            best = _best(score_I, k)
+            best_TK[row, : len(best)] = best
+    return best_TK
+
+
+def _best(score_I: Floats, k: int) -> Ints:
+    """A sort of the few that are no worse than the k-th, not of all."""
+    least = np.partition(score_I, -k)[-k] if k < len(score_I) else -np.inf
+    places = np.flatnonzero((score_I >= least) & ~np.isneginf(score_I))
+    return places[np.argsort(-score_I[places], kind="stable")[:k]]
 
 
 def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: FeatureStore, config: TrainConfig) -> Ints:
     """The slates in the ranker's order, its item features read as of each request. Shape (T, K)."""
-    counts_T = (slates_TK >= 0).sum(axis=1)
-    shown = slates_TK[slates_TK >= 0]
-    request_R = np.repeat(np.arange(len(slates_TK)), counts_T)
+    shown_TK = slates_TK >= 0
+    shown = slates_TK[shown_TK]
+    request_R = np.repeat(np.arange(len(slates_TK)), shown_TK.sum(axis=1))
     rows = requests.rows[request_R].with_columns(
         pl.Series(names.ITEM_ID, np.asarray(models.shop.item_ids)[shown].tolist(), dtype=pl.String)
     )
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     items = models.preprocessing.items(table, with_activity=True)
-    logits_RO = rank_logits(
-        models.towers,
-        models.ranker,
-        models.shop,
-        requests.users.rows(torch.from_numpy(request_R)),
-        items,
-        config.device,
-    )
-    scores_TK = np.full(slates_TK.shape, -np.inf)
-    scores_TK[slates_TK >= 0] = models.ranker.scores(logits_RO.to(config.device)).cpu().numpy()
+    row_TK = np.zeros(slates_TK.shape, dtype=np.int64)
+    row_TK[shown_TK] = np.arange(len(shown))
+    slates = items.rows(torch.from_numpy(row_TK))
+    logits_TKO = rank_logits(models.towers, models.ranker, models.shop, requests.users, slates, config.device)
+    scores_TK = models.ranker.scores(logits_TKO.to(config.device)).cpu().numpy()
+    scores_TK[~shown_TK] = -np.inf
     return np.take_along_axis(slates_TK, np.argsort(-scores_TK, axis=1, kind="stable"), axis=1)
 
 
@@ -201,7 +217,8 @@ def outcome_auc(models: Models, split: Split, store: FeatureStore, config: Train
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     users = models.preprocessing.users(table, rows[T_US].to_numpy(), models.shop.row)
     items = models.preprocessing.items(table, with_activity=True)
-    logits_RO = rank_logits(models.towers, models.ranker, models.shop, users, items, config.device).numpy()
+    alone = items.rows(torch.arange(rows.height)[:, None])
+    logits_RO = rank_logits(models.towers, models.ranker, models.shop, users, alone, config.device)[:, 0].numpy()
     areas = {name: metrics.auc(logits_RO[:, place], rows[name]) for place, name in enumerate(models.ranker.outcomes)}
     return {outcome: area for outcome, area in areas.items() if not np.isnan(area)}
 

@@ -1,5 +1,6 @@
 """The two training loops. Deterministic on a CPU for one seed and one number of threads."""
 
+import ctypes
 import sys
 from collections.abc import Iterator
 
@@ -78,6 +79,7 @@ def fit_ranker(
     return ranker
 
 
+_TRIM_EVERY = 50
 _Step = tuple[Tensor, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
 
 
@@ -97,10 +99,23 @@ def _steps(
     order = torch.Generator().manual_seed(config.seed)
     with Progress(console=Console(file=sys.stderr), disable=not progress, transient=True) as bar:
         task = bar.add_task(f"training {name}", total=total)
+        step = 0
         for _ in range(epochs):
             for batch in torch.randperm(rows, generator=order).split(config.batch):
                 yield batch.to(config.device), optimizer, schedule
                 bar.advance(task)
+                step += 1
+                if step % _TRIM_EVERY == 0:
+                    _trim_heap()
+
+
+def _trim_heap() -> None:
+    """Give freed memory back: a batch has as many distinct items as it happens to, and blocks of ever new sizes would
+    leave glibc's heap in pieces and let it grow by gigabytes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _learn(

@@ -46,14 +46,16 @@ from training.dataset import (
     sample,
     with_negatives,
 )
-from training.evaluate import Models, Report, best_places, evaluate
+from training.evaluate import Models, Report, evaluate
 from training.fit import fit_ranker, fit_towers
 from training.job import run
-from training.scoring import pair_scores, tower_scores
+from training.scoring import item_vectors, pair_scores, shop_vectors, user_vectors
 
 NEIGHBOURS = 20
 _FITTED_ON = 2_000
 _QUERIES = 2_000
+# Codes of a string feature; of items there are as many as were seen.
+_MAX_VALUES = 50_000
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,9 @@ def main(
     content = catalogue(store, item_ids, split.cut_us)
     activity = features(store, names.RANKER_SERVICE, sample(positives, _FITTED_ON, config.seed))
     seen = dict(positives[names.ITEM_ID].value_counts().iter_rows())
-    preprocessing = Preprocessing.fit(user_table, content, activity, seen, length=config.length)
+    preprocessing = Preprocessing.fit(
+        user_table, content, activity, seen, length=config.length, max_values=max(_MAX_VALUES, len(seen))
+    )
     shop = Catalogue(preprocessing, columns.by_name(content))
     users = preprocessing.users(columns.by_name(user_table), positives[T_US].to_numpy(), shop.row)
     model = config.model(outcomes_of(split, config))
@@ -103,12 +107,13 @@ def main(
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     row_users = preprocessing.users(table, rows[T_US].to_numpy(), shop.row)
     row_items = preprocessing.items(table, with_activity=True)
+    user_of_row = rows.select(pl.struct(names.USER_ID, T_US).rank("dense")).to_series().to_numpy()
     ranker = fit_ranker(
         preprocessing,
         model,
         row_users,
         row_items,
-        pair_scores(towers, shop, row_users, row_items, config.device),
+        pair_scores(towers, shop, row_users, row_items, user_of_row, config.device),
         rows.select(model.outcomes).to_numpy().astype(np.float32),
         shop,
         config,
@@ -122,7 +127,7 @@ def main(
     known = items_known_at(settings.lake_dir, split, split.end_us)
     snapshot = take_snapshot(store, preprocessing, known, everything, split.end_us)
     towers, ranker = towers.cpu(), ranker.cpu()
-    items = item_vectors(preprocessing, towers, snapshot, everything)
+    items = items_of(preprocessing, towers, snapshot, everything)
     index = index_of(items, towers, shop, users, positives, config)
     metrics = report.flat() | index.facts.metrics()
     created_us = clock()
@@ -170,8 +175,10 @@ def ranker_rows(
     shown = split.impressions.select("request_id", names.ITEM_ID)
     chosen = positives.tail(count)
     newest_rows = torch.arange(positives.height - count, positives.height)
-    scores_TI = tower_scores(towers, shop, users.rows(newest_rows), config.device)
-    offered_TK = best_places(scores_TI, np.full((count, 0), -1), min(config.candidates, len(shop.item_ids)))
+    item_ID = shop_vectors(towers, shop, config.device)
+    user_TD = user_vectors(towers, shop, users.rows(newest_rows), config.device)
+    every_item = ItemIndex.build(item_ID, user_TD, exact_below=len(item_ID) + 1)
+    offered_TK, _ = every_item.search(user_TD, min(config.candidates, len(item_ID)))
     rng = np.random.default_rng(config.seed)
     weight_I = popularity(split.train, shop.item_ids).astype(np.float64) ** 0.75
     hard = config.negatives // 2
@@ -206,15 +213,13 @@ def take_snapshot(
     return Snapshot(t_us, {name: table[name].to_pylist() for name in kept if name in table})
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
-def item_vectors(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
+def items_of(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
     """Vectors and neighbours of the snapshot's items."""
     inputs = preprocessing.items(snapshot.features, with_activity=False)
     near_IK, scores_IK = neighbours(episodes, snapshot.item_id, NEIGHBOURS)
-    return Items(snapshot.item_id, towers.items(inputs).numpy(), near_IK, scores_IK)
+    return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
 
 
-@torch.inference_mode()  # type: ignore[untyped-decorator]
 def index_of(
     items: Items,
     towers: TwoTowers,
@@ -228,7 +233,7 @@ def index_of(
     rows = torch.from_numpy(sample(last, _QUERIES, config.seed)["row"].to_numpy().astype(np.int64))
     return ItemIndex.build(
         items.vectors_ND,
-        towers.users(users.rows(rows), shop.inputs).numpy(),
+        user_vectors(towers, shop, users.rows(rows), "cpu"),
         exact_below=config.exact_below,
         recall_target=config.index_recall,
         seed=config.seed,

@@ -121,12 +121,20 @@ class DiskSpool:
             self._drop_acknowledged()
 
     def close(self) -> None:
-        with self._flush_lock, self._lock:
-            self._refusal = ClosedError, "the client is closed: make a new one"
-            for segment in self._segments:
-                segment.close()
-            self._segments.clear()
-            self._let_go()
+        with self._flush_lock:
+            with self._lock:
+                failed = self._refusal is not None
+                self._refusal = ClosedError, "the client is closed: make a new one"
+            try:
+                if not failed:
+                    self._flush_all()  # for an append that is under way
+            except SpoolError as error:
+                logger.warning("closing the spool: %s", error)  # that append raises too
+            with self._lock:
+                for segment in self._segments:
+                    segment.close()
+                self._segments.clear()
+                self._let_go()
 
     def _let_go(self) -> None:
         if self._held >= 0:
@@ -166,8 +174,8 @@ class DiskSpool:
     def _segment_for(self, size: int) -> _Segment:
         """The segment that a line of `size` bytes goes to. Raises SpoolFullError."""
         active = self._segments[-1] if self._segments and self._segments[-1].descriptor is not None else None
-        if self._bytes + size > self._max_bytes and active and self.appended == self.acknowledged:
-            self._drop(active)  # all of it is acknowledged
+        if self._bytes + size > self._max_bytes and active and self._is_done(active):
+            self._drop(active)
             active = None
         if self._bytes + size > self._max_bytes:
             raise SpoolFullError(full_message(str(self._folder), self._bytes, self._max_bytes))
@@ -193,19 +201,18 @@ class DiskSpool:
             while rest:
                 rest = rest[os.write(segment.descriptor, rest) :]
         except OSError as error:
-            self._take_back(segment, error)
+            self._take_back(segment)
             raise self._not_written(error) from error
         segment.written += len(line)
         self._bytes += len(line)
 
-    def _take_back(self, segment: _Segment, error: OSError) -> None:
+    def _take_back(self, segment: _Segment) -> None:
         """Cut off what was written of a line that could not be written whole."""
         assert segment.descriptor is not None
         try:
             os.ftruncate(segment.descriptor, segment.written)
-        except OSError:
-            self._give_up(error)
-            raise
+        except OSError as worse:
+            self._give_up(worse)
 
     def _give_up(self, error: OSError) -> None:
         what = f"the spool in {self._folder} takes no more since its disk failed ({error}): mend that, then make a new client"
@@ -214,11 +221,19 @@ class DiskSpool:
     def _flush(self, segment: _Segment, end: int) -> None:
         """Return when the segment is on disk up to `end`."""
         with self._flush_lock:
-            if segment.readable >= end:
-                return
-            with self._lock:
-                self._check()
-                written, events = segment.written, segment.unflushed_events
+            if segment.readable < end:
+                with self._lock:
+                    self._check()
+                self._flush_all()
+
+    def _flush_all(self) -> None:
+        """Flush what was written, the older file first: events become readable in the order in which they were appended.
+
+        Call with the flush lock held. Raises SpoolError.
+        """
+        with self._lock:
+            due = [(each, each.written, each.unflushed_events) for each in self._segments if each.unflushed_events]
+        for segment, written, events in due:
             assert segment.descriptor is not None, "a segment stays open until all of it is acknowledged"
             try:
                 os.fsync(segment.descriptor)
@@ -255,16 +270,14 @@ class DiskSpool:
         return Taken(tuple(events), (segment.number, start + until))
 
     def _drop_acknowledged(self) -> None:
-        number, offset = self._cursor
-        while self._segments:
-            first = self._segments[0]
-            is_last = len(self._segments) == 1 and first.descriptor is not None
-            done = first.number < number or (
-                first.number == number and offset >= first.readable and not first.unflushed_events
-            )
-            if is_last or not done:
-                return
-            self._drop(first)
+        while self._segments and self._is_done(self._segments[0]):
+            if len(self._segments) == 1 and self._segments[0].descriptor is not None:
+                return  # the next event goes there
+            self._drop(self._segments[0])
+
+    def _is_done(self, segment: _Segment) -> bool:
+        """Whether all of it is acknowledged."""
+        return (segment.number, segment.readable) <= self._cursor and not segment.unflushed_events
 
     def _drop(self, segment: _Segment) -> None:
         segment.close()

@@ -21,6 +21,7 @@ from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
+from headrace.models.traced import Traced
 
 FIRST: Final = Catalogue.FIRST
 """Tables begin with a row of padding and one of any item that is not known, as training's do."""
@@ -72,6 +73,7 @@ class Shelf:
         parts = [self._encode(special), self.encode(content)]
         self._table = EncodedRows(*(torch.cat(each) for each in zip(*parts, strict=True)))
         self._count = len(self._table.id_N)
+        self._traced = self._trace()
 
     def __len__(self) -> int:
         return self._count - FIRST
@@ -127,7 +129,7 @@ class Shelf:
 
         inputs = self.preprocessing.users(features, np.array([t_us], dtype=np.int64), code_of)
         history = self._rows(inputs.items_BL, self._table.tower_ND)
-        vector_BD = self._towers.user_vectors(inputs, history)
+        vector_BD = self._traced.user_vectors(inputs, history)
         if not bool(torch.isfinite(vector_BD).all()):
             raise ValueError("the user's vector is not finite")
         return UserView(inputs, vector_BD)
@@ -135,15 +137,18 @@ class Shelf:
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def rank(self, user: UserView, rows: Ints, activity_NA: Floats) -> Floats32:
         """Scores, shape (R,), higher is better. `activity_NA`: values in the order of `preprocessing.activity`, NaN for null."""
-        return np.asarray(self._ranker.scores(self.logits(user, rows, activity_NA))[0].numpy())
-
-    def logits(self, user: UserView, rows: Ints, activity_NA: Floats) -> Tensor:
-        """Shape (1, R, O)."""
-        index_1N = torch.from_numpy(rows + FIRST)[None]
-        items = self._rows(index_1N, self._table.ranker_ND, self.preprocessing.activity.apply(activity_NA))
+        index_N = torch.from_numpy(rows + FIRST)
+        items = self._rows(index_N[None], self._table.ranker_ND, self.preprocessing.activity.apply(activity_NA))
         history = self._rows(user.inputs.items_BL, self._table.ranker_ND)
-        retrieved_BN = user.vector_BD @ self._table.tower_ND[index_1N[0]].T
-        return self._ranker.logits(user.inputs, items, history, retrieved_BN)
+        tower_ND = self._table.tower_ND.index_select(0, index_N)
+        return np.asarray(self._traced.scores(user.inputs, items, history, user.vector_BD, tower_ND)[0].numpy())
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _trace(self) -> Traced:
+        users = self.preprocessing.users({}, np.zeros(1, np.int64), lambda _: 0)
+        activity = self.preprocessing.activity.apply(np.zeros((FIRST, len(self.preprocessing.activity_numbers))))
+        items = self._rows(torch.arange(FIRST)[None], self._table.ranker_ND, activity)
+        return Traced(self._towers, self._ranker, users, items, self._rows(users.items_BL, self._table.ranker_ND))
 
     def explain(
         self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]

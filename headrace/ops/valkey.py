@@ -28,7 +28,7 @@ class ValkeyServer:
     def url(self) -> str:
         return f"redis://{LOOPBACK}:{self.port}/0"
 
-    def start(self, timeout_s: float = 30.0) -> int:
+    def start(self, timeout_s: float = 120.0) -> int:
         """Starts it and waits until it answers, its append-only file loaded. Raises ChildFailedError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         pid = self.child.start()
@@ -52,7 +52,8 @@ class ValkeyServer:
         with redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=1.0, socket_connect_timeout=1.0) as client:
             while self.child.is_running() and time.monotonic() < deadline:
                 try:
-                    if client.info("server")["process_id"] == self.child.pid:  # and not another one on this port
+                    # Another one on this port would have another number. INFO is answered while the file is loaded, PING is not.
+                    if client.info("server")["process_id"] == self.child.pid and client.ping():
                         return
                 except (redis.ConnectionError, redis.TimeoutError):  # not listening yet, or still loading its file
                     pass

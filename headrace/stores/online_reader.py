@@ -1,6 +1,6 @@
 """The fast online read: packed rows to NumPy columns, without protobuf. What the request path uses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import redis
@@ -50,6 +50,10 @@ class OnlineReader:
     def definitions(self) -> Definitions:
         """What the rows are read by, at the last look. Raises redis.RedisError."""
         return self._state.state.definitions
+
+    def note(self, statuses: Iterable[ShardStatus]) -> None:
+        """Look at what somebody else has read of the shards: definitions are asked for again where it says something new."""
+        self._state.note(statuses)
 
     def read_items(self, view: str) -> Callable[[Sequence[bytes | None]], StreamRows | MixedRows]:
         """Gives stored rows of a stream view their meaning, for a reader that keeps them (serving's columns of items).

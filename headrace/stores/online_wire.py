@@ -17,6 +17,7 @@ import redis
 
 from headrace.arrays import Bytes, Ints
 from headrace.hashing import hash_slices, string_buffers
+from headrace.identity import shard_of
 from headrace.kernel import kernel
 from headrace.stores.online_raw import NO_SUCH_KEY, RawRows
 from headrace.stores.redis_client import no_cluster_as_no_connection
@@ -24,7 +25,10 @@ from headrace.stores.shards import commit_key, row_key
 
 _ARRAY: Final = -2
 """An array of k elements is noted with the length -2 - k, in front of its elements."""
+_FEW: Final = 8
 _RECEIVE_BYTES: Final = 1 << 18
+_RECEIVE_FEW_BYTES: Final = 1 << 14
+"""To begin with, for a few keys: a large buffer is fresh memory from the system each time."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class ViewKeys:
 
     @classmethod
     def place(cls, view: str, keys: Sequence[str], shards: int) -> "ViewKeys":
+        if len(keys) <= _FEW:  # a request's: what columns need to begin with is more than the work
+            texts = [key.encode() for key in keys]
+            few = np.array([shard_of(key, shards) for key in keys], np.int64)
+            ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+            return cls(view, keys, few, ends, np.frombuffer(b"".join(texts), np.uint8))
         offsets, data = string_buffers(pa.array(keys, pa.large_string()))
         placed = hash_slices(data, offsets, np.uint64(0)) % np.uint64(shards)
         return cls(view, keys, placed.astype(np.int64), offsets, data)
@@ -124,7 +133,8 @@ def _read_raw(
         if within_s is not None:
             connection._get_socket().settimeout(min(within_s, connection.socket_timeout or within_s))
         connection.send_packed_command([b"".join(commands)])
-        buffer, starts, lengths = _receive(connection, len(statuses) + (count > 0))
+        room = _RECEIVE_FEW_BYTES if count <= 2 * _FEW else _RECEIVE_BYTES
+        buffer, starts, lengths = _receive(connection, len(statuses) + (count > 0), room)
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
@@ -165,10 +175,10 @@ def _mapping(fields: RawRows) -> dict[bytes, bytes]:
     return dict(zip(values[::2], values[1::2], strict=True))
 
 
-def _receive(connection: Any, replies: int) -> tuple[Bytes, Ints, Ints]:
-    """Read until so many replies, each an array of strings, are complete. Raises redis.RedisError."""
+def _receive(connection: Any, replies: int, room: int) -> tuple[Bytes, Ints, Ints]:
+    """Read until so many replies, each an array of strings, are complete; `room` bytes to begin with. Raises redis.RedisError."""
     sock = connection._get_socket()
-    buffer = np.empty(_RECEIVE_BYTES, np.uint8)
+    buffer = np.empty(room, np.uint8)
     starts, lengths = np.empty(1_024, np.int64), np.empty(1_024, np.int64)
     filled, at, count, left = 0, 0, 0, replies
     while left > 0:

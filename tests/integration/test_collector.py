@@ -82,6 +82,7 @@ def test_an_event_alone_in_an_array_or_in_a_batch_is_acknowledged_and_in_the_log
     assert answer.status_code == 200
     assert (answer.json()["accepted"], answer.json()["refused"]) == (1, [])
     assert list(answer.json()["positions"]) == [str(partition)]
+    assert answer.json()["token"] == f"e.{partition}-{answer.json()['positions'][str(partition)]}"
     assert logged(settings) == [(partition, ["e1"])]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from bytewax.errors import BytewaxRuntimeError
 from bytewax.testing import run_main
 from deltalake import DeltaTable
 
@@ -61,6 +62,14 @@ def run_both(settings: Settings) -> None:
     run_main(lake_flow(settings, system_clock, StopFlag(), until_end=True))
 
 
+def wait_for_both(settings: Settings) -> None:
+    """Until both stores have what the log holds."""
+    client = connect(settings)
+    end, shards = open_log(client, settings).end(), range(settings.shards)
+    wait_until(lambda: all(each.positions == end for each in read_status(client, shards).values()), timeout_s=150.0)
+    EventLake(settings.lake_dir).wait_for(end, 60.0)
+
+
 def online(settings: Settings, view: str, *items: str) -> list[dict[str, Any]]:
     reader = OnlineReader(connect(settings), load_definitions(settings), settings)
     columns = reader.fetch({view: list(items)}).plain[view].values()
@@ -98,7 +107,7 @@ def test_an_upsert_and_a_status_become_full_rows_in_both_stores(stack: Settings)
     assert (rows["created"] > rows["event_timestamp"]).all()
     assert table_of(stack, names.ITEM_STATUS)["item_id"].to_list() == ["i1", "i3"]
     assert EventLake(stack.lake_dir).scan().collect().is_empty()
-    assert sum(each.counters[ITEMS] for each in read_status(connect(stack), range(stack.shards)).values()) == 4
+    assert sum(each.counters.get(ITEMS, 0) for each in read_status(connect(stack), range(stack.shards)).values()) == 4
 
 
 def test_an_older_operation_that_comes_later_changes_nothing_now_but_history(stack: Settings) -> None:
@@ -127,7 +136,7 @@ def test_a_repeated_operation_counts_once_whatever_the_flows_were_asked_to_read_
     run_both(stack)
     assert table_of(stack, names.ITEM_CATALOGUE).height == 20
     counters = [each.counters for each in read_status(connect(stack), range(stack.shards)).values()]
-    assert sum(each[DUPLICATES] for each in counters) == 5
+    assert sum(each.get(DUPLICATES, 0) for each in counters) == 5
 
 
 def test_a_lake_flow_that_died_between_its_tables_appends_the_rest_once(
@@ -135,7 +144,7 @@ def test_a_lake_flow_that_died_between_its_tables_appends_the_rest_once(
 ) -> None:
     append(stack, upsert("i1", AT, WATCH), status("i1", AT + 1, available=False))
 
-    class Died(BaseException):
+    class Died(Exception):
         pass
 
     def die(*_: object) -> None:
@@ -151,7 +160,7 @@ def test_a_lake_flow_that_died_between_its_tables_appends_the_rest_once(
                 return _real(self, *args) if len(_calls) <= _after else die()
 
             patch.setattr(owner, method, dying)
-            with pytest.raises(Died):
+            with pytest.raises(BytewaxRuntimeError):
                 run_main(lake_flow(stack, system_clock, StopFlag(), until_end=True))
         assert set(EventLake(stack.lake_dir).positions(range(stack.log_partitions)).values()) == {0}
     assert table_of(stack, names.ITEM_CATALOGUE).height == 1
@@ -239,9 +248,8 @@ def test_a_flow_that_runs_takes_up_a_field_that_is_declared_meanwhile(
     try:
         start_flow("features")
         start_flow("lake")
-        lake = EventLake(stack.lake_dir)
         append(stack, upsert("i1", AT, WATCH))
-        lake.wait_for(open_log(connect(stack), stack).end(), 60.0)
+        wait_for_both(stack)
         repository.write_text(
             old.replace(
                 'Field(name="brand", dtype=String),',
@@ -250,8 +258,7 @@ def test_a_flow_that_runs_takes_up_a_field_that_is_declared_meanwhile(
         )
         apply(stack)
         append(stack, upsert("i2", AT + 1, WATCH | {"sizes": [38, 40]}))
-        lake.wait_for(open_log(connect(stack), stack).end(), 60.0)
-            wait_until(lambda: online(stack, names.ITEM_CATALOGUE, "i2")[0]["title"] is not None)
+        wait_for_both(stack)
         assert online(stack, names.ITEM_CATALOGUE, "i1", "i2") == [WATCH | {"sizes": None}, WATCH | {"sizes": [38, 40]}]
         assert table_of(stack, names.ITEM_CATALOGUE)["sizes"].to_list() == [None, [38, 40]]
     finally:
@@ -283,7 +290,6 @@ def test_after_kills_of_both_flows_serving_and_training_see_the_same_items(stack
     """Law 1 and law 3 for the catalogue: random operations, SIGKILL of either flow in between, one truth in both stores."""
     rng = random.Random(4)
     items = [f"i{n}" for n in range(12)]
-    client, log = connect(stack), open_log(connect(stack), stack)
     flows = {name: start_flow(name) for name in ("features", "lake")}
     at, sent = AT, []
     for _ in range(4):
@@ -302,11 +308,7 @@ def test_after_kills_of_both_flows_serving_and_training_see_the_same_items(stack
         flows[victim].kill()
         flows[victim].wait(timeout=20)
         flows[victim] = start_flow(victim)
-    end = log.end()
-    wait_until(
-        lambda: all(each.positions == end for each in read_status(client, range(stack.shards)).values()), timeout_s=90.0
-    )
-    EventLake(stack.lake_dir).wait_for(end, 60.0)
+    wait_for_both(stack)
     assert [table_of(stack, view).height for view in names.ITEM_TABLES] == [
         sum(each.view == view for each in sent) for view in names.ITEM_TABLES
     ]

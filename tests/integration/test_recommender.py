@@ -61,7 +61,7 @@ class Stack:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "serving.app"], cwd=REPOSITORY, env=environment, stdout=output, stderr=output
             )
-        wait_until(lambda: READY in self.log.read_text() or self.process.poll() is not None, 120)
+        wait_until(lambda: READY in self.log.read_text() or self.process.poll() is not None, 240)
         assert READY in self.log.read_text(), self.log.read_text()[-2_000:]
 
     def stop(self) -> None:

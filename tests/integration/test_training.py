@@ -90,6 +90,13 @@ def test_the_index_holds_the_vectors_that_serving_computes(bundle: Bundle) -> No
     assert np.allclose(live, bundle.items.vectors_ND, atol=1e-5)
 
 
+def test_the_bundle_says_how_well_its_index_searches(result: train.TrainResult, bundle: Bundle) -> None:
+    assert bundle.index.facts == result.index
+    assert (bundle.index.kind, bundle.index.recall_at_500) == ("exact", 1.0)
+    assert bundle.manifest.metrics["index_recall_at_500"] == 1.0
+    assert str(result.index) == f"exact, {SHOP.items} items"
+
+
 def test_clicks_in_one_category_lift_it_and_leave_a_control_category(settings: Settings, bundle: Bundle) -> None:
     """What the demo shows: three clicks and views a minute ago, and the category's mean rank rises in both stages."""
     scorer, snapshot = bundle.scorer(), bundle.snapshot
@@ -185,17 +192,30 @@ def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainR
     assert registered.metrics["two_towers_ndcg_at_10"] == result.report.methods[TOWERS]["ndcg_at_10"]
 
 
+QUICK = CONFIG.changed(
+    max_positives=500,
+    max_ranker_positives=100,
+    max_ranked_requests=20,
+    tower_epochs=1,
+    ranker_epochs=1,
+    min_steps=1,
+)
+
+
+def test_a_catalogue_above_the_bound_gets_inverted_lists_of_measured_recall(settings: Settings) -> None:
+    result = train.main(QUICK.changed(exact_below=100), settings, clock=lambda: STARTED_US + 3)
+    index = Bundle.load(result.bundle_dir).index
+    assert index.facts == result.index
+    assert (index.kind, index.facts.nlist) == ("ivf", round(4 * SHOP.items**0.5))
+    assert index.recall_at_500 >= 0.97
+    (registered,) = [known for known in ModelRegistry(settings).versions() if known.version == result.version]
+    assert registered.metrics["index_recall_at_500"] == index.recall_at_500
+    assert registered.metrics["index_nprobe"] == index.nprobe
+
+
 def test_one_seed_gives_one_report(settings: Settings) -> None:
-    quick = CONFIG.changed(
-        max_positives=500,
-        max_ranker_positives=100,
-        max_ranked_requests=20,
-        tower_epochs=1,
-        ranker_epochs=1,
-        min_steps=1,
-    )
     first, again = (
-        train.main(quick, settings, clock=lambda at=at: at).report for at in (STARTED_US + 1, STARTED_US + 2)
+        train.main(QUICK, settings, clock=lambda at=at: at).report for at in (STARTED_US + 1, STARTED_US + 2)
     )  # type: ignore[misc]
     assert first == again
 

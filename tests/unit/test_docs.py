@@ -64,7 +64,7 @@ def test_the_alerts_parse_and_name_metrics_that_exist() -> None:
         watched |= named
     assert {
         "headrace_features_age_seconds_bucket",
-        "headrace_slates_degraded_total",
+        "headrace_degraded_total",
         "headrace_requests_shed_total",
         "headrace_impressions_dropped_total",
         "headrace_change_feed_lag_seconds",

@@ -47,3 +47,14 @@ def test_a_server_that_cannot_start_says_why(make_valkey: Callable[[], ValkeySer
     second = embedded_server(settings.model_copy(update={"valkey_port": taken.port}))
     with pytest.raises(ChildFailedError, match=r"valkey did not start; its last line: .*valkey\.log"):
         second.start()
+
+
+def test_a_start_waits_until_the_file_is_loaded(make_valkey: Callable[[], ValkeyServer]) -> None:
+    server = make_valkey()
+    with redis.Redis.from_url(server.url) as client:
+        client.eval("for number = 1, 500000 do redis.call('SET', 'key-' .. number, number) end", 0)
+    server.kill()
+    server.start()
+    with redis.Redis.from_url(server.url) as client:
+        assert client.info("persistence")["loading"] == 0
+        assert client.dbsize() == 500_000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.asking import Phase, Target, ask, asked, request_bytes, start_asking
+from benchmarks.asking import Phase, Target, ask, asked, asking, request_bytes
 from tests.conftest import wait_until
 
 WHOLE = b'{"degraded":[]}'
@@ -82,7 +82,7 @@ def test_a_closed_phase_keeps_its_connections_busy_and_each_phase_has_its_own_re
     assert len(first.status) + len(second.status) == len(server.requests)
     assert second.statuses == {"200": len(second.status)}
     assert second.rate == (second.done_s <= 0.3).sum() / 0.3
-    assert (second.took_s > 0).all() and second.took_s.max() < 0.3
+    assert second.took_s.min() > 0
     assert server.connections == 2
 
 
@@ -126,8 +126,9 @@ def test_a_connection_that_the_server_closes_after_an_answer_costs_no_request(
 
 
 def test_asked_to_end_it_reports_what_it_has(server: Server, tmp_path: Path):
-    with start_asking(server.target("fine"), [Phase("long", 60.0, rate=200)], tmp_path) as process:
+    with asking(server.target("fine"), [Phase("long", 60.0, rate=200)], tmp_path) as process:
         wait_until(lambda: len(server.requests) >= 10)
         process.terminate()
+        process.wait()
     (found,) = asked(process, tmp_path)
     assert found.statuses == {"200": len(server.requests)}

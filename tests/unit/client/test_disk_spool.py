@@ -203,6 +203,41 @@ def test_not_flushed_and_cut_short_by_a_loss_of_power_what_is_appended_later_is_
     spool.close()
 
 
+def test_while_threads_append_across_segments_and_one_acknowledges_each_event_comes_out_once(tmp_path: Path):
+    """Segments of one to three events, at the bound all the time: they begin, become readable and are deleted under way."""
+    spool = DiskSpool(tmp_path, 600)
+    expected = {b"%d-%d" % (thread, number) for thread in range(8) for number in range(15)}
+    found: list[bytes] = []
+    pause = threading.Event()
+    failed: list[BaseException] = []
+
+    def append(thread: int) -> None:
+        try:
+            for number in range(15):
+                while True:
+                    try:
+                        spool.append(b"%d-%d" % (thread, number))
+                        break
+                    except SpoolFullError:
+                        pause.wait(0.001)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    threads = [threading.Thread(target=append, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    while not failed and (len(found) < len(expected) or any(thread.is_alive() for thread in threads)):
+        before = spool.appended
+        found += everything(spool)
+        assert spool.acknowledged >= before  # what could be taken was
+        assert len(found) == spool.acknowledged
+    for thread in threads:
+        thread.join()
+    assert (failed, sorted(found)) == ([], sorted(expected))
+    spool.close()
+
+
 def test_a_full_disk_refuses_the_event_and_leaves_the_spool_whole(tmp_path: Path):
     """A limit on the size of files stands in for the disk: a write is cut in the middle of a line."""
     code = """

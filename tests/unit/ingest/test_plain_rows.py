@@ -3,8 +3,12 @@ from pathlib import Path
 import polars as pl
 
 from headrace import names
-from headrace.ingest.plain_rows import add_rows, item_table, stored_rows
+from headrace.ingest.plain_rows import add_rows, copy_tables, item_table, stored_rows
 from headrace.ingest.source import ItemRow
+from headrace.item_operations import status
+from headrace.stores.item_rows import as_table, row_of
+from headrace.stores.lake import append_rows
+from headrace.stores.plain_rows import PlainLayout
 
 CHEAP = ItemRow("a", 10, category="x", price=1.0)
 DEAR = ItemRow("a", 20, category="x", price=2.0)
@@ -59,3 +63,20 @@ def test_the_table_is_made_even_without_rows_and_created_is_the_time_of_the_row(
     table = stored_rows(tmp_path, names.ITEMS_TABLE)
     assert table["created"].to_pylist() == table["event_timestamp"].to_pylist()
     assert held(tmp_path) == [("a", 17, 1.0)]
+
+
+def test_tables_are_copied_as_they_are_once_with_what_was_said_again_and_columns_of_their_own(tmp_path: Path) -> None:
+    """An item that is said to be there, then not, then there again, is there: what repeats an earlier row says something."""
+    origin, target = tmp_path / "origin", tmp_path / "target"
+    back = CHEAP._replace(event_timestamp_us=30)
+    append_rows(origin, names.ITEMS_TABLE, item_table([CHEAP, back]).append_column("size", [[38, 40]]))
+    views = {names.ITEM_STATUS: PlainLayout(names.ITEM_STATUS, (("available", "BOOL"), ("deleted", "BOOL")))}
+    gone = [row_of(status("a", at, available=False), at, views) for at in (20, 40)]
+    append_rows(origin, names.ITEM_TABLES[names.ITEM_STATUS], as_table(gone))
+    add(target, CHEAP)
+    for _ in range(2):
+        copy_tables(origin, target)
+        assert held(target) == [("a", 10, 1.0), ("a", 30, 1.0)]
+        copied = pl.read_delta(str(target / names.ITEMS_TABLE)).sort("event_timestamp")
+        assert copied["size"].to_list() == [None, 40]
+        assert pl.read_delta(str(target / names.ITEM_STATUS))["available"].to_list() == [False, False]

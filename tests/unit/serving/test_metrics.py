@@ -3,23 +3,26 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from serving.candidates import Candidate, Slate, Stage, Trace
+from serving import candidates as c
+from serving.candidates import Candidates, Slate, Stage, Trace
 from serving.metrics import CountRequests, RecommenderMetrics, endpoint_of, exposition
 
 
 def typical_slate(degraded: str | None = "ranker: deadline") -> Slate:
     trace = Trace(100)
     for name in ("hydrate", "retrieve", "filter", "features", "rank", "select"):
-        removed = {"seen": 3, "unavailable": 1} if name == "filter" else {}
+        removed = {"hidden": 3, "unavailable": 1} if name == "filter" else {}
         trace.stages.append(Stage(name, 200, removed, 0.0012))
     for name in ("two_tower", "neighbours", "trending", "new", "unfinished"):
         trace.sources.append(Stage(name, 100, {}, 0.0003))
     if degraded:
         trace.degrade(degraded)
-    items = [Candidate(f"i{place}", ("two_tower", "new")[place % 2], 0.5) for place in range(20)]
-    return Slate(items, 1, 41_000, "3", trace)
+    found_by = np.resize([c.BIT[c.TWO_TOWER] | c.BIT[c.NEW], c.BIT[c.NEW]], 20)
+    items = Candidates(np.arange(20), found_by, np.full(20, 0.5))
+    return Slate([f"i{place}" for place in range(20)], items, 1, 41_000, "3", trace)
 
 
 def test_one_call_tells_all_of_a_request():
@@ -34,7 +37,7 @@ def test_one_call_tells_all_of_a_request():
         'headrace_stage_seconds_bucket{le="0.002",stage="rank"} 1.0',
         'headrace_source_seconds_sum{source="trending"} 0.0003',
         'headrace_source_candidates_total{source="two_tower"} 100.0',
-        'headrace_candidates_removed_total{reason="seen"} 3.0',
+        'headrace_candidates_removed_total{reason="hidden"} 3.0',
         'headrace_items_shown_total{source="new"} 10.0',
         'headrace_degraded_total{reason="ranker: deadline"} 1.0',
         'headrace_slates_degraded_total{endpoint="recommend"} 1.0',
@@ -47,7 +50,8 @@ def test_one_call_tells_all_of_a_request():
 
 def test_a_slate_with_nothing_missing_and_no_known_age_counts_as_neither():
     metrics = RecommenderMetrics()
-    slate = Slate([], 1, None, None, Trace(100))
+    nothing = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    slate = Slate([], nothing, 1, None, None, Trace(100))
     metrics.record("similar", slate)
     text = exposition(metrics.registry).decode()
     assert "headrace_slates_degraded_total{" not in text

@@ -62,8 +62,8 @@ class Follower:
         """Items first: activity of an item that is not known yet would have no place."""
         keys = {view: set(found) for view, found in changes.keys.items()}
         if changes.reload:
-            known = self._replica.live.state.catalogue.item_ids
-            own = {item for item in known if shard_of(item, readers.shards) in changes.reload}
+            held = self._replica.live.state.catalogue.item_ids
+            own = {item for item in held if shard_of(item, readers.shards) in changes.reload}
             for view, found in readers.item_keys(changes.reload).items():
                 keys[view] = keys.get(view, set()) | found | own
         items = keys.get(names.ITEM_CATALOGUE, set()) | keys.get(names.ITEM_STATUS, set())

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,11 +33,13 @@ from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.lake import append_rows
+from headrace.stores.log import open_log
 from headrace.stores.models import POINTER
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.online_writes import pack_rows, queue_rows
 from headrace.stores.redis_client import connect
 from headrace.stores.redis_log import RedisEventLog
+from headrace.stores.tokens import EVENTS, make_token
 from serving import catalogue as cat
 from serving.candidates import RANK, RECOMMEND, SIMILAR, Filter, RecommendationRequest, Slate, Trace
 from serving.engine import Engine
@@ -379,6 +382,44 @@ def test_the_values_that_rank_are_those_of_a_read_of_the_store_at_the_same_t(sho
         for name, column in read.streams[names.USER_ACTIVITY].values(t_us).items():
             assert list(user[f"user_activity__{name}"]) == list(column)
         assert list(user["user_activity__recent_items"][0]) == ["i4", "i4", "i0"]
+
+
+# Read your own writes.
+
+
+def test_an_answer_waits_until_it_has_seen_what_was_acknowledged(
+    shop: Settings, start_flow: Callable[[str], "subprocess.Popen[bytes]"]
+) -> None:
+    settings = shop.model_copy(update={"deadline_ms": 60_000})
+    with connect(settings) as client:
+        log = open_log(client, settings)
+        before = log.end()
+
+    async def story() -> None:
+        app = build_recommender(settings)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=KEY) as http,
+        ):
+
+            async def ask(user: str, **body: Any) -> Any:
+                return (await http.post("/v1/recommend", json={"user_id": user, "n": 10, **body})).json()
+
+            append(settings, "w", "i4", kind="hide")
+            with connect(settings) as client:
+                after = open_log(client, settings).end()
+            token = make_token(EVENTS, {p: n for p, n in after.items() if n > before.get(p, 0)})
+            answered = await ask("w", after=token, deadline_ms=200)  # no flow is running
+            assert "after: not yet seen" in answered["degraded"]
+            assert "i4" in [item["item_id"] for item in answered["items"]]
+            start_flow("features")
+            answered = await ask("w", after=token)
+            assert answered["degraded"] == ["retrieval: no model"]
+            assert "i4" not in [item["item_id"] for item in answered["items"]]
+            items_too = await ask("w", after=token.replace("e.", "i."))
+            assert items_too["degraded"] == ["retrieval: no model"]
+
+    asyncio.run(story())
 
 
 # Models.

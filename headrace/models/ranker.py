@@ -33,6 +33,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         # One projection of everything, in two parts: what is said of the user is the same for all candidates.
         self.project_user = nn.Linear(config.width + preprocessing.user_width, wide)
         self.project_item = nn.Linear(2 * config.width + dense, wide, bias=False)
+        _begin_as_identity(self.project_user, self.project_item)
         self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(config.crosses))
         self.deep = nn.Sequential(
             nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
@@ -97,6 +98,21 @@ def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs) -> T
     weights_BL2 = places_BL2 / places_BL2.sum(dim=1, keepdim=True).clamp(min=1)
     shares_BCN2 = same_BCNL.float() @ weights_BL2[:, None]
     return shares_BCN2.permute(0, 2, 3, 1).flatten(2)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _begin_as_identity(*parts: nn.Linear) -> None:
+    """Side by side, so that the crosses begin with the inputs as they are; what does not fit begins at zero. Random mixtures of
+    inputs cost the ranker more than crossing them gives it back.
+    """
+    at = 0
+    for part in parts:
+        nn.init.zeros_(part.weight)
+        count = max(0, min(part.in_features, part.out_features - at))
+        part.weight[at : at + count, :count] = torch.eye(count)
+        at += count
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
 
 
 def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:

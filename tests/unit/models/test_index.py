@@ -114,8 +114,9 @@ def centres(index: ItemIndex) -> Floats:
 
 
 def lists(index: ItemIndex) -> Any:
-    """The list that each row is in."""
-    return np.argmax(index.vectors_ND @ centres(index).T, axis=1)
+    """The list that each row is in: that of the nearest centre."""
+    squares = (centres(index) ** 2).sum(axis=1)
+    return np.argmin(squares - 2 * index.vectors_ND @ centres(index).T, axis=1)
 
 
 def test_one_seed_gives_one_index(built: tuple[ItemIndex, Floats, Floats]) -> None:

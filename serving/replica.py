@@ -104,6 +104,7 @@ class Replica:
         def apply() -> None:
             catalogue = self.live.state.catalogue
             catalogue.orders, catalogue.origin = orders, origin or catalogue.origin
+            catalogue.announce(np.arange(len(orders.popular), len(catalogue)))  # what came while they were made
 
         self._engine.change(apply).result()
 

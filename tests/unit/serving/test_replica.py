@@ -238,8 +238,11 @@ def test_orders_and_their_origin_are_put_in_service_together(replica: Replica) -
     replica.take_orders(Orders(np.array([0]), np.array([0]), np.array([0]), np.array([1.0]), 5), origin=cat.BUNDLE)
     catalogue = replica.live.state.catalogue
     assert (catalogue.origin, catalogue.orders.as_of_us) == (cat.BUNDLE, 5)
-    replica.take_orders(Orders.none())
-    assert catalogue.origin == cat.BUNDLE
+    replica.take_items(changes("b", "c"))  # while orders are made of a alone
+    replica.take_orders(Orders(np.array([0]), np.array([0]), np.array([0]), np.array([1.0]), 6))
+    assert (catalogue.origin, catalogue.orders.as_of_us) == (cat.BUNDLE, 6)
+    assert catalogue.orders.newest.tolist() == [2, 1, 0]
+    assert catalogue.most_popular_first().tolist() == [0, 1, 2]
 
 
 def test_a_replica_without_activity_or_model_takes_changes_all_the_same(replica: Replica) -> None:

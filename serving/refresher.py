@@ -120,9 +120,7 @@ class Refresher:
         catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), as_of_us)
         self._replica.replace_state(catalogue, activity, self._bundle)
         self._replica.by_activity, self._replica.read_anew = not is_named, False
-        old, self.live.readers = self.live.readers, readers
-        if old is not None:
-            old.close()
+        self._replica.replace_readers(readers)
 
     def refresh_model(self) -> None:
         """Put a new champion in service, or refuse it and say why."""

@@ -129,6 +129,16 @@ class Replica:
 
         self._engine.change(apply).result()
 
+    def replace_readers(self, readers: Readers) -> None:
+        """Read by these from now on. No request is in the middle of reading by the old ones when they are closed."""
+
+        def apply() -> None:
+            old, self.live.readers = self.live.readers, readers
+            if old is not None:
+                old.close()
+
+        self._engine.change(apply).result()
+
     def swap_model(self, bundle: Bundle, now_us: int) -> BundleModel:
         """Put another bundle in service; no request sees both. Raises BundleError, and then the old one stays."""
         catalogue = self.live.state.catalogue

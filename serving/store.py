@@ -55,6 +55,9 @@ class GuardedReader:
         self._reader = reader
         self._closed_until = 0.0
 
+    def close(self) -> None:
+        self._reader.close()
+
     def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched:
         if time.monotonic() < self._closed_until:
             raise StoreRestsError("the store failed a moment ago")
@@ -92,6 +95,7 @@ class Readers:
         return self.bulk.definitions
 
     def close(self) -> None:
+        self.request.close()
         self.client.close()
         self.request_client.close()
 
@@ -143,7 +147,8 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
         raise FeaturesUnknownError(f"the registry {settings.registry_path} cannot be read: {error}") from error
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
-    bulk, request = OnlineReader(slow, definitions, settings), OnlineReader(fast, definitions, settings)
+    bulk = OnlineReader(slow, definitions, settings)
+    request = OnlineReader(fast, definitions, settings, keeps_line=True)
     feed = ChangeFeed(slow, settings.shards)
     readers = Readers(GuardedReader(request), bulk, feed, settings.shards, slow, fast, first_listed(settings))
     try:

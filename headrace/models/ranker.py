@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headrace.models.config import OUTCOME_VALUES, ModelConfig
-from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
+from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
 from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
@@ -36,8 +36,8 @@ class Ranker(nn.Module):  # type: ignore[misc]
         _begin_as_identity(self.project_user, self.project_item)
         self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(config.crosses))
         self.deep = nn.Sequential(
-            nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
-            nn.Linear(config.hidden, config.hidden), nn.GELU(),
+            nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.ReLU(), nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden), nn.ReLU(),
         )  # fmt: skip
         self.out = nn.Linear(wide + config.hidden, len(config.outcomes))
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
@@ -71,15 +71,8 @@ class Ranker(nn.Module):  # type: ignore[misc]
 
     def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
-        users, count, width = item_BND.shape
-
-        def split(x: Tensor) -> Tensor:
-            return x.view(users, -1, self.heads, width // self.heads).transpose(1, 2)
-
         mask_BL = present_BL | ~present_BL.any(dim=1, keepdim=True)
-        query, key, value = split(self.query(item_BND)), split(self.key(history_BLD)), split(history_BLD)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_BL[:, None, None, :])
-        mixed_BND = mixed.transpose(1, 2).reshape(users, count, width)
+        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, mask_BL)
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 

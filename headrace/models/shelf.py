@@ -123,13 +123,15 @@ class Shelf:
     def user(self, features: Mapping[str, Any], t_us: int, row_of: Callable[[str], int | None]) -> UserView:
         """Columns of one user (B = 1) at t; `row_of` gives an item's row. Raises ValueError where the vector is not finite."""
 
-        def code_of(item_id: object) -> int:
-            row = row_of(item_id) if isinstance(item_id, str) and item_id else None
-            return 0 if not item_id else 1 if row is None else row + FIRST
+        def code_of(item_id: Any) -> int:
+            row = row_of(item_id)
+            if row is not None:
+                return row + FIRST
+            return 1 if item_id else 0
 
         inputs = self.preprocessing.users(features, np.array([t_us], dtype=np.int64), code_of)
-        history = self._rows(inputs.items_BL, self._table.tower_ND)
-        vector_BD = self._traced.user_vectors(inputs, history)
+        item_BLD = self._table.tower_ND.index_select(0, inputs.items_BL[0])[None]
+        vector_BD = self._traced.user_vectors(inputs, item_BLD)
         if not bool(torch.isfinite(vector_BD).all()):
             raise ValueError("the user's vector is not finite")
         return UserView(inputs, vector_BD)

@@ -29,8 +29,7 @@ class _UserTower(nn.Module):  # type: ignore[misc]
         self.towers = towers
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        users, history = UserInputs(*tensors[:_USER]), _encoded(tensors[_USER:])
-        return self.towers.user_vectors(users, history)
+        return self.towers.user_vectors(UserInputs(*tensors[:_USER]), tensors[_USER])
 
 
 class _Scores(nn.Module):  # type: ignore[misc]
@@ -58,12 +57,12 @@ class Traced:
         width = items.vectors_ND.shape[-1]
         rows = items.vectors_ND.shape[1]
         example = (torch.zeros(1, width), torch.zeros(rows, width), *users, *_flat(items), *_flat(history))
-        self._tower = _trace(_UserTower(towers), (*users, *_flat(history)))
+        self._tower = _trace(_UserTower(towers), (*users, history.vectors_ND))
         self._scores = _trace(_Scores(ranker), example)
 
-    def user_vectors(self, users: UserInputs, history: EncodedItems) -> Tensor:
+    def user_vectors(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
         """As TwoTowers has it."""
-        return self._tower(*users, *_flat(history))
+        return self._tower(*users, item_BLD)
 
     def scores(
         self, users: UserInputs, items: EncodedItems, history: EncodedItems, vector_BD: Tensor, tower_ND: Tensor

@@ -188,7 +188,7 @@ class Service:
     def ask(self, user: str = "u", n: int = 10, kind: str = RECOMMEND, t_us: int | None = None, **more: Any) -> Slate:
         readers = self.replica.live.readers
         clock = (lambda: t_us) if t_us is not None else system_clock
-        means = Means(readers.request if readers else None, clock, 60_000_000)
+        means = Means(readers.request if readers else None, clock, 3_600_000_000)
         request = RecommendationRequest(user, n, kind, **more)
         return self.engine.change(lambda: answer(request, self.state, means, Trace(60_000))).result()
 
@@ -214,7 +214,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def shop(stack: Settings) -> Settings:
     """Six items in the catalogue, i5 not available; u has viewed i3 and i0, i3 is the most popular."""
-    settings = stack.model_copy(update={"read_keys": "reader"})
+    settings = stack.model_copy(update={"read_keys": "reader", "deadline_ms": 60_000, "feature_age_bound_s": 3_600})
     settings.bundles_dir.mkdir(parents=True)
     add_items(settings, {item: item != "i5" for item in ITEMS})
     append(settings, "u", "i3", "i0")
@@ -241,7 +241,7 @@ def test_without_a_model_the_live_popularity_orders_what_is_available(shop: Sett
         ("i4", "new"),
     ]
     assert answered["degraded"] == ["retrieval: no model"]
-    assert 0 <= answered["features_age_ms"] < 30_000
+    assert 0 <= answered["features_age_ms"] < 3_600_000
 
 
 def test_a_bundle_retrieves_ranks_and_names_its_version_and_items_newer_than_it_are_found_too(shop: Settings) -> None:
@@ -390,13 +390,11 @@ def test_the_values_that_rank_are_those_of_a_read_of_the_store_at_the_same_t(sho
 def test_an_answer_waits_until_it_has_seen_what_was_acknowledged(
     shop: Settings, start_flow: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:
-    settings = shop.model_copy(update={"deadline_ms": 60_000})
-    with connect(settings) as client:
-        log = open_log(client, settings)
-        before = log.end()
+    with connect(shop) as client:
+        before = open_log(client, shop).end()
 
     async def story() -> None:
-        app = build_recommender(settings)
+        app = build_recommender(shop)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=KEY) as http,
@@ -405,9 +403,9 @@ def test_an_answer_waits_until_it_has_seen_what_was_acknowledged(
             async def ask(user: str, **body: Any) -> Any:
                 return (await http.post("/v1/recommend", json={"user_id": user, "n": 10, **body})).json()
 
-            append(settings, "w", "i4", kind="hide")
-            with connect(settings) as client:
-                after = open_log(client, settings).end()
+            append(shop, "w", "i4", kind="hide")
+            with connect(shop) as client:
+                after = open_log(client, shop).end()
             token = make_token(EVENTS, {p: n for p, n in after.items() if n > before.get(p, 0)})
             answered = await ask("w", after=token, deadline_ms=200)  # no flow is running
             assert "after: not yet seen" in answered["degraded"]

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from headrace.events import Context, Identifier, check_user, first_error
 from headrace.identity import user_key
+from headrace.stores.tokens import MAX_TOKEN
 from serving.candidates import RANK, RECOMMEND, SIMILAR, Filter, RecommendationRequest
 from serving.web import Problem
 
@@ -65,7 +66,7 @@ class AskIn(BaseModel):
     )
     after: str | None = Field(
         None,
-        max_length=4096,
+        max_length=MAX_TOKEN,
         description="The token of an acknowledgement that must be seen: waited for in the deadline.",
     )
 

@@ -42,6 +42,8 @@ LOG_FAILURES_EVERY_S: Final = 10.0
 FALLBACK: Final = "fallback"
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
+_WAIT_SHARE: Final = 0.75
+"""Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
 
 
 class Recommender:
@@ -142,7 +144,7 @@ class Door:
             kind, positions = read_token(token)
         except ValueError as error:
             raise Problem(422, f"after: {error}", "send the token of an acknowledgement as it came") from error
-        within_s = max(0.0, trace.left_s() - 2 * self._full.seconds)
+        within_s = max(0.0, min(_WAIT_SHARE * trace.left_s(), trace.left_s() - 2 * self._full.seconds))
         if kind == EVENTS and asked.user_key is not None:
             is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)
         else:

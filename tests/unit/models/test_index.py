@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -45,6 +45,7 @@ def assert_best(index: ItemIndex, vectors: Floats, query: Floats, k: int, allowe
     assert np.isneginf(scores[len(found) :]).all()
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(0, 30), st.integers(1, 4))
 def test_an_exact_search_finds_what_brute_force_finds_under_any_mask_and_after_any_change(
     data: st.DataObject, count: int, width: int

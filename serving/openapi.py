@@ -146,6 +146,7 @@ PROFILE_DOCS: Final[dict[str, Any]] = {
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Profile"}}},
         },
         401: REFUSALS[401],
+        404: problem_docs("A key holds no line break."),
         **_SHED,
         422: problem_docs("No event can have made this key."),
         503: problem_docs("The online store does not answer. See Retry-After."),

@@ -1,4 +1,4 @@
-"""Whatever the three questions are asked, through HTTP on the real application with real features: an answer, or a refusal that names it."""
+"""Whatever is asked, through HTTP on the real application with real features: an answer, or a refusal that names what is wrong."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -203,7 +203,7 @@ def test_a_body_that_is_sent_in_pieces_without_its_length_is_cut_off_at_the_boun
 
 
 @pytest.mark.parametrize(
-    "key", ["%FF", "%ED%A0%80", "a%00b", "a%7Fb", "a%0Ab", "x" * 129, "anon:" + "x" * 129, "", "anon:"]
+    "key", ["%FF", "%ED%A0%80", "a%00b", "a%7Fb", "x" * 129, "anon:" + "x" * 129, "", "anon:"]
 )
 def test_a_profile_of_a_key_that_no_event_can_have_made_is_refused(open_shop: Shop, key: str) -> None:
     answer = open_shop.http.get(f"/v1/users/{key}/profile")

@@ -202,9 +202,7 @@ def test_a_body_that_is_sent_in_pieces_without_its_length_is_cut_off_at_the_boun
     assert open_shop.http.post(path, content=b"x", headers={"content-encoding": "gzip"}).status_code == 415
 
 
-@pytest.mark.parametrize(
-    "key", ["%FF", "%ED%A0%80", "a%00b", "a%7Fb", "x" * 129, "anon:" + "x" * 129, "", "anon:"]
-)
+@pytest.mark.parametrize("key", ["%FF", "%ED%A0%80", "a%00b", "a%7Fb", "x" * 129, "anon:" + "x" * 129, "", "anon:"])
 def test_a_profile_of_a_key_that_no_event_can_have_made_is_refused(open_shop: Shop, key: str) -> None:
     answer = open_shop.http.get(f"/v1/users/{key}/profile")
     assert (answer.status_code, answer.json()["error"].split(":")[0]) == (422, "user_key")

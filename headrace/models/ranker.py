@@ -26,7 +26,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         self.history_encoder = HistoryEncoder(config, preprocessing.length)
         self.user_encoder = UserEncoder(preprocessing, config)
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
-        self.heads, self.outcomes = config.heads, config.outcomes
+        self.heads, self.width, self.outcomes = config.heads, config.width, config.outcomes
         matches = 2 * (1 + len(preprocessing.content_categories))
         dense = preprocessing.content_width + preprocessing.activity_width + matches + 1
         wide = config.cross_width
@@ -39,7 +39,8 @@ class Ranker(nn.Module):  # type: ignore[misc]
             nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.ReLU(), nn.Dropout(config.dropout),
             nn.Linear(config.hidden, config.hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(wide + config.hidden, len(config.outcomes))
+        self.out_crossed = nn.Linear(wide, len(config.outcomes))
+        self.out_deep = nn.Linear(config.hidden, len(config.outcomes), bias=False)
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
         self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
@@ -54,7 +55,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         history_BLD = self.history_encoder(users, history.vectors_ND)
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
         shares_BNM = match_shares(users, inputs, history.inputs)
-        match_BN1 = retrieved_BN[..., None] * item_BND.shape[-1] ** -0.5
+        match_BN1 = retrieved_BN[..., None] * self.width**-0.5
         of_user_BU = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)
         of_item_BNK = torch.cat(
             [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN1], dim=-1
@@ -63,7 +64,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         crossed_BNW = x0_BNW
         for cross in self.crosses:
             crossed_BNW = torch.addcmul(crossed_BNW, x0_BNW, cross(crossed_BNW))
-        return self.out(torch.cat([crossed_BNW, self.deep(x0_BNW)], dim=-1))
+        return self.out_crossed(crossed_BNW) + self.out_deep(self.deep(x0_BNW))
 
     def scores(self, logits_BNO: Tensor) -> Tensor:
         """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
@@ -72,7 +73,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
     def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
         mask_BL = present_BL | ~present_BL.any(dim=1, keepdim=True)
-        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, mask_BL)
+        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, self.width, mask_BL)
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 

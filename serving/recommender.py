@@ -51,13 +51,8 @@ LOG_FAILURES_EVERY_S: Final = 10.0
 FALLBACK: Final = "fallback"
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
-<<<<<<< HEAD
 _WAIT_SHARE: Final = 0.75
 """Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
-=======
-_KEPT_SHARE: Final = 0.05
-"""Of the time left, what waiting for an acknowledged event leaves to the answer at least."""
->>>>>>> edges
 
 
 class Recommender:
@@ -160,12 +155,7 @@ class Door:
             kind, positions = read_token(token)
         except ValueError as error:
             raise Problem(422, f"after: {error}", "send the token of an acknowledgement as it came") from error
-<<<<<<< HEAD
         within_s = max(0.0, min(_WAIT_SHARE * trace.left_s(), trace.left_s() - 2 * self._full.seconds))
-=======
-        left_s = trace.left_s()
-        within_s = max(0.0, left_s - max(2 * self._full.seconds, _KEPT_SHARE * left_s))
->>>>>>> edges
         if kind == EVENTS and asked.user_key is not None:
             is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)
         else:

@@ -33,7 +33,7 @@ from serving.state import RECENT_ITEMS, RECENT_TYPES
 CHUNK: Final = 512
 BULK_TIMEOUT_S: Final = 5.0
 # After a failure the store is left alone that long: a stalled one must not hold up every request.
-CLOSED_S: Final = 0.5
+CLOSED_S: Final = 0.2
 ITEM_VIEWS: Final = (names.ITEM_CATALOGUE, names.ITEM_STATUS, names.ITEM_ACTIVITY)
 # The features that serving knows by name; a model knows its own.
 READ_BY_NAME: Final = (*POPULARITY, RECENT_ITEMS, RECENT_TYPES, AVAILABLE_FIELD)

@@ -37,17 +37,19 @@ def server(make_valkey: Callable[[], ValkeyServer]) -> ValkeyServer:
     return running
 
 
-def reader_of(server: ValkeyServer, timeout_s: float = 5.0) -> OnlineReader:
+def reader_of(server: ValkeyServer, timeout_s: float = 5.0, keeps_line: bool = False) -> OnlineReader:
     settings = Settings(data=Path("none"), redis_url=server.url)
-    return OnlineReader(connect(settings, timeout_s), Definitions({}, {"items": LAYOUT}), settings)
+    definitions = Definitions({}, {"items": LAYOUT})
+    return OnlineReader(connect(settings, timeout_s), definitions, settings, keeps_line=keeps_line)
 
 
 def titles(reader: OnlineReader, ids: list[str]) -> list[object]:
     return list(reader.fetch({"items": ids}).plain["items"].values()["title"])
 
 
-def test_after_a_restart_of_the_server_the_same_reader_reads_on(server: ValkeyServer) -> None:
-    reader = reader_of(server)
+@pytest.mark.parametrize("keeps_line", [False, True])
+def test_after_a_restart_of_the_server_the_same_reader_reads_on(server: ValkeyServer, keeps_line: bool) -> None:
+    reader = reader_of(server, keeps_line=keeps_line)
     assert titles(reader, ["i1", "none"]) == ["i1" * 20, None]
     server.kill()
     with pytest.raises(redis.ConnectionError):
@@ -87,3 +89,27 @@ def test_nothing_asked_is_nothing_read(server: ValkeyServer) -> None:
 def test_of_thousands_of_keys_every_row_goes_to_its_own(server: ValkeyServer) -> None:
     asked = [*IDS, "none"] * 30
     assert titles(reader_of(server), asked) == [None if each == "none" else each * 20 for each in asked]
+
+
+def test_a_line_that_broke_while_it_lay_idle_is_taken_up_again(server: ValkeyServer) -> None:
+    reader = reader_of(server, keeps_line=True)
+    assert titles(reader, ["i1"]) == ["i1" * 20]
+    server.kill()
+    server.start()
+    assert titles(reader, ["i2"]) == ["i2" * 20]
+    reader.close()
+    assert titles(reader, ["i3"]) == ["i3" * 20]
+
+
+def test_a_reader_that_keeps_its_line_can_be_told_to_wait_less(server: ValkeyServer) -> None:
+    reader = reader_of(server, keeps_line=True)
+    assert titles(reader, ["i1"]) == ["i1" * 20]
+    with redis.Redis.from_url(server.url) as client:
+        pid = int(client.info("server")["process_id"])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(redis.TimeoutError):
+            reader.fetch({"items": ["i2"]}, within_s=0.05)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert titles(reader, ["i3"]) == ["i3" * 20]

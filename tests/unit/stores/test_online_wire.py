@@ -35,7 +35,7 @@ class Connection:
 
 @pytest.mark.parametrize("step", range(1, len(REPLIES) + 1))
 def test_replies_are_read_wherever_the_network_cuts_them(step: int) -> None:
-    buffer, starts, lengths = online_wire._receive(Connection(REPLIES, step), 2)
+    buffer, starts, lengths = online_wire._receive(Connection(REPLIES, step), 2, 16)
     assert RawRows(buffer, starts, lengths).to_list()[1:5] == [b"epoch", b"3", b"a", b""]
     assert RawRows(buffer, starts, lengths).part(6, 9).to_list() == [None, b"\r\n$1", b"ok"]
     assert lengths[[0, 5]].tolist() == [-6, -5]
@@ -44,7 +44,7 @@ def test_replies_are_read_wherever_the_network_cuts_them(step: int) -> None:
 def test_replies_larger_than_the_buffers_are_read_whole() -> None:
     values = [bytes([65 + n % 26]) * (n % 700) for n in range(3_000)]
     reply = b"*3000\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
-    buffer, starts, lengths = online_wire._receive(Connection(reply, 1_000_000), 1)
+    buffer, starts, lengths = online_wire._receive(Connection(reply, 1_000_000), 1, 1 << 10)
     assert RawRows(buffer, starts[1:], lengths[1:]).to_list() == values
 
 
@@ -61,10 +61,10 @@ def test_a_refusal_and_a_broken_connection_say_what_happened(
     reply: bytes, error: type[redis.RedisError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        online_wire._receive(Connection(reply, 1_000), 1)
+        online_wire._receive(Connection(reply, 1_000), 1, 1 << 10)
 
 
-@pytest.mark.parametrize("keys", [[], ["a"], ["", "é", "x" * 10, "x" * 70, "x" * 1_000]])
+@pytest.mark.parametrize("keys", [[], ["a"], ["", "é", "x" * 10, "x" * 70, "x" * 1_000], ["é" * n for n in range(20)]])
 def test_keys_are_packed_as_the_store_names_rows(keys: list[str]) -> None:
     placed = ViewKeys.place("items", keys, 4)
     assert placed.shards.tolist() == [shard_of(key, 4) for key in keys]

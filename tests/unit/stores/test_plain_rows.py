@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace.aggregates.rows import StateMismatchError
 from headrace.stores.online_raw import RawRows
@@ -97,3 +99,40 @@ def test_a_row_whose_bodies_end_before_they_begin_is_refused() -> None:
 def test_a_value_that_does_not_fit_its_field_is_refused_with_view_and_types() -> None:
     with pytest.raises(RowValueError, match=r"view 'items'.*'stock': 'INT64'.*'stock': 'double_val'"):
         LAYOUT.pack({"stock": Value(double_val=1.5)}, 1, 0)
+
+
+SIMPLE = PlainLayout(
+    "people",
+    (("age", "INT64"), ("country", "STRING"), ("spent", "DOUBLE"), ("new", "BOOL"), ("segment", "STRING")),
+    ttl_us=100,
+)
+VALUES = {
+    "age": st.integers(-(2**63), 2**63 - 1).map(lambda each: Value(int64_val=each)),
+    "country": st.text(max_size=9).map(lambda each: Value(string_val=each)),
+    "spent": st.floats(allow_nan=False).map(lambda each: Value(double_val=each)),
+    "new": st.booleans().map(lambda each: Value(bool_val=each)),
+    "segment": st.text(max_size=3).map(lambda each: Value(string_val=each)),
+}
+
+
+@settings(deadline=None)
+@given(values=st.fixed_dictionaries({}, optional=VALUES), at=st.integers(0, 300), t=st.none() | st.integers(0, 300))
+def test_one_row_alone_reads_as_it_does_in_columns(values: dict[str, Value], at: int, t: int | None) -> None:
+    for raw in (SIMPLE.pack(values, at, 0), None):
+        columns = SIMPLE.rows([raw]).values(t)
+        expected = {name: [None if value != value else value for value in list(each)] for name, each in columns.items()}
+        assert SIMPLE.row(raw).values(t) == expected
+
+
+def test_one_row_alone_is_refused_as_it_is_in_columns() -> None:
+    raw = SIMPLE.pack({"country": Value(string_val="DE"), "segment": Value(string_val="a")}, 1, 0)
+    for bad in (b"", raw[:-1], raw + b"x", raw[:30], b"x" + raw[1:]):
+        with pytest.raises(StateMismatchError, match=r"'people'.*materialize"):
+            SIMPLE.row(bad)
+        with pytest.raises(StateMismatchError, match=r"'people'.*materialize"):
+            SIMPLE.rows([bad])
+
+
+def test_only_numbers_and_strings_are_read_alone() -> None:
+    assert SIMPLE.is_simple
+    assert not LAYOUT.is_simple

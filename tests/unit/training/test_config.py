@@ -7,7 +7,7 @@ def test_one_dial_sets_rows_width_and_history() -> None:
     assert [config().width for config in (small, default, large)] == [32, 64, 128]
     assert [config().max_positives for config in (small, default, large)] == [20_000, 80_000, 320_000]
     assert [(config().layers, config().length) for config in (small, default, large)] == [(1, 30), (2, 50), (3, 50)]
-    assert [config().model(("click",)).cross_width for config in (small, default, large)] == [128, 256, 512]
+    assert [config().model(("click",)).cross_width for config in (small, default, large)] == [160, 256, 448]
 
 
 def test_an_unknown_key_is_an_error_that_names_it() -> None:

@@ -8,7 +8,7 @@ from headrace.stores.tokens import make_token
 from serving.cells import Counter
 from serving.committer import GroupCommitter, Positions, Record
 from serving.disk import DiskFullError
-from serving.web import Problem
+from serving.web import JSON_TYPE, Problem, problem_docs
 
 RETRY_DOWN_S: Final = "1"
 RETRY_FULL_S: Final = "30"
@@ -36,4 +36,28 @@ def acknowledgement(
         "refused": refused,
         "positions": {str(partition): position for partition, position in sorted(positions.items())},
         "token": make_token(kind, positions),
+    }
+
+
+def acknowledgement_docs(what: str, token: str, refused_names: Sequence[str]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a door as an OpenAPI document has them: what is acknowledged, an example of its token, what names a refused one."""
+    refused = {name: {"type": ["string", "null"]} for name in refused_names} | {"index": {"type": "integer"}}
+    schema = {
+        "type": "object",
+        "required": ["accepted", "refused", "positions", "token"],
+        "properties": {
+            "accepted": {"type": "integer", "minimum": 1},
+            "refused": {"type": "array", "items": {"type": "object", "required": [*refused], "properties": refused}},
+            "positions": {"type": "object", "additionalProperties": {"type": "integer"}},
+            "token": {"type": "string", "description": "Send it as `after` to see what was acknowledged."},
+        },
+    }
+    example = {"accepted": 1, "refused": [], "positions": {"2": 1831234567890}, "token": token}
+    listed = ", ".join(refused)
+    return {
+        200: {
+            "description": f"The accepted {what} are on disk; each refused one has {listed}.",
+            "content": {JSON_TYPE: {"schema": schema, "example": example}},
+        },
+        503: problem_docs("The log is down, or it or its disk is full; nothing was acknowledged. See Retry-After."),
     }

@@ -1,11 +1,14 @@
 """What a client may ask: bodies of the three questions, strict, and their form inside."""
 
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
+from urllib.parse import unquote_to_bytes
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from headrace import names
 from headrace.events import Context, Identifier, check_user, first_error
 from headrace.identity import user_key
+from headrace.stores.tokens import MAX_TOKEN
 from serving.candidates import RANK, RECOMMEND, SIMILAR, Filter, RecommendationRequest
 from serving.web import Problem
 
@@ -65,7 +68,7 @@ class AskIn(BaseModel):
     )
     after: str | None = Field(
         None,
-        max_length=4096,
+        max_length=MAX_TOKEN,
         description="The token of an acknowledgement that must be seen: waited for in the deadline.",
     )
 
@@ -141,3 +144,18 @@ def parse(kind: type[Q], body: Any) -> Q:
         field, reason = first_error(error)
         where = field[:200] or "the body"
         raise Problem(422, f"{where}: {reason}", "correct the field; see /docs for what is allowed") from error
+
+
+def check_user_key(key: str, raw_path: bytes) -> None:
+    """`key` is that part of a path, decoded. Raises a 422 `Problem` where no event can have made it."""
+    try:
+        unquote_to_bytes(raw_path).decode()
+        _IDENTIFIER.validate_python(key.removeprefix(names.ANONYMOUS_PREFIX))
+    except (UnicodeDecodeError, ValidationError) as error:
+        reason = first_error(error)[1] if isinstance(error, ValidationError) else "it is not UTF-8"
+        raise Problem(
+            422, f"user_key: {reason}", f"send a user_id, or `{names.ANONYMOUS_PREFIX}` and an anonymous_id"
+        ) from error
+
+
+_IDENTIFIER: Final[TypeAdapter[str]] = TypeAdapter(Identifier)

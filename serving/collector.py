@@ -19,17 +19,19 @@ from headrace.clock import Clock, system_clock
 from headrace.events import ClockError, EventIn, Refusal, parse, stamp
 from headrace.settings import MICROS, Settings
 from headrace.stores.tokens import EVENTS
-from serving.acknowledge import acknowledgement, commit
+from serving.acknowledge import acknowledgement, acknowledgement_docs, commit
 from serving.auth import Keys, require
 from serving.committer import GroupCommitter, Record, log_writer
 from serving.metrics import CollectorMetrics, exposition
 from serving.web import (
     PROBLEM_SCHEMA,
+    REFUSALS,
     Problem,
     SlashAtMount,
     add_docs,
     json_response,
     new_app,
+    problem_docs,
     read_json,
     with_security,
 )
@@ -124,7 +126,7 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
         yield
         await committer.close()
 
-    app = new_app("Headrace collector", "Behaviour events in.", lifespan=lifespan)
+    app = new_app(_TITLE, _DESCRIPTION, lifespan=lifespan)
     app.add_middleware(SlashAtMount)
     add_docs(app, may_write, lambda: collector_openapi(app))
 
@@ -159,6 +161,16 @@ def _metric_field(field: str) -> str:
     return first if first in EventIn.model_fields or first == "event" else "unknown"
 
 
+def documented() -> FastAPI:
+    """What stands in the documents, with nothing behind it: a collector opens files to count in."""
+    app = new_app(_TITLE, _DESCRIPTION)
+
+    @app.post("/", **_EVENTS_DOCS)
+    def post_events() -> None: ...
+
+    return app
+
+
 def collector_openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with the schema of an event (the body itself is read raw)."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
@@ -169,8 +181,8 @@ def collector_openapi(app: FastAPI) -> dict[str, Any]:
     return with_security(document)
 
 
+_TITLE, _DESCRIPTION = "Headrace collector", "Behaviour events in."
 _EVENT = {"$ref": "#/components/schemas/EventIn"}
-_PROBLEM = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _EXAMPLE = {
     "event_id": "0198c1a2-7b3c-7d10-8a55-5d2f1c3b4a69",
     "type": "click",
@@ -184,27 +196,10 @@ _EVENTS_DOCS: Final[dict[str, Any]] = {
     "summary": "Record one event or a batch",
     "description": "Acknowledged once on disk. `event_id` makes retries harmless: the same id counts once.",
     "responses": {
-        200: {
-            "description": "The accepted events are on disk; each refused one has index, event_id, field and reason.",
-            "content": {
-                "application/json": {
-                    "example": {
-                        "accepted": 1,
-                        "refused": [],
-                        "positions": {"2": 1831234567890},
-                        "token": "e.2-1831234567890",
-                    }
-                }
-            },
-        },
-        400: {"description": "Not JSON.", "content": _PROBLEM},
-        401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
-        413: {"description": "Body or batch too large.", "content": _PROBLEM},
-        422: {"description": "No event was accepted.", "content": _PROBLEM},
-        503: {
-            "description": "The log is down, or it or its disk is full; nothing was acknowledged. See Retry-After.",
-            "content": _PROBLEM,
-        },
+        **acknowledgement_docs("events", "e.2-1831234567890", ("event_id", "field", "reason")),
+        **REFUSALS,
+        413: problem_docs("Body or batch too large."),
+        422: problem_docs("No event was accepted."),
     },
     "openapi_extra": {
         "requestBody": {

@@ -26,11 +26,11 @@ from headrace.stores.item_fields import MAX_TEXT, ItemFieldError
 from headrace.stores.item_rows import NoSuchViewError, row_of
 from headrace.stores.plain_rows import PlainLayout
 from headrace.stores.tokens import ITEMS
-from serving.acknowledge import acknowledgement, commit
+from serving.acknowledge import acknowledgement, acknowledgement_docs, commit
 from serving.auth import Keys, require
 from serving.committer import GroupCommitter, Record, log_writer
 from serving.metrics import ItemsMetrics, RecommenderMetrics
-from serving.web import Problem, json_response, read_json
+from serving.web import REFUSALS, Problem, json_response, problem_docs, read_json
 
 MAX_OPERATIONS: Final = 1_000
 UPSERT, AVAILABILITY, DELETE = "upsert", "availability", "delete"
@@ -246,7 +246,6 @@ def add_items_route(app: FastAPI, settings: Settings, clock: Clock, metrics: Rec
     return door
 
 
-_PROBLEM: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 _EXAMPLE: Final = {
     UPSERT: [{"item_id": "i-4711", "title": "Steel watch", "category": "watches", "brand": "Acme", "price": 129.0}],
     AVAILABILITY: [{"item_id": "i-17", "available": False}],
@@ -259,27 +258,10 @@ _DOCS: Final[dict[str, Any]] = {
         "upserts count before availability, and that before deletes. Sent twice, an operation changes nothing."
     ),
     "responses": {
-        200: {
-            "description": "The accepted operations are on disk; each refused one has list, index, item_id, field and reason.",
-            "content": {
-                "application/json": {
-                    "example": {
-                        "accepted": 3,
-                        "refused": [],
-                        "positions": {"2": 1831234567890},
-                        "token": "i.2-1831234567890",
-                    }
-                }
-            },
-        },
-        400: {"description": "Not JSON.", "content": _PROBLEM},
-        401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
-        413: {"description": "Body too large, or too many operations.", "content": _PROBLEM},
-        422: {"description": "No operation was accepted.", "content": _PROBLEM},
-        503: {
-            "description": "The log is down, or it or its disk is full; nothing was acknowledged. See Retry-After.",
-            "content": _PROBLEM,
-        },
+        **acknowledgement_docs("operations", "i.2-1831234567890", ("list", "item_id", "field", "reason")),
+        **REFUSALS,
+        413: problem_docs("Body too large, or too many operations."),
+        422: problem_docs("No operation was accepted."),
     },
     "openapi_extra": {
         "requestBody": {

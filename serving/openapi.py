@@ -4,21 +4,21 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.responses import PlainTextResponse
 
 from headrace import names
-from headrace.settings import Settings
 from serving.api import RankIn, RecommendIn, SimilarIn
-from serving.collector import build_collector, collector_openapi
-from serving.web import PROBLEM_SCHEMA, with_security
+from serving.collector import collector_openapi, documented
+from serving.web import NO_KEY_NEEDED, PROBLEM_SCHEMA, REFUSALS, problem_docs, with_security
 
 _BODIES: Final = (RecommendIn, RankIn, SimilarIn)
 
 
-def openapi_of(app: FastAPI, settings: Settings) -> dict[str, Any]:
+def openapi_of(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    collector = collector_openapi(build_collector(settings))
+    collector = collector_openapi(documented())
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas |= collector["components"]["schemas"] | {"Problem": PROBLEM_SCHEMA, "Slate": _SLATE, "Profile": _PROFILE}
+    schemas |= collector["components"]["schemas"] | _SCHEMAS
     for body in _BODIES:
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schema.pop("$defs", {}) | {body.__name__: schema}
@@ -69,6 +69,21 @@ _PROFILE: Final[dict[str, Any]] = {
         "features": {"type": "object", "additionalProperties": {"type": "object"}},
     },
 }
+_READY: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["ready", "model_version", "catalogue", "problems"],
+    "properties": {
+        "ready": {"type": "boolean"},
+        "model_version": {"type": ["string", "null"]},
+        "catalogue": {
+            "type": "object",
+            "required": ["items", "origin"],
+            "properties": {"items": {"type": "integer", "minimum": 0}, "origin": {"type": "string"}},
+        },
+        "problems": {"type": "object", "additionalProperties": {"type": "string"}, "description": "By part."},
+    },
+}
+_SCHEMAS: Final = {"Problem": PROBLEM_SCHEMA, "Slate": _SLATE, "Profile": _PROFILE, "Readiness": _READY}
 _EXAMPLE: Final = {
     "request_id": "0b0f3c1e-5f0e-4c3e-9d0a-0f5a3f3f8a11",
     "items": [{"item_id": "i-4711", "score": 0.83, "source": "two_tower", "position": 0}],
@@ -78,15 +93,7 @@ _EXAMPLE: Final = {
     "degraded": [],
     "took_ms": 2.4,
 }
-_PROBLEM: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-_REFUSALS: Final = {
-    400: {"description": "Not JSON.", "content": _PROBLEM},
-    401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
-    413: {"description": "The body is too large.", "content": _PROBLEM},
-    415: {"description": "The body is compressed.", "content": _PROBLEM},
-    422: {"description": "A field is missing or wrong.", "content": _PROBLEM},
-    429: {"description": "More requests than can be answered in time. See Retry-After.", "content": _PROBLEM},
-}
+_SHED: Final = {429: problem_docs("More requests than can be answered in time. See Retry-After.")}
 
 
 def _question(summary: str, description: str, body: str, examples: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +105,12 @@ def _question(summary: str, description: str, body: str, examples: dict[str, Any
     return {
         "summary": summary,
         "description": description,
-        "responses": {200: {"description": "The slate.", "content": {"application/json": slate}}, **_REFUSALS},
+        "responses": {
+            200: {"description": "The slate.", "content": {"application/json": slate}},
+            **REFUSALS,
+            **_SHED,
+            422: problem_docs("A field is missing or wrong."),
+        },
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": content}}},
     }
 
@@ -133,8 +145,25 @@ PROFILE_DOCS: Final[dict[str, Any]] = {
             "description": "Features by view.",
             "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Profile"}}},
         },
-        401: _REFUSALS[401],
-        429: _REFUSALS[429],
-        503: {"description": "The online store does not answer. See Retry-After.", "content": _PROBLEM},
+        401: REFUSALS[401],
+        404: problem_docs("A key holds no line break."),
+        **_SHED,
+        422: problem_docs("No event can have made this key."),
+        503: problem_docs("The online store does not answer. See Retry-After."),
     },
+}
+_READINESS: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Readiness"}}}
+HEALTH_DOCS: Final[dict[str, Any]] = {"summary": "Is the process alive? Needs no key.", "openapi_extra": NO_KEY_NEEDED}
+READINESS_DOCS: Final[dict[str, Any]] = {
+    "summary": "What is in service, and what is wrong? Needs no key.",
+    "responses": {
+        200: {"description": "Requests are answered.", "content": _READINESS},
+        503: {"description": "The catalogue and the model are still being read.", "content": _READINESS},
+    },
+    "openapi_extra": NO_KEY_NEEDED,
+}
+METRICS_DOCS: Final[dict[str, Any]] = {
+    "summary": "Prometheus metrics.",
+    "response_class": PlainTextResponse,
+    "responses": {401: REFUSALS[401]},
 }

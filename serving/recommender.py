@@ -18,7 +18,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.tokens import EVENTS, read_token
 from serving import candidates as c
 from serving.answers import body_of, profile_of
-from serving.api import AskIn, Question, RankIn, RecommendIn, SimilarIn, parse
+from serving.api import AskIn, Question, RankIn, RecommendIn, SimilarIn, check_user_key, parse
 from serving.auth import Keys, require
 from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.committer import log_writer
@@ -29,7 +29,16 @@ from serving.impressions import ImpressionLog, Shown
 from serving.interfaces import FeatureReader
 from serving.items import add_items_route
 from serving.metrics import CountRequests, RecommenderMetrics, exposition
-from serving.openapi import PROFILE_DOCS, RANK_DOCS, RECOMMEND_DOCS, SIMILAR_DOCS, openapi_of
+from serving.openapi import (
+    HEALTH_DOCS,
+    METRICS_DOCS,
+    PROFILE_DOCS,
+    RANK_DOCS,
+    READINESS_DOCS,
+    RECOMMEND_DOCS,
+    SIMILAR_DOCS,
+    openapi_of,
+)
 from serving.pipeline import Means, answer, last_resort, popular_slate
 from serving.refresher import Refresher
 from serving.replica import Live, Replica
@@ -42,6 +51,8 @@ LOG_FAILURES_EVERY_S: Final = 10.0
 FALLBACK: Final = "fallback"
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
+_WAIT_SHARE: Final = 0.75
+"""Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
 
 
 class Recommender:
@@ -127,7 +138,9 @@ class Door:
         pace, work = self._full, self._recommender.answer
         if not self._engine.fits(pace.seconds, trace.left_s()):
             pace, work = self._cheap, self._recommender.answer_cheaply
-            if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
+            # Where nobody waits it is the deadline that is short: to come again would change nothing.
+            may_be_cheap = self._settings.overload == FALLBACK or not self._engine.waiting
+            if not may_be_cheap or not self._engine.fits(pace.seconds, trace.left_s()):
                 self._shed("deadline")
         self._metrics.queue.set(self._engine.waiting)
         return await self._engine.answer(timed(pace, partial(work, asked, request, trace)), pace.seconds)
@@ -142,7 +155,7 @@ class Door:
             kind, positions = read_token(token)
         except ValueError as error:
             raise Problem(422, f"after: {error}", "send the token of an acknowledgement as it came") from error
-        within_s = max(0.0, trace.left_s() - 2 * self._full.seconds)
+        within_s = max(0.0, min(_WAIT_SHARE * trace.left_s(), trace.left_s() - 2 * self._full.seconds))
         if kind == EVENTS and asked.user_key is not None:
             is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)
         else:
@@ -182,7 +195,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
 
     app = new_app("Headrace", "Behaviour in, recommendations out.", lifespan=lifespan)
     app.add_middleware(CountRequests, metrics=metrics)
-    add_docs(app, may_read, lambda: openapi_of(app, settings))
+    add_docs(app, may_read, lambda: openapi_of(app))
     items = add_items_route(app, settings, clock, metrics)
 
     async def ask(request: Request, kind: type[Any]) -> Response:
@@ -207,18 +220,19 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     @app.get("/v1/users/{user_key:path}/profile", **PROFILE_DOCS)
     async def get_profile(request: Request, user_key: str) -> Response:
         may_read(request)
+        check_user_key(user_key, request.scope.get("raw_path", b""))
         return Response(await door.profile(user_key, Trace(settings.deadline_ms)), media_type=JSON_TYPE)
 
-    @app.get("/healthz", summary="Is the process alive? Needs no key.")
+    @app.get("/healthz", **HEALTH_DOCS)
     async def healthz() -> dict[str, bool]:
         return {"ok": True}
 
-    @app.get("/readyz", summary="What is in service, and what is wrong? Needs no key.")
+    @app.get("/readyz", **READINESS_DOCS)
     async def readyz() -> Response:
         live = replica.live
         return json_response(readiness(live), 200 if live.refreshed else 503)
 
-    @app.get("/metrics", summary="Prometheus metrics.")
+    @app.get("/metrics", **METRICS_DOCS)
     async def get_metrics(request: Request) -> Response:
         may_read(request)
         text = await asyncio.to_thread(exposition, metrics.registry)

@@ -24,6 +24,21 @@ PROBLEM_SCHEMA: Final[dict[str, Any]] = {
     "required": ["error", "remedy"],
     "properties": {"error": {"type": "string"}, "remedy": {"type": "string"}},
 }
+NO_KEY_NEEDED: Final[dict[str, Any]] = {"security": []}
+
+
+def problem_docs(description: str) -> dict[str, Any]:
+    """An answer with the body of `Problem`, as an OpenAPI document has it."""
+    return {"description": description, "content": {JSON_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+
+REFUSALS: Final[dict[int | str, dict[str, Any]]] = {
+    400: problem_docs("Not JSON."),
+    401: problem_docs("No key, or a wrong one."),
+    413: problem_docs("The body is too large."),
+    415: problem_docs("The body is compressed."),
+}
+"""Of whatever takes a body."""
 
 
 class Problem(Exception):

@@ -37,7 +37,7 @@ from headrace.stores.shards import read_status
 
 SLATE: Final = 100
 CLICKS: Final = 3
-FILL_TIMEOUT_S: Final = 60.0
+FILL_TIMEOUT_S: Final = 120.0
 CHANGE_TIMEOUT_S: Final = 5.0
 # The story is about the order: a busy machine gets time to compute it.
 DEADLINE_MS: Final = 2_000.0

@@ -80,7 +80,7 @@ def test_a_second_up_names_the_holder_a_killed_one_is_cleaned_up_and_ctrl_c_leav
 
     with Api(with_kept_keys(settings)) as api:
         answer = api.recommend({"user_id": "nobody-yet", "n": 5})
-    assert "no_model" in answer["degraded"]
+    assert "retrieval: no model" in answer["degraded"]
 
     left = all_of(settings)
     assert {ref.name.split("/")[0] for ref in left} == {"supervisor", "valkey", "flow-features", "flow-lake", "serving"}

@@ -30,7 +30,8 @@ from headrace.stores.lake import EventLake
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from serving.candidates import WAITING_FEATURES, Trace
-from serving.hydrate import hydrate_user
+from serving.hydrate import hydrate
+from serving.state import ServingState
 from serving.store import open_readers
 from tests.conftest import ROOT, wait_until
 from tests.integration.small_repo import stream_view
@@ -116,7 +117,7 @@ def purchase(event_id: str, price: float, when: datetime) -> dict[str, Any]:
 def spent_as_a_request_reads_it(settings: Settings) -> tuple[float | None, list[str]]:
     """The feature at the hydrate step of a recommendation, and what the answer would say is degraded."""
     readers, trace = open_readers(settings, request_timeout_s=5.0), Trace(deadline_ms=60_000)
-    user = hydrate_user("anna", readers.request, system_clock, trace)
+    user, _ = hydrate("anna", ServingState(), readers.request, system_clock, 2**62, trace)
     readers.close()
     found = user.features.get("user_activity__spent_1h")
     return (None if found is None else float(found[0])), trace.degraded

@@ -12,6 +12,8 @@ import pytest
 from headrace.settings import Settings
 from headrace.stores.definitions import FILE
 from tests.conftest import ROOT
+from tests.integration.open_shop import Shop
+from tests.integration.open_shop import open_shop as opened
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,10 @@ def start_flow() -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
         flow.terminate()
     codes = [flow.wait(timeout=30) for flow in alive]
     assert codes == [0] * len(alive)
+
+
+@pytest.fixture(scope="module")
+def open_shop(applied: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    """One for all tests of a module: each has users of its own, and leaves the catalogue as it was."""
+    with opened(applied, tmp_path_factory.mktemp("shop")) as shop:
+        yield shop

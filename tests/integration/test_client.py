@@ -1,4 +1,4 @@
-"""The client against the real collector on a real Valkey: every event whose `send` returned is in the log, and counted once."""
+"""The client against the real applications on a real Valkey: every event whose `send` returned is in the log, and counted once."""
 
 import asyncio
 import itertools
@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,13 +38,13 @@ from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
-from serving import catalogue
-from serving.catalogue import Catalogue
 from serving.collector import build_collector
 from serving.recommender import build_recommender
 from tests.conftest import ROOT, wait_until
-from tests.integration.client_server import App, Interface, beside, served
+from tests.integration.client_server import App, mounted, served
+from tests.integration.open_shop import PATIENT_MS, SHOES, UNAVAILABLE, UNKNOWN, Shop
 
+STAGES = ["hydrate", "retrieve", "filter", "rank", "select"]
 FAST = Backoff(first_s=0.02, most_s=0.2)
 QUICK = ClientConfig(batch_events=20, backoff=FAST)
 
@@ -63,18 +64,7 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def address(settings: Settings) -> Iterator[str]:
     """The real collector."""
-    with served(beside(build_collector(settings), Interface().app), settings.http_port) as address:
-        yield address
-
-
-@pytest.fixture
-def interface() -> Interface:
-    return Interface(shed_events=1)
-
-
-@pytest.fixture
-def interface_address(interface: Interface) -> Iterator[str]:
-    with served(interface.app, free_port()) as address:
+    with served(mounted(build_collector(settings)), settings.http_port) as address:
         yield address
 
 
@@ -230,7 +220,7 @@ def test_the_client_killed_in_the_middle_goes_on_from_its_spool(
 
 def test_an_answer_that_is_lost_makes_no_second_event(settings: Settings, tmp_path: Path):
     lost = itertools.count()
-    collector = build_collector(settings)
+    whole = mounted(build_collector(settings))
 
     async def losing(scope: Any, receive: Any, send: Any) -> None:
         """Every other answer is replaced by a failure, after the events are on disk."""
@@ -239,11 +229,10 @@ def test_an_answer_that_is_lost_makes_no_second_event(settings: Settings, tmp_pa
             await send(message | {"status": 500} if message["type"] == "http.response.start" else message)
 
         lose = scope["type"] == "http" and next(lost) % 2 == 0
-        await collector(scope, receive, fail if lose else send)
+        await whole(scope, receive, fail if lose else send)
 
-    app: App = beside(losing, Interface().app)
     with (
-        served(app, settings.http_port) as address,
+        served(losing, settings.http_port) as address,
         Client(address, event_key="writer", spool=tmp_path / "spool", config=QUICK) as client,
     ):
         sent = [client.track("view", user_id="u", item_id="i") for _ in range(100)]
@@ -258,7 +247,7 @@ def test_a_killed_store_and_a_full_spool_lose_nothing(make_valkey: Callable[[], 
     settings = Settings(data=tmp_path, redis_url=store.url, event_keys="writer", http_port=free_port())
     config = ClientConfig(batch_events=20, backoff=FAST, spool_bytes=20_000, max_event_bytes=2_000)
     with (
-        served(beside(build_collector(settings), Interface().app), settings.http_port) as address,
+        served(mounted(build_collector(settings)), settings.http_port) as address,
         Client(address, event_key="writer", spool=tmp_path / "spool", config=config) as client,
     ):
         sent = [client.track("view", user_id="u", item_id="i")]
@@ -313,92 +302,130 @@ def test_a_wrong_key_loses_nothing_and_says_which(address: str, settings: Settin
         client.track("view", user_id="u", item_id="i")
 
 
-def test_retry_after_is_waited_for_and_requests_see_the_users_own_events(interface: Interface, interface_address: str):
-    with Client(interface_address, event_key="writer", read_key="reader", config=QUICK) as client:
-        assert client.last_token("u") is None
-        client.recommend(user_id="u", see_own_events=True)
-        interface.asked.clear()
+def test_retry_after_is_waited_for(make_valkey: Callable[[], ValkeyServer], tmp_path: Path):
+    store = make_valkey()
+    settings = Settings(data=tmp_path, redis_url=store.url, event_keys="writer", http_port=free_port())
+    asked_at: list[float] = []
+
+    def noting(app: App) -> App:
+        async def noted(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                asked_at.append(time.monotonic())
+            await app(scope, receive, send)
+
+        return noted
+
+    with (
+        served(noting(mounted(build_collector(settings))), settings.http_port) as address,
+        Client(address, event_key="writer", config=QUICK) as client,
+    ):
+        store.kill()
         client.track("view", user_id="u", item_id="i")
-        client.track("view", anonymous_id="a", item_id="i")
-        client.flush(20)
-        (_, _, first), (_, _, again) = interface.asked
-        assert again[: len(first)] == first
-        assert interface.events_asked_at[1] - interface.events_asked_at[0] >= 1  # as the first answer asked
-        assert client.last_token("u") == client.last_token(anonymous_id="a") == "e.2-2"
-        client.recommend(user_id="u", see_own_events=True)
-        client.rank(["a"], anonymous_id="a", see_own_events=True)
-        client.recommend(user_id="u", after="mine", see_own_events=True)
-        client.recommend(user_id="u")
-    assert [body.get("after") for _, _, body in interface.asked[2:]] == ["e.2-2", "e.2-2", "mine", None]
+        wait_until(lambda: client.trouble is not None)
+        store.start()
+        client.flush(30)
+    assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(asked_at))  # as each answer asked
+    assert len(asked_at) > 1
 
 
-def test_every_path_that_answers_by_the_agreed_interface(interface: Interface, interface_address: str):
-    keys = {"event_key": "writer", "read_key": "reader", "admin_key": "admin"}
+def clients_keys(shop: Shop) -> dict[str, str]:
+    return {"base_url": shop.address, "event_key": "writer", "read_key": "reader", "admin_key": "admin"}
+
+
+def test_a_user_sees_their_own_events_where_the_request_asks_to(open_shop: Shop):
+    with Client(**clients_keys(open_shop), config=QUICK) as client:
+        assert client.last_token("own") is None
+        assert len(client.recommend(user_id="own", n=50, see_own_events=True).items) > 9
+        for item in SHOES[:3]:
+            client.track("hide", user_id="own", item_id=item)
+            client.track("hide", anonymous_id="own", item_id=item)
+            client.flush(20)
+            for who in ({"user_id": "own"}, {"anonymous_id": "own"}):
+                slate = client.recommend(**who, n=50, see_own_events=True, deadline_ms=PATIENT_MS)
+                assert item not in {each.item_id for each in slate.items}
+                assert slate.degraded == ()
+        assert client.last_token("own") == client.last_token(anonymous_id="own")
+        ranked = client.rank(SHOES[:4], user_id="own", see_own_events=True, deadline_ms=PATIENT_MS)
+        assert [each.item_id for each in ranked.items] == [SHOES[3]]
+        with pytest.raises(RefusedError) as caught:
+            client.recommend(user_id="own", after="mine", see_own_events=True)
+        assert caught.value.field == "after"
+        never = client.recommend(user_id="own", after="e.0-9223372036854775807", deadline_ms=500)
+        assert "after: not yet seen" in never.degraded
+
+
+def test_every_path_that_answers_answers_both_clients(open_shop: Shop):
+    options = {"user_id": "u/1", "deadline_ms": PATIENT_MS}
+    items = [{"item_id": "of-the-client", "category": "clients", "price": 1.0}, {"item_id": "bad", "price": -1.0}]
 
     async def of_tasks() -> list[Any]:
-        async with AsyncClient(interface_address, **keys) as client:
+        async with AsyncClient(**clients_keys(open_shop)) as client:
             return [
-                await client.recommend(user_id="u", n=1, explain=True, filter={"brand": ["x"]}),
-                await client.rank(["b", "a"], user_id="u"),
-                await client.similar(["a"]),
+                await client.recommend(**options, n=1, explain=True, filter={"brand": ["solo"]}),
+                await client.rank([UNKNOWN, UNAVAILABLE, SHOES[0]], **options),
+                await client.similar([SHOES[0]], n=50, deadline_ms=PATIENT_MS),
                 await client.profile("u/1"),
-                await client.upsert_items([{"item_id": "i", "price": 1.0}, {"item_id": "bad", "price": -1.0}]),
-                await client.set_availability({"i": False}),
-                await client.delete_items(["i", "j"]),
+                upserted := await client.upsert_items(items),
+                await client.recommend(**options, filter={"category": ["clients"]}, after=upserted.token),
+                await client.set_availability({"of-the-client": False}),
+                await client.delete_items(["of-the-client", "never-there"]),
             ]
 
-    with Client(interface_address, **keys) as client:
-        slate = client.recommend(user_id="u", n=1, explain=True, filter={"brand": ["x"]})
-        ranked = client.rank(["b", "a"], user_id="u")
-        similar = client.similar(["a"])
-        profile = client.profile("u/1")
-        upserted = client.upsert_items([{"item_id": "i", "price": 1.0}, {"item_id": "bad", "price": -1.0}])
-        answers = [slate, ranked, similar, profile, upserted, client.set_availability({"i": False})]
-        answers.append(client.delete_items(["i", "j"]))
-    assert [each.item_id for each in slate.items] == ["a"]
-    assert (slate.features_age_ms, slate.degraded, slate.explain) == (12.5, ("ranker: deadline",), {"stages": []})
-    assert [each.item_id for each in ranked.items] == ["b", "a"]
-    assert (profile.user_key, profile.known) == ("u/1", True)
-    assert profile.features == {"user_activity": {"views_1h": 2}}
-    assert (upserted.accepted, upserted.token) == (1, "i.0-7")
-    assert (upserted.refused[0].list, upserted.refused[0].index, upserted.refused[0].field) == ("upsert", 1, "price")
-    asked = interface.asked.copy()
-    assert [(path, key) for path, key, _ in asked] == [
-        ("/v1/recommend", "Bearer reader"),
-        ("/v1/rank", "Bearer reader"),
-        ("/v1/similar", "Bearer reader"),
-        ("/v1/users/u/1/profile", "Bearer reader"),
-        *[("/v1/items", "Bearer admin")] * 3,
-    ]
-    interface.asked.clear()
-    assert asyncio.run(of_tasks()) == answers
-    assert interface.asked == asked
+    def of_threads() -> list[Any]:
+        with Client(**clients_keys(open_shop)) as client:
+            return [
+                client.recommend(**options, n=1, explain=True, filter={"brand": ["solo"]}),
+                client.rank([UNKNOWN, UNAVAILABLE, SHOES[0]], **options),
+                client.similar([SHOES[0]], n=50, deadline_ms=PATIENT_MS),
+                client.profile("u/1"),
+                upserted := client.upsert_items(items),
+                client.recommend(**options, filter={"category": ["clients"]}, after=upserted.token),
+                client.set_availability({"of-the-client": False}),
+                client.delete_items(["of-the-client", "never-there"]),
+            ]
+
+    for slate, ranked, similar, profile, upserted, fresh, changed, deleted in (of_threads(), asyncio.run(of_tasks())):
+        assert [each.item_id for each in slate.items] == ["watch-0"]
+        assert (slate.model_version, slate.degraded) == ("v1", ("hydrate: unknown user",))
+        assert slate.features_age_ms >= 0
+        assert [stage["stage"] for stage in slate.explain["stages"]] == STAGES
+        assert [each.item_id for each in ranked.items] == [SHOES[0], UNKNOWN]
+        assert len(similar.items) == 13
+        assert (profile.user_key, profile.known) == ("u/1", False)
+        assert profile.features["user_activity"]["views_1h"] == 0
+        assert (upserted.accepted, upserted.token[0]) == (1, "i")
+        (refused,) = upserted.refused
+        assert (refused.list, refused.index, refused.item_id, refused.field) == ("upsert", 1, "bad", "price")
+        assert [each.item_id for each in fresh.items] == ["of-the-client"]
+        assert (changed.accepted, deleted.accepted) == (1, 2)
 
 
-def test_the_real_recommender_answers_and_its_refusals_name_the_field(settings: Settings, tmp_path: Path):
-    catalogue.save(Catalogue(popular=("a", "b", "c"), trending=("b",)), settings.data / "serving" / "snapshot.json")
-    app = build_recommender(settings)
-    with served(app, settings.http_port) as address, Client(address, read_key="reader") as client:
-        slate = client.recommend(user_id="u", n=2, exclude=["a"], context={"device": "phone"}, deadline_ms=5_000)
-        assert [each.item_id for each in slate.items] == ["b", "c"]
-        assert slate.model_version is None
+def test_refusals_name_the_field_and_the_setting_with_the_keys(open_shop: Shop):
+    with Client(open_shop.address, read_key="reader") as client:
         with pytest.raises(RefusedError) as caught:
             client.recommend(user_id="u", n=0)
         assert (caught.value.field, caught.value.reason.split(":")[0]) == (
             "n",
             "Input should be greater than or equal to 1",
         )
-        with Client(address, read_key="wrong") as other, pytest.raises(UnauthorizedError, match="HEADRACE_READ_KEYS"):
-            other.recommend(user_id="u")
+    for name, call in {
+        "HEADRACE_READ_KEYS": lambda client: client.recommend(user_id="u"),
+        "HEADRACE_ADMIN_KEYS": lambda client: client.delete_items(["i"]),
+    }.items():
+        with (
+            Client(open_shop.address, read_key="wrong", admin_key="reader") as other,
+            pytest.raises(UnauthorizedError, match=name),
+        ):
+            call(other)
 
 
-def test_a_connection_that_a_restart_broke_is_made_anew(interface: Interface):
-    port = free_port()
-    with Client(f"http://127.0.0.1:{port}", read_key="reader") as client:
+def test_a_connection_that_a_restart_broke_is_made_anew(settings: Settings):
+    address = f"http://127.0.0.1:{settings.http_port}"
+    with Client(address, read_key="reader") as client:
         for _ in range(3):
-            with served(interface.app, port):
-                assert len(client.recommend(user_id="u").items) == 2
-        with pytest.raises(UnavailableError, match=f"POST /v1/recommend at http://127.0.0.1:{port} got no answer"):
+            with served(build_recommender(settings), settings.http_port):
+                assert client.recommend(user_id="u", deadline_ms=5_000).items == ()
+        with pytest.raises(UnavailableError, match=f"POST /v1/recommend at {address} got no answer"):
             client.recommend(user_id="u")
 
 

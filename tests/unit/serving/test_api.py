@@ -78,7 +78,7 @@ MANY = [str(number) for number in range(5_001)]
         (RecommendIn, USER | {"exclude": MANY}, "exclude: List should have at most 5000 items"),
         (RecommendIn, USER | {"explain": "yes"}, "explain: Input should be a valid boolean"),
         (RecommendIn, USER | {"after": 5}, "after: Input should be a valid string"),
-        (RecommendIn, USER | {"after": "e" * 4_097}, "after: String should have at most 4096 characters"),
+        (RecommendIn, USER | {"after": "e" * 40_001}, "after: String should have at most 40000 characters"),
         (RecommendIn, USER | {"context": {"colour": "red"}}, "context.colour: Extra inputs are not permitted"),
         (RecommendIn, USER | {"deadline_ms": 0}, "deadline_ms: Input should be greater than 0"),
         (RecommendIn, USER | {"deadline_ms": 60_001}, "deadline_ms: Input should be less than or equal to 60000"),

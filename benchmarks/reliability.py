@@ -94,13 +94,15 @@ class Trials:
     scale: Scale
     clock: Clock
     rates: Rates
+    deadline_ms: float
+    """HEADRACE_DEADLINE_MS of every stack."""
 
     @contextmanager
     def world(self, name: str, **own: Any) -> Iterator[World]:
         """A stack with these settings, under traffic from the moment that it is ready."""
         data = self.folder / name / "var"
         copy(self.prepared, data)
-        settings = _settings(data, **own)
+        settings = self._settings(data, **own)
         with Stack(settings, say, self.interrupts) as stack:
             stack.start_valkey()
             stack.run("apply", "headrace.ops.apply")
@@ -120,14 +122,14 @@ class Trials:
 
     def without_store(self, name: str, data: Path, shop: KnownShop, named_as: Sequence[str]) -> Outcome:
         """Serving alone, in a data directory whose store does not answer: traffic for a while."""
-        settings = _settings(data, redis_url=f"redis://127.0.0.1:{free_port()}/0")
+        settings = self._settings(data, redis_url=f"redis://127.0.0.1:{free_port()}/0")
         with Stack(settings, say, self.interrupts) as stack:
             stack.start_serving(READY_S)
             return self._only_asked(stack, name, shop, named_as)
 
     def empty(self, name: str, named_as: Sequence[str]) -> Outcome:
         """A stack where nothing has ever happened: no item, no event, no model."""
-        with Stack(_settings(self.folder / name / "var"), say, self.interrupts) as stack:
+        with Stack(self._settings(self.folder / name / "var"), say, self.interrupts) as stack:
             stack.start_valkey()
             stack.run("apply", "headrace.ops.apply")
             stack.start_flows()
@@ -147,6 +149,10 @@ class Trials:
         ]
         outcome.notes["named_by_all"] = all(everywhere)
         return outcome
+
+    def _settings(self, data: Path, **own: Any) -> Settings:
+        repo = ROOT / "feature_repo"
+        return Settings(data=data, feature_repo=repo, http_port=free_port(), deadline_ms=self.deadline_ms, **own)
 
     def _load(self, settings: Settings, shop: KnownShop, rates: Rates) -> Load:
         who: Sequence[Mapping[str, str]] = visitors(Settings(data=self.prepared), _VISITORS, seed=0)
@@ -187,10 +193,6 @@ def say(what: str) -> None:
     CONSOLE.print(what, style="dim", markup=False, highlight=False)
 
 
-def _settings(data: Path, **own: Any) -> Settings:
-    return Settings(data=data, feature_repo=ROOT / "feature_repo", http_port=free_port(), **own)
-
-
 def report(kept: Sequence[Kept], without: Sequence[Outcome], shape: dict[str, Any]) -> None:
     tried = [(each.stack, outcome) for each in kept for outcome in each.outcomes]
     tried += [("alone", outcome) for outcome in without]
@@ -224,6 +226,7 @@ def circumstances(trials: Trials) -> dict[str, Any]:
     return {
         "rates": asdict(trials.rates),
         "scale": asdict(trials.scale),
+        "deadline_ms": trials.deadline_ms,
         "allowance_ms": ALLOWANCE_MS,
         "load_average": os.getloadavg(),
     }
@@ -232,15 +235,27 @@ def circumstances(trials: Trials) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", type=Path, help="where the prepared data directory is kept; default: nowhere")
+    parser.add_argument("--keep", type=Path, help="where the stacks' data and logs are left; default: nowhere")
     parser.add_argument("--slates", type=float, default=Rates.slates, help="requests for a slate a second")
+    parser.add_argument("--deadline-ms", type=float, default=100.0, help="more on a machine that others use as well")
     parser.add_argument("--only", nargs="*", help="names of faults to try on one replica, and nothing else")
     given = parser.parse_args()
     interrupts = Interrupts()
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hr-rel-")))
+        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hr-rel-")))
+        folder = (given.keep or temporary).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(interrupts.installed())
         sites = Sites((given.site or folder / "site").resolve(), interrupts, say, system_clock)
-        trials = Trials(sites.prepared(SHOP), folder, interrupts, Scale(), system_clock, Rates(slates=given.slates))
+        trials = Trials(
+            sites.prepared(SHOP),
+            folder,
+            interrupts,
+            Scale(),
+            system_clock,
+            Rates(slates=given.slates),
+            given.deadline_ms,
+        )
         shape = circumstances(trials)
         reserve = max(0, shutil.disk_usage(folder).free - _ROOM_BYTES)
         if given.only:

@@ -27,7 +27,7 @@ ALLOWANCE_MS: Final = 50.0
 """What the way to the replica and back, and this client itself, may add to a deadline."""
 OWN_EVENTS: Final = "load-"
 """How the ids of its events begin."""
-FAINT: Final = 1e-10
+FAINT: Final = 1e-16
 """Scores of a model in `Load.faint` are below this, those of any other above: an answer of two models gives itself away."""
 _TRY_AGAIN_S: Final = 0.5
 _EVENT_TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE)
@@ -222,9 +222,9 @@ class Load:
             if not self.shop.may_show(item_id, wanted, sent_s, done_s):
                 return f"{item_id}, which may not be shown"
         if "filter" not in body and not any(each.startswith(_SCORED_LESS) for each in said["degraded"]):
-            faint = {item["score"] < FAINT for item in said["items"]}
-            if faint != {said["model_version"] in self.faint}:
-                return f"scores that are not of model {said['model_version']}"
+            scores = [item["score"] for item in said["items"]]
+            if {score < FAINT for score in scores} != {said["model_version"] in self.faint}:
+                return f"scores {min(scores):.3g} to {max(scores):.3g}, which are not of model {said['model_version']}"
         return ""
 
     async def _post(self, poster: Poster) -> None:

@@ -61,7 +61,9 @@ class BundleModel:
             user = self.read_user({}, t_us)
             self.retrieve(user, _WARM_UP_ITEMS, None)
             rows = np.arange(min(_WARM_UP_ITEMS, len(self._shelf)))
-            self.rank(user, rows, np.zeros((len(rows), len(self.activity_features))))
+            scores = self.rank(user, rows, np.zeros((len(rows), len(self.activity_features))))
+            if not np.isfinite(scores).all():
+                raise ValueError("it gave a score that is not finite")
         except MODEL_ERRORS as error:
             raise BundleError(f"bundle {self.version} cannot rank: {error}") from error
 

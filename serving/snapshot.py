@@ -9,7 +9,7 @@ import pyarrow as pa
 import xxhash
 from pyarrow import ipc
 
-from headrace.arrays import Ints
+from headrace.arrays import Floats, Ints
 from serving import catalogue as cat
 from serving.catalogue import Catalogue, ItemChanges, Orders
 
@@ -47,7 +47,7 @@ def save(catalogue: Catalogue, path: Path) -> None:
         pa.array(catalogue.state[rows]),
         pa.array(catalogue.listed_us[rows]),
         *(pa.array(content[name], _SCHEMA.field(column).type) for name, column in _NAMES.items()),
-        pa.array(orders.overall[rows]),
+        pa.array(_popularity(orders, rows)),
         *(_places(order, rows) for order in (orders.trending, orders.newest)),
     ]
     schema = _SCHEMA.with_metadata({_AS_OF: str(orders.as_of_us).encode()})
@@ -98,6 +98,14 @@ def load(path: Path) -> Catalogue | None:
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
         raise SnapshotError(f"{path} is no snapshot of a catalogue ({error}); delete it") from error
     return catalogue
+
+
+def _popularity(orders: Orders, rows: Ints) -> Floats:
+    """Of an item that came after the orders were made: none yet."""
+    found = np.zeros(len(rows))
+    known = rows < len(orders.overall)
+    found[known] = orders.overall[rows[known]]
+    return found
 
 
 def _places(order: Ints, rows: Ints) -> pa.Array:

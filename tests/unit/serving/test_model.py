@@ -188,6 +188,13 @@ def test_a_bundle_that_does_not_fit_is_refused_by_name() -> None:
         BundleModel(BUNDLE, catalogue)
 
 
+def test_a_bundle_whose_scores_are_no_numbers_is_refused_at_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BundleModel(fitting(), shop())
+    monkeypatch.setattr(model._shelf, "rank", lambda *_: np.array([0.5, np.nan, 0.1]))
+    with pytest.raises(BundleError, match="bundle first cannot rank: it gave a score that is not finite"):
+        model.warm_up(T_US)
+
+
 def test_a_bundle_that_cannot_rank_is_refused_at_its_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

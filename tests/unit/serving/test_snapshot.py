@@ -18,7 +18,7 @@ from tests.unit.serving.small_shop import catalogue, changes
 
 
 def shop() -> Catalogue:
-    """d is the most popular; b cannot be had, e is deleted, c is not in the orders yet."""
+    """d is the most popular; b cannot be had, e is deleted, c came after the orders were made."""
     made = catalogue("a", "b", "d", "e", unavailable=["b"], deleted=["e"], trending=["d", "a"], newest=["a", "d"])
     made.put(changes("a", "d", category=["shoes", None], brand=["x", None], price=[1.5, None], listed_us=3))
     made.orders = made.orders._replace(popular=np.array([2, 0, 3, 1]), as_of_us=7)
@@ -40,15 +40,15 @@ def named(items: Catalogue, rows: Ints) -> list[str]:
 def test_a_snapshot_comes_back_in_the_order_of_popularity_with_what_filters_need(saved: Path) -> None:
     loaded = snapshot.load(saved)
     assert loaded is not None
-    assert (loaded.item_ids, loaded.origin, loaded.orders.as_of_us) == (["d", "a", "e", "b"], cat.SNAPSHOT, 7)
-    assert loaded.state.tolist() == [cat.AVAILABLE, cat.AVAILABLE, cat.DELETED, cat.UNAVAILABLE]
+    assert (loaded.item_ids, loaded.origin, loaded.orders.as_of_us) == (["d", "a", "e", "b", "c"], cat.SNAPSHOT, 7)
+    assert loaded.state.tolist() == [cat.AVAILABLE, cat.AVAILABLE, cat.DELETED, cat.UNAVAILABLE, cat.AVAILABLE]
     assert loaded.content_of(np.arange(2), [CATEGORY, BRAND, PRICE]) == {
         "item_id": ["d", "a"], CATEGORY: [None, "shoes"], BRAND: [None, "x"], PRICE: [None, 1.5],
     }  # fmt: skip
-    assert named(loaded, loaded.orders.popular) == ["d", "a", "e", "b"]
-    assert (named(loaded, loaded.orders.trending), named(loaded, loaded.orders.newest)) == (["d", "a"], ["a", "d"])
-    assert loaded.orders.overall.tolist() == [2, 4, 1, 3]
-    assert loaded.listed_us.tolist() == [0, 0, 0, 0]
+    assert named(loaded, loaded.orders.popular) == ["d", "a", "e", "b", "c"]
+    assert (named(loaded, loaded.orders.trending), named(loaded, loaded.orders.newest)) == (["d", "a"], ["c", "a", "d"])
+    assert loaded.orders.overall.tolist() == [2, 4, 1, 3, 0]
+    assert loaded.listed_us.tolist() == [0, 0, 0, 0, 0]
 
 
 def test_what_was_loaded_is_saved_again_as_it_is(saved: Path, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_reader_sees_the_old_snapshot_or_the_new_one(saved: Path) -> None:
     assert loaded is not None
     assert loaded.item_ids == ["x", "y"]
     saved.write_bytes(old)
-    assert snapshot.load(saved).item_ids == ["d", "a", "e", "b"]  # type: ignore[union-attr]
+    assert snapshot.load(saved).item_ids == ["d", "a", "e", "b", "c"]  # type: ignore[union-attr]
     assert [file.name for file in saved.parent.iterdir()] == ["snapshot.arrow"]
 
 
@@ -125,14 +125,14 @@ def test_an_empty_catalogue_comes_back_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "expected"),
     [
-        (RecommendationRequest("u", 9), ["d", "a"]),
+        (RecommendationRequest("u", 9), ["d", "a", "c"]),
         (RecommendationRequest("u", 1), ["d"]),
-        (RecommendationRequest("u", 9, exclude=frozenset({"d"})), ["a"]),
+        (RecommendationRequest("u", 9, exclude=frozenset({"d"})), ["a", "c"]),
         (RecommendationRequest("u", 9, wanted=Filter(category=frozenset({"shoes"}))), ["a"]),
         (RecommendationRequest("u", 9, wanted=Filter(max_price=1.0)), []),
-        (RecommendationRequest("u", 9, wanted=Filter(include_unavailable=True)), ["d", "a", "b"]),
+        (RecommendationRequest("u", 9, wanted=Filter(include_unavailable=True)), ["d", "a", "c", "b"]),
         (RecommendationRequest("u", 9, RANK, items=("a", "e", "d")), ["a", "d"]),
-        (RecommendationRequest(None, 9, SIMILAR, items=("d",)), ["a"]),
+        (RecommendationRequest(None, 9, SIMILAR, items=("d",)), ["a", "c"]),
     ],
 )
 def test_a_snapshot_answers_with_filter_exclusions_and_n(

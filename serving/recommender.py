@@ -154,7 +154,7 @@ class Door:
         try:
             kind, positions = read_token(token)
         except ValueError as error:
-            raise Problem(422, f"after: {error}", "send the token of an acknowledgement as it came") from error
+            raise Problem(422, f"after: {error}", "or leave it out, and see what there is") from error
         left_s = trace.left_s()
         within_s = max(0.0, left_s - max(2 * self._full.seconds, _KEPT_SHARE * left_s))
         if kind == EVENTS and asked.user_key is not None:

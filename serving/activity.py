@@ -96,10 +96,13 @@ class Activity:
                 table[:, place] = values[:, self.features.index(name)]
         return table
 
-    def old_rows(self, t_us: int) -> Ints:
-        """Rows whose values are not those of t."""
+    def old_rows(self, t_us: int, most: int | None = None) -> Ints:
+        """Rows whose values are not those of t; of more than `most`, those that were computed longest ago."""
         hops = self._hop[: len(self)]
-        return np.flatnonzero((hops != t_us // self.hop_us) & (hops != _NEVER_OLD))
+        old = np.flatnonzero((hops != t_us // self.hop_us) & (hops != _NEVER_OLD))
+        if most is not None and len(old) > most:
+            old = np.sort(old[np.argpartition(hops[old], most - 1)[:most]])
+        return old
 
     def compute(self, rows: Ints, t_us: int) -> tuple[list[Raw], Floats]:
         """Values of some rows and the state they are of. Changes nothing: another thread may do it."""

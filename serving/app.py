@@ -64,7 +64,9 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
             logs.configure(self._settings.log_format, self._settings.log_dir / f"{names.RECOMMENDER_APP}.log")
             from serving.recommender import build_recommender
 
-            return build_recommender(self._settings)
+            app = build_recommender(self._settings)
+            ray_runtime.settle_down()
+            return app
 
     collector: Any = Collector
     recommender: Any = Recommender

@@ -147,13 +147,9 @@ class Catalogue:
         return popular if len(popular) == len(self) else np.concatenate([popular, np.arange(len(popular), len(self))])
 
     def announce(self, new: Ints) -> None:
-        """New rows are the newest and the least popular at once; the next orders put them in their place."""
-        if len(new):
-            shown = new[self._state[new] == AVAILABLE]
-            self.orders = self.orders._replace(
-                newest=np.concatenate([shown[::-1], self.orders.newest]),
-                popular=np.concatenate([self.orders.popular, new]),
-            )
+        """New rows are the newest at once; the next orders put them in their place."""
+        shown = new[self._state[new] == AVAILABLE]
+        self.orders = self.orders._replace(newest=np.concatenate([shown[::-1], self.orders.newest]))
 
     def content_of(self, rows: Ints, features: Sequence[str]) -> dict[str, list[Any]]:
         """`item_id` and the named features of some rows; null where the catalogue lacks one."""

@@ -45,13 +45,22 @@ class LogWriter:
 
     def write(self, records: Sequence[Record]) -> Positions:
         """The log position of each partition written to, once on disk. Raises LogUnavailableError, also when full."""
+        groups: dict[str, list[Record]] = {}
+        for record in records:
+            groups.setdefault(record[names.USER_KEY], []).append(record)
+        return self.write_encoded([(key, encode_records(group), len(group)) for key, group in groups.items()])
+
+    def write_encoded(self, groups: Sequence[tuple[str, bytes, int]]) -> Positions:
+        """The same of records that are encoded: user key, lines, and how many there are, of each group."""
         try:
             log = self._open_with_room()
-            groups: dict[int, list[Record]] = {}
-            for record in records:
-                groups.setdefault(_partition_of(record, log), []).append(record)
-            payloads = {partition: encode_records(group) for partition, group in groups.items()}
-            return log.append(payloads, {partition: len(group) for partition, group in groups.items()})
+            payloads: dict[int, list[bytes]] = {}
+            counts: dict[int, int] = {}
+            for key, lines, count in groups:
+                partition = shard_of(key, log.partitions)
+                payloads.setdefault(partition, []).append(lines)
+                counts[partition] = counts.get(partition, 0) + count
+            return log.append({partition: b"\n".join(parts) for partition, parts in payloads.items()}, counts)
         except LogFullError:
             raise
         except (LogUnavailableError, StoreAddressError, redis.RedisError) as error:

@@ -43,7 +43,12 @@ class Engine:
         self.waiting = 0
 
     def fits(self, needs_s: float, left_s: float) -> bool:
-        """Whether a request taken in now can be expected to be answered in time."""
+        """Whether a request taken in now can be expected to be answered in time.
+
+        Where nothing waits it is taken in whatever it is expected to take: a stall may have spoilt that, and only doing it mends it.
+        """
+        if not self.waiting:
+            return left_s > 0
         return self.queued_s + needs_s <= _USED_SHARE * left_s
 
     async def answer(self, work: Callable[[], T], needs_s: float) -> T:

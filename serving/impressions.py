@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import orjson
+
 from headrace import names
 from headrace.events import SCHEMA_VERSION, Context
 from headrace.identity import user_key
@@ -37,19 +39,23 @@ class Shown:
     def __len__(self) -> int:
         return len(self.slate.item_ids) + len(self.slate.unknown)
 
+    @property
+    def user_key(self) -> str:
+        return user_key(self.who.get("user_id"), self.who.get("anonymous_id"))
 
-def records_of(shown: Shown) -> list[Record]:
-    """Records of the items shown, by position. What is the same of all of them is made once.
 
-    They are what `to_record` makes of valid events: everything comes from a request that was validated, and from us. The propensity is
-    1: the slate is a function of the features. An event id is made of the request's id and the place, so an impression written twice
-    counts once.
+def lines_of(shown: Shown) -> bytes:
+    """A line of JSON for each item shown, by position. What is the same of all of them is encoded once.
+
+    They are what `encode_records` makes of the records of valid events: everything comes from a request that was validated, and from us.
+    The propensity is 1: the slate is a function of the features. An event id is made of the request's id and the place, so an impression
+    written twice counts once.
     """
     slate = shown.slate
     same: Record = {
         "type": names.IMPRESSION,
         **shown.who,
-        "user_key": user_key(shown.who.get("user_id"), shown.who.get("anonymous_id")),
+        "user_key": shown.user_key,
         "timestamp": shown.shown_us,
         "received_at": shown.shown_us,
         "request_id": shown.request_id,
@@ -60,15 +66,19 @@ def records_of(shown: Shown) -> list[Record]:
     }
     if shown.context is not None:
         same |= {f"context_{key}": value for key, value in shown.context.model_dump(exclude_none=True).items()}
-    found: list[tuple[str, Record]] = [
-        (item, {"score": score, "source": source})
-        for item, score, source in zip(slate.item_ids, slate.items.scores.tolist(), slate.sources, strict=True)
+    end = orjson.dumps(same)[1:]
+    start = b'{"event_id":"%b:%d","position":%d,"item_id":%b,"source":"%b",'
+    request_id, dumps = shown.request_id.encode(), orjson.dumps
+    known = zip(slate.item_ids, slate.sources, slate.items.scores.tolist(), strict=True)
+    lines = [
+        b'%b"score":%b,%b' % (start % (request_id, at, at, dumps(item), source.encode()), dumps(score), end)
+        for at, (item, source, score) in enumerate(known)
     ]
-    found += [(item, {"source": UNKNOWN}) for item in slate.unknown]
-    return [
-        {"event_id": f"{shown.request_id}:{position}", "item_id": item, "position": position, **same, **own}
-        for position, (item, own) in enumerate(found)
+    lines += [
+        start % (request_id, at, at, dumps(item), UNKNOWN.encode()) + end
+        for at, item in enumerate(slate.unknown, start=len(lines))
     ]
+    return b"\n".join(lines)
 
 
 class ImpressionLog:
@@ -112,9 +122,7 @@ class ImpressionLog:
         closing = False
         while not closing:
             group, closing = self._next_group()
-            records = [record for shown in group for record in records_of(shown)]
-            if records:
-                self._write(records)
+            self._write([shown for shown in group if len(shown)])
 
     def _next_group(self) -> tuple[list[Shown], bool]:
         """What waits now, at most a group of it; and whether the queue was closed behind it."""
@@ -130,16 +138,19 @@ class ImpressionLog:
                 return group, False
         return group, True
 
-    def _write(self, records: Sequence[Record]) -> None:
+    def _write(self, group: Sequence[Shown]) -> None:
+        if not group:
+            return
+        count = sum(len(shown) for shown in group)
         try:
-            self._writer.write(records)
+            self._writer.write_encoded([(shown.user_key, lines_of(shown), len(shown)) for shown in group])
         except LogUnavailableError:
-            self._drop("log_unavailable", len(records))
+            self._drop("log_unavailable", count)
         except Exception:  # the thread must outlive a fault of ours: later impressions may be good
-            logger.exception("%d impressions are lost", len(records))
-            self._drop("failed", len(records))
+            logger.exception("%d impressions are lost", count)
+            self._drop("failed", count)
         else:
-            self._metrics.impressions_logged.inc(len(records))
+            self._metrics.impressions_logged.inc(count)
 
     def _drop(self, reason: str, number: int) -> None:
         if number:

@@ -49,6 +49,7 @@ class FeatureReader(Protocol):
     """What the request path needs of the online store. `within_s`: no longer than that."""
 
     def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched: ...
+    def close(self) -> None: ...
 
 
 class Model(Protocol):

@@ -51,8 +51,8 @@ LOG_FAILURES_EVERY_S: Final = 10.0
 FALLBACK: Final = "fallback"
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
-_KEPT_SHARE: Final = 0.05
-"""Of the time left, what waiting for an acknowledged event leaves to the answer at least."""
+_WAIT_SHARE: Final = 0.75
+"""Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
 
 
 class Recommender:
@@ -138,9 +138,7 @@ class Door:
         pace, work = self._full, self._recommender.answer
         if not self._engine.fits(pace.seconds, trace.left_s()):
             pace, work = self._cheap, self._recommender.answer_cheaply
-            # Where nobody waits it is the deadline that is short: to come again would change nothing.
-            may_be_cheap = self._settings.overload == FALLBACK or not self._engine.waiting
-            if not may_be_cheap or not self._engine.fits(pace.seconds, trace.left_s()):
+            if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
                 self._shed("deadline")
         self._metrics.queue.set(self._engine.waiting)
         return await self._engine.answer(timed(pace, partial(work, asked, request, trace)), pace.seconds)
@@ -155,8 +153,7 @@ class Door:
             kind, positions = read_token(token)
         except ValueError as error:
             raise Problem(422, f"after: {error}", "or leave it out, and see what there is") from error
-        left_s = trace.left_s()
-        within_s = max(0.0, left_s - max(2 * self._full.seconds, _KEPT_SHARE * left_s))
+        within_s = max(0.0, min(_WAIT_SHARE * trace.left_s(), trace.left_s() - 2 * self._full.seconds))
         if kind == EVENTS and asked.user_key is not None:
             is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)
         else:

@@ -108,19 +108,19 @@ class Refresher:
 
     def _read_all(self, readers: Readers) -> None:
         activity, catalogue = readers.new_activity(), Catalogue(cat.LIVE)
-        is_named = fill(catalogue, activity, readers, self._bundle)
+        now_us = self._clock()
+        is_named = fill(catalogue, activity, readers, self._bundle, now_us)
         if activity is None:
             self._note_problem(
                 "items", "the stored state has no item activity: run `headrace apply` and `headrace backfill`"
             )
         else:
             self.live.problems.pop("items", None)
-        catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), 0)
+        as_of_us = 0 if activity is None else max(now_us, activity.newest_us + 1)
+        catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), as_of_us)
         self._replica.replace_state(catalogue, activity, self._bundle)
         self._replica.by_activity, self._replica.read_anew = not is_named, False
-        old, self.live.readers = self.live.readers, readers
-        if old is not None:
-            old.close()
+        self._replica.replace_readers(readers)
 
     def refresh_model(self) -> None:
         """Put a new champion in service, or refuse it and say why."""

@@ -104,6 +104,7 @@ class Replica:
         def apply() -> None:
             catalogue = self.live.state.catalogue
             catalogue.orders, catalogue.origin = orders, origin or catalogue.origin
+            catalogue.announce(np.arange(len(orders.popular), len(catalogue)))  # what came while they were made
 
         self._engine.change(apply).result()
 
@@ -113,11 +114,10 @@ class Replica:
         if activity is None:
             return
         t_us = max(now_us, activity.newest_us + 1)
-        for rows in np.array_split(activity.old_rows(t_us)[:most], range(_AT_ONCE, most, _AT_ONCE)):
-            if len(rows):
-                computed = activity.compute(rows, t_us)
-                keep = _keep(activity, rows, t_us, *computed)
-                self._engine.change(keep).result()
+        for rows in parts(activity.old_rows(t_us, most)):
+            computed = activity.compute(rows, t_us)
+            keep = _keep(activity, rows, t_us, *computed)
+            self._engine.change(keep).result()
 
     def replace_state(self, catalogue: Catalogue, activity: Activity | None, bundle: Bundle | None) -> None:
         """Everything anew: another catalogue, so another model of the same bundle. Raises BundleError."""
@@ -126,6 +126,16 @@ class Replica:
         def apply() -> None:
             self._model = model
             self.live.state = ServingState(model, catalogue, activity)
+
+        self._engine.change(apply).result()
+
+    def replace_readers(self, readers: Readers) -> None:
+        """Read by these from now on. No request is in the middle of reading by the old ones when they are closed."""
+
+        def apply() -> None:
+            old, self.live.readers = self.live.readers, readers
+            if old is not None:
+                old.close()
 
         self._engine.change(apply).result()
 
@@ -190,8 +200,9 @@ def missing_items(bundle: Bundle, catalogue: Catalogue) -> ItemChanges:
     )
 
 
-def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None) -> bool:
-    """Read all items into a catalogue that nobody uses yet, and what the bundle alone knows behind them. Raises STORE_ERRORS.
+def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bundle: Bundle | None, now_us: int) -> bool:
+    """Read all items into a catalogue that nobody uses yet, and what the bundle alone knows behind them, and compute their activity as
+    of now. Raises STORE_ERRORS.
 
     Returns whether the shop has sent its catalogue. In one that never did, every item with activity is one.
     """
@@ -207,7 +218,14 @@ def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bund
         for chunk in chunks(sorted(keys["item_activity"] & catalogue.row_of.keys())):
             found = readers.item_activity(chunk)
             activity.put(catalogue.rows(found.item_ids), found.raws, found.newest_us)
+        t_us = max(now_us, activity.newest_us + 1)
+        for rows in parts(activity.old_rows(t_us)):
+            activity.at(rows, t_us)
     return bool(named)
+
+
+def parts(rows: Ints) -> list[Ints]:
+    return [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
 
 
 def _content_for(model: _Served, changes: ItemChanges) -> dict[str, Sequence[Any]]:

@@ -33,7 +33,7 @@ from serving.state import RECENT_ITEMS, RECENT_TYPES
 CHUNK: Final = 512
 BULK_TIMEOUT_S: Final = 5.0
 # After a failure the store is left alone that long: a stalled one must not hold up every request.
-CLOSED_S: Final = 0.5
+CLOSED_S: Final = 0.2
 ITEM_VIEWS: Final = (names.ITEM_CATALOGUE, names.ITEM_STATUS, names.ITEM_ACTIVITY)
 # The features that serving knows by name; a model knows its own.
 READ_BY_NAME: Final = (*POPULARITY, RECENT_ITEMS, RECENT_TYPES, AVAILABLE_FIELD)
@@ -54,6 +54,9 @@ class GuardedReader:
     def __init__(self, reader: FeatureReader) -> None:
         self._reader = reader
         self._closed_until = 0.0
+
+    def close(self) -> None:
+        self._reader.close()
 
     def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched:
         if time.monotonic() < self._closed_until:
@@ -92,6 +95,7 @@ class Readers:
         return self.bulk.definitions
 
     def close(self) -> None:
+        self.request.close()
         self.client.close()
         self.request_client.close()
 
@@ -143,7 +147,8 @@ def open_readers(settings: Settings, request_timeout_s: float) -> Readers:
         raise FeaturesUnknownError(f"the registry {settings.registry_path} cannot be read: {error}") from error
     slow = connect(settings, timeout_s=BULK_TIMEOUT_S)
     fast = connect(settings, timeout_s=request_timeout_s)
-    bulk, request = OnlineReader(slow, definitions, settings), OnlineReader(fast, definitions, settings)
+    bulk = OnlineReader(slow, definitions, settings)
+    request = OnlineReader(fast, definitions, settings, keeps_line=True)
     feed = ChangeFeed(slow, settings.shards)
     readers = Readers(GuardedReader(request), bulk, feed, settings.shards, slow, fast, first_listed(settings))
     try:

@@ -105,7 +105,7 @@ def of_size(name: str, size: int) -> TrainConfig:
         max_ranked_requests=400 * size,
         length=min(10 + 20 * size, 50),
         width=32 * size,
-        cross_width=128 * size,
+        cross_width=64 + 96 * size,
         batch=128 * size,
         layers=min(size, 3),
     )

@@ -43,7 +43,7 @@ def codes(column: Column, code_of: CodeOf) -> Ints:
     """Shape (B,): `code_of` of each string. Each distinct value of an Arrow column is looked up once."""
     if _is_arrow(column):
         return _arrow_codes(column, code_of)
-    return np.fromiter((code_of(value) for value in column), dtype=np.int64, count=len(column))
+    return np.array(list(map(code_of, column)), dtype=np.int64)
 
 
 def micros(column: Column) -> Ints:
@@ -54,6 +54,8 @@ def micros(column: Column) -> Ints:
         return _to_numpy(column, pa.int64())
     if isinstance(column, np.ndarray) and column.dtype.kind == "M":
         return np.asarray(column.astype("datetime64[us]"), dtype=np.int64)
+    if len(column) and set(map(type, column)) == {int}:
+        return np.array(column, dtype=np.int64)
     values = (to_micros(value) if isinstance(value, datetime) else int(value) for value in column)
     return np.fromiter(values, dtype=np.int64, count=len(column))
 

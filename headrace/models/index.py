@@ -325,13 +325,25 @@ def _flat(vectors_ND: Floats) -> Any:
 
 
 def _inverted_lists(vectors_ND: Floats, nlist: int, seed: int) -> Any:
-    quantizer = faiss.IndexFlatIP(vectors_ND.shape[1])
-    built = faiss.IndexIVFFlat(quantizer, vectors_ND.shape[1], nlist, faiss.METRIC_INNER_PRODUCT)
-    built.cp.seed = seed
-    built.cp.max_points_per_centroid = _POINTS_PER_LIST
-    built.cp.min_points_per_centroid = 1
+    """Lists of vectors that lie near each other, each read in the order of its centre's product with the query.
+
+    Rows are assigned by distance, not by product as faiss would for this metric: a third to half as many lists then do
+    for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
+    """
+    count, width = vectors_ND.shape
+    means = faiss.Kmeans(
+        width, nlist, niter=10, seed=seed, max_points_per_centroid=_POINTS_PER_LIST, min_points_per_centroid=1
+    )
+    means.train(vectors_ND)
+    centres_LD = np.asarray(means.centroids)
+    by_distance = faiss.IndexFlatL2(width)
+    by_distance.add(centres_LD)
+    list_N = np.ascontiguousarray(by_distance.search(vectors_ND, 1)[1][:, 0])
+    by_product = _flat(centres_LD)
+    built = faiss.IndexIVFFlat(by_product, width, nlist, faiss.METRIC_INNER_PRODUCT)
     built.train(vectors_ND)
-    built.add(vectors_ND)
+    rows_N = np.arange(count, dtype=np.int64)
+    built.add_core(count, *(faiss.swig_ptr(array) for array in (vectors_ND, rows_N, list_N)))
     return built
 
 

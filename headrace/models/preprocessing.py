@@ -118,20 +118,25 @@ class Numbers:
 
     def apply(self, values_BF: Floats) -> Floats32:
         """From values in the order of the features, NaN for null. Shape (B, width)."""
+        if not len(self._flagged):
+            return ((_log("count", values_BF) - self._means) / self._stds).astype(np.float32)
         scaled_BF = np.empty_like(values_BF)
         for kind, places in self._kinds:
             scaled_BF[:, places] = _log(kind, values_BF[:, places])
-        scaled_BF = (scaled_BF - self._means) / self._stds
+        scaled_BF -= self._means
+        scaled_BF /= self._stds
         missing_BF = np.isnan(scaled_BF)
+        scaled_BF[missing_BF] = 0.0
         made = np.empty((len(values_BF), self.width), np.float32)
-        made[:, self._at] = np.where(missing_BF, 0.0, scaled_BF)
+        made[:, self._at] = scaled_BF
         made[:, self._flag_at] = missing_BF[:, self._flagged]
         return made
 
     @cached_property
-    def _kinds(self) -> list[tuple[str, Ints]]:
+    def _kinds(self) -> list[tuple[str, Ints | slice]]:
+        """Where the features of each kind stand: a slice where they stand together, which costs a request less."""
         found = [(kind, np.flatnonzero([number.kind == kind for number in self.each])) for kind in ("count", "measure")]
-        return [(kind, places) for kind, places in found if len(places)]
+        return [(kind, _together(places)) for kind, places in found if len(places)]
 
     @cached_property
     def _means(self) -> Floats:
@@ -155,9 +160,14 @@ class Numbers:
         return np.asarray(self._at[self._flagged] + 1)
 
 
+def _together(places: Ints) -> Ints | slice:
+    first, last = int(places[0]), int(places[-1])
+    return slice(first, last + 1) if last - first + 1 == len(places) else places
+
+
 def _log(kind: str, values: Floats) -> Floats:
     if kind == "count":
-        return np.log1p(np.maximum(np.nan_to_num(values, nan=0.0), 0.0))
+        return np.log1p(np.fmax(values, 0.0))  # fmax takes the number where the other is NaN
     return np.sign(values) * np.log1p(np.abs(values))
 
 

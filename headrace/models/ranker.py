@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headrace.models.config import OUTCOME_VALUES, ModelConfig
-from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
+from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
 from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
@@ -26,19 +26,21 @@ class Ranker(nn.Module):  # type: ignore[misc]
         self.history_encoder = HistoryEncoder(config, preprocessing.length)
         self.user_encoder = UserEncoder(preprocessing, config)
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
-        self.heads, self.outcomes = config.heads, config.outcomes
+        self.heads, self.width, self.outcomes = config.heads, config.width, config.outcomes
         matches = 2 * (1 + len(preprocessing.content_categories))
         dense = preprocessing.content_width + preprocessing.activity_width + matches + 1
         wide = config.cross_width
         # One projection of everything, in two parts: what is said of the user is the same for all candidates.
         self.project_user = nn.Linear(config.width + preprocessing.user_width, wide)
         self.project_item = nn.Linear(2 * config.width + dense, wide, bias=False)
+        _begin_as_identity(self.project_user, self.project_item)
         self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(config.crosses))
         self.deep = nn.Sequential(
-            nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.GELU(), nn.Dropout(config.dropout),
-            nn.Linear(config.hidden, config.hidden), nn.GELU(),
+            nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.ReLU(), nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden), nn.ReLU(),
         )  # fmt: skip
-        self.out = nn.Linear(wide + config.hidden, len(config.outcomes))
+        self.out_crossed = nn.Linear(wide, len(config.outcomes))
+        self.out_deep = nn.Linear(config.hidden, len(config.outcomes), bias=False)
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
         self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
@@ -53,7 +55,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         history_BLD = self.history_encoder(users, history.vectors_ND)
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
         shares_BNM = match_shares(users, inputs, history.inputs)
-        match_BN1 = retrieved_BN[..., None] * item_BND.shape[-1] ** -0.5
+        match_BN1 = retrieved_BN[..., None] * self.width**-0.5
         of_user_BU = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)
         of_item_BNK = torch.cat(
             [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN1], dim=-1
@@ -62,7 +64,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         crossed_BNW = x0_BNW
         for cross in self.crosses:
             crossed_BNW = torch.addcmul(crossed_BNW, x0_BNW, cross(crossed_BNW))
-        return self.out(torch.cat([crossed_BNW, self.deep(x0_BNW)], dim=-1))
+        return self.out_crossed(crossed_BNW) + self.out_deep(self.deep(x0_BNW))
 
     def scores(self, logits_BNO: Tensor) -> Tensor:
         """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
@@ -70,15 +72,8 @@ class Ranker(nn.Module):  # type: ignore[misc]
 
     def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
-        users, count, width = item_BND.shape
-
-        def split(x: Tensor) -> Tensor:
-            return x.view(users, -1, self.heads, width // self.heads).transpose(1, 2)
-
         mask_BL = present_BL | ~present_BL.any(dim=1, keepdim=True)
-        query, key, value = split(self.query(item_BND)), split(self.key(history_BLD)), split(history_BLD)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_BL[:, None, None, :])
-        mixed_BND = mixed.transpose(1, 2).reshape(users, count, width)
+        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, self.width, mask_BL)
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 
@@ -89,14 +84,30 @@ def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs) -> T
     """
     item_BCN = torch.cat([items.id_N[..., None], items.categories_NC], dim=-1).transpose(1, 2)
     past_BCL = torch.cat([history.id_N[..., None], history.categories_NC], dim=-1).transpose(1, 2)
-    same_BCNL = (item_BCN[..., None] == past_BCL[:, :, None]) & (past_BCL > 1)[:, :, None]
+    past_BCL = past_BCL.masked_fill(past_BCL <= 1, -1)  # which no candidate has
+    same_BCNL = item_BCN[..., None] == past_BCL[:, :, None]
     present_BL = (users.items_BL > 0).float()
     lately_BL = present_BL.clone()
     lately_BL[:, :-RECENT_PLACES] = 0
     places_BL2 = torch.stack([present_BL, lately_BL], dim=-1)
     weights_BL2 = places_BL2 / places_BL2.sum(dim=1, keepdim=True).clamp(min=1)
-    shares_BCN2 = same_BCNL.float() @ weights_BL2[:, None]
+    shares_BCN2 = (same_BCNL.float().flatten(1, 2) @ weights_BL2).unflatten(1, same_BCNL.shape[1:3])
     return shares_BCN2.permute(0, 2, 3, 1).flatten(2)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _begin_as_identity(*parts: nn.Linear) -> None:
+    """Side by side, so that the crosses begin with the inputs as they are; what does not fit begins at zero. Random mixtures of
+    inputs cost the ranker more than crossing them gives it back.
+    """
+    at = 0
+    for part in parts:
+        nn.init.zeros_(part.weight)
+        count = max(0, min(part.in_features, part.out_features - at))
+        part.weight[at : at + count, :count] = torch.eye(count)
+        at += count
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
 
 
 def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:

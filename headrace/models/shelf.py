@@ -6,7 +6,7 @@ It gives the scores of `headrace.models.scorer`, which encodes what it needs ane
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,8 @@ from headrace import names
 from headrace.arrays import Floats, Ints
 from headrace.models.columns import Columns
 from headrace.models.explain import named, weigh
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.packed_items import MOST_CODES, PackedItems
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
@@ -32,26 +33,21 @@ _SPARE: Final = 1_024
 Floats32 = npt.NDArray[np.float32]
 
 
-class EncodedRows(NamedTuple):
-    """Some items, ready to be put on the shelf. N items."""
+@dataclass(frozen=True)
+class EncodedRows:
+    """Some items, ready to be put on the shelf: `headrace.models.packed_items`."""
 
-    id_N: Tensor
-    categories_NC: Tensor
-    content_NF: Tensor
-    tower_ND: Tensor
-    ranker_ND: Tensor
-
-    @property
-    def vectors(self) -> Floats32:
-        """What retrieval looks for. Shape (N, D)."""
-        return np.asarray(self.tower_ND.numpy())
+    rows_NW: Tensor
+    vectors: Floats32
+    """What retrieval looks for. Shape (N, D)."""
 
 
 @dataclass(frozen=True)
 class UserView:
-    """A user at a time, as both models read one: inputs of one row, and the user tower's vector (1, D)."""
+    """A user at a time, as both models read one: inputs of one row, the items of the history, and the user tower's vector (1, D)."""
 
     inputs: UserInputs
+    history_BLW: Tensor
     vector_BD: Tensor
 
     @property
@@ -68,11 +64,15 @@ class Shelf:
         torch.set_num_threads(1)
         self.preprocessing = preprocessing
         self._towers, self._ranker = towers.eval(), ranker.eval()
+        self._packing = PackedItems(
+            towers.norm.normalized_shape[0], preprocessing.content_width, len(preprocessing.content_categories)
+        )
+        if len(preprocessing.ids) >= MOST_CODES:
+            raise ValueError(f"{len(preprocessing.ids)} codes of items, at most {MOST_CODES}: train with fewer ids")
         special = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
         special.id_N[1] = 1
-        parts = [self._encode(special), self.encode(content)]
-        self._table = EncodedRows(*(torch.cat(each) for each in zip(*parts, strict=True)))
-        self._count = len(self._table.id_N)
+        self._table_IW = torch.cat([self._encode(special), self.encode(content).rows_NW])
+        self._count = len(self._table_IW)
         self._traced = self._trace()
 
     def __len__(self) -> int:
@@ -90,14 +90,12 @@ class Shelf:
             )
             for start in range(0, max(len(ids), 1), _BATCH)
         ]
-        return EncodedRows(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        rows_NW = torch.cat(parts)
+        return EncodedRows(rows_NW, np.ascontiguousarray(self._packing.tower(rows_NW).numpy()))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _encode(self, items: ItemInputs) -> EncodedRows:
-        return EncodedRows(
-            items.id_N, items.categories_NC, items.content_NF,
-            self._towers.item_encoder(items), self._ranker.item_encoder(items),
-        )  # fmt: skip
+    def _encode(self, items: ItemInputs) -> Tensor:
+        return self._packing.pack(items, self._towers.item_encoder(items), self._ranker.item_encoder(items))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def put(self, rows: Ints, encoded: EncodedRows) -> None:
@@ -105,71 +103,63 @@ class Shelf:
         needed = int(rows.max(initial=-1)) + 1 + FIRST
         if needed > self._count + len(rows):
             raise ValueError(f"row {needed - 1 - FIRST} is not on the shelf of {len(self)} and would not be the next")
-        if needed > len(self._table.id_N):
-            spare = needed + max(_SPARE, needed // 8) - len(self._table.id_N)
-            self._table = EncodedRows(
-                *(torch.cat([each, each.new_zeros(spare, *each.shape[1:])]) for each in self._table)
-            )
-        index = torch.from_numpy(rows + FIRST)
-        for column, new in zip(self._table, encoded, strict=True):
-            column[index] = new
+        if needed > len(self._table_IW):
+            spare = needed + max(_SPARE, needed // 8) - len(self._table_IW)
+            self._table_IW = torch.cat([self._table_IW, self._table_IW.new_zeros(spare, self._table_IW.shape[1])])
+        self._table_IW[torch.from_numpy(rows + FIRST)] = encoded.rows_NW
         self._count = max(self._count, needed)
 
     def vectors(self, rows: Ints) -> Floats32:
         """The item tower's. Shape (R, D)."""
-        return np.asarray(self._table.tower_ND[torch.from_numpy(rows + FIRST)].numpy())
+        found_RD = self._packing.tower(self._table_IW[torch.from_numpy(rows + FIRST)])
+        return np.ascontiguousarray(found_RD.numpy())
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def user(self, features: Mapping[str, Any], t_us: int, row_of: Callable[[str], int | None]) -> UserView:
         """Columns of one user (B = 1) at t; `row_of` gives an item's row. Raises ValueError where the vector is not finite."""
 
-        def code_of(item_id: object) -> int:
-            row = row_of(item_id) if isinstance(item_id, str) and item_id else None
-            return 0 if not item_id else 1 if row is None else row + FIRST
+        def code_of(item_id: Any) -> int:
+            row = row_of(item_id)
+            if row is not None:
+                return row + FIRST
+            return 1 if item_id else 0
 
         inputs = self.preprocessing.users(features, np.array([t_us], dtype=np.int64), code_of)
-        history = self._rows(inputs.items_BL, self._table.tower_ND)
-        vector_BD = self._traced.user_vectors(inputs, history)
+        history_BLW = self._rows(inputs.items_BL[0])
+        vector_BD = self._traced.user_vectors(inputs, history_BLW)
         if not bool(torch.isfinite(vector_BD).all()):
             raise ValueError("the user's vector is not finite")
-        return UserView(inputs, vector_BD)
+        return UserView(inputs, history_BLW, vector_BD)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def rank(self, user: UserView, rows: Ints, activity_NA: Floats) -> Floats32:
         """Scores, shape (R,), higher is better. `activity_NA`: values in the order of `preprocessing.activity`, NaN for null."""
-        index_N = torch.from_numpy(rows + FIRST)
-        items = self._rows(index_N[None], self._table.ranker_ND, self.preprocessing.activity.apply(activity_NA))
-        history = self._rows(user.inputs.items_BL, self._table.ranker_ND)
-        tower_ND = self._table.tower_ND.index_select(0, index_N)
-        return np.asarray(self._traced.scores(user.inputs, items, history, user.vector_BD, tower_ND)[0].numpy())
+        items_BNW = self._rows(torch.from_numpy(rows + FIRST))
+        activity_BNF = torch.from_numpy(self.preprocessing.activity.apply(activity_NA))[None]
+        scores_BN = self._traced.scores(user.inputs, user.vector_BD, items_BNW, activity_BNF, user.history_BLW)
+        return np.asarray(scores_BN[0].numpy())
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _trace(self) -> Traced:
         users = self.preprocessing.users({}, np.zeros(1, np.int64), lambda _: 0)
-        activity = self.preprocessing.activity.apply(np.zeros((FIRST, len(self.preprocessing.activity_numbers))))
-        items = self._rows(torch.arange(FIRST)[None], self._table.ranker_ND, activity)
-        return Traced(self._towers, self._ranker, users, items, self._rows(users.items_BL, self._table.ranker_ND))
+        activity = self.preprocessing.activity_width
+        return Traced(self._towers, self._ranker, self._packing, users, self._table_IW[None, :FIRST], activity)
+
+    def _rows(self, index_N: Tensor) -> Tensor:
+        """Shape (1, N, W)."""
+        return self._table_IW.index_select(0, index_N)[None]
 
     def explain(
         self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]
     ) -> list[list[dict[str, Any]]]:
         """For each row the features that weighed most in its score. `history`: item ids of the user's, oldest first."""
         count = len(rows)
-        index_R1 = torch.from_numpy(rows + FIRST)[:, None]
         users = UserInputs(*(field.expand(count, *field.shape[1:]).clone() for field in user.inputs))
-        items = self._rows(index_R1, self._table.ranker_ND, self.preprocessing.activity.apply(activity_NA))
-        past = self._rows(users.items_BL, self._table.ranker_ND)
-        retrieved_RN = (self._table.tower_ND[index_R1[:, 0]] @ user.vector_BD[0].clone())[:, None]
-        weights = weigh(self._ranker, users, items, past, retrieved_RN)
+        rows_R1W = self._rows(torch.from_numpy(rows + FIRST)).transpose(0, 1)
+        activity_R1F = torch.from_numpy(self.preprocessing.activity.apply(activity_NA))[:, None]
+        past_RLW = user.history_BLW.expand(count, -1, -1).clone()
+        retrieved_R1 = self._packing.tower(rows_R1W) @ user.vector_BD[0].clone()
+        items = self._packing.ranked(rows_R1W, activity_R1F)
+        past = self._packing.ranked(past_RLW, past_RLW[..., :0])
+        weights = weigh(self._ranker, users, items, past, retrieved_R1)
         return named(weights, self.preprocessing, history[-self.preprocessing.length :], MOST_EXPLAINED)
-
-    def _rows(self, index: Tensor, vectors: Tensor, activity: Floats32 | None = None) -> EncodedItems:
-        table, flat = self._table, index.flatten()
-        shape = index.shape
-
-        def of(column: Tensor) -> Tensor:
-            return column.index_select(0, flat).view(*shape, *column.shape[1:])
-
-        activity_NF = torch.zeros(*shape, 0) if activity is None else torch.from_numpy(activity).view(*shape, -1)
-        inputs = ItemInputs(of(table.id_N), of(table.categories_NC), of(table.content_NF), activity_NF)
-        return EncodedItems(inputs, of(vectors))

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headrace.models.config import ModelConfig
-from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
+from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 
@@ -18,32 +18,24 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.width, self.dropout = config.heads, config.width, config.dropout
         self.norm, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width),
-            nn.GELU(),
+            nn.ReLU(),
             nn.Linear(4 * config.width, config.width),
             nn.Dropout(config.dropout),
         )
 
     def forward(self, x_BLD: Tensor, present_BL: Tensor, last_only: bool) -> Tensor:
-        users, _, width = x_BLD.shape
-
-        def split(x: Tensor) -> Tensor:
-            return x.view(users, -1, self.heads, width // self.heads).transpose(1, 2)
-
         normed_BLD = self.norm(x_BLD)
         asking_BLD = x_BLD[:, -1:] if last_only else x_BLD
         query = self.query(normed_BLD[:, -1:] if last_only else normed_BLD)
         key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
-        mixed = F.scaled_dot_product_attention(
-            split(query), split(key), split(value), attn_mask=present_BL[:, None, None, :]
-        )
-        mixed_BLD = self.out(mixed.transpose(1, 2).reshape(users, -1, width))
+        mixed_BLD = self.out(attend(query, key, value, self.heads, self.width, present_BL))
         x_BLD = asking_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
         return x_BLD + self.mlp(self.norm_mlp(x_BLD))
 
@@ -69,11 +61,13 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
 
     def users(self, users: UserInputs, table: ItemInputs) -> Tensor:
         """Shape (B, D). Histories hold rows of `table`."""
-        return self.user_vectors(users, encode_history(self.item_encoder, table, users.items_BL))
+        return self.user_vectors(users, encode_history(self.item_encoder, table, users.items_BL).vectors_ND)
 
-    def user_vectors(self, users: UserInputs, history: EncodedItems) -> Tensor:
-        """Shape (B, D). The profile stands behind the history as one more place, and its output is the user."""
-        history_BLD = self.history_encoder(users, history.vectors_ND)
+    def user_vectors(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
+        """Shape (B, D), from the history's vectors by `item_encoder`. The profile stands behind the history as one more place, and its
+        output is the user.
+        """
+        history_BLD = self.history_encoder(users, item_BLD)
         x_BLD = torch.cat([history_BLD, self.user_encoder(users)[:, None]], dim=1)
         present_BL = F.pad(users.items_BL > 0, (0, 1), value=True)
         for number, block in enumerate(self.blocks, start=1):

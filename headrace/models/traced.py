@@ -7,73 +7,70 @@ than eager code, and an ONNX export as fast as a trace brings three more package
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import UserInputs
+from headrace.models.packed_items import PackedItems
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
 
 _USER: Final = len(UserInputs._fields)
-_ITEM: Final = len(ItemInputs._fields)
-
-UserTower = Callable[..., Tensor]
-Scores = Callable[..., Tensor]
 
 
 class _UserTower(nn.Module):  # type: ignore[misc]
-    def __init__(self, towers: TwoTowers) -> None:
+    def __init__(self, towers: TwoTowers, packing: PackedItems) -> None:
         super().__init__()
-        self.towers = towers
+        self.towers, self.packing = towers, packing
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        users, history = UserInputs(*tensors[:_USER]), _encoded(tensors[_USER:])
-        return self.towers.user_vectors(users, history)
+    def forward(self, history_BLW: Tensor, *users: Tensor) -> Tensor:
+        return self.towers.user_vectors(UserInputs(*users), self.packing.tower(history_BLW))
 
 
 class _Scores(nn.Module):  # type: ignore[misc]
-    def __init__(self, ranker: Ranker) -> None:
+    def __init__(self, ranker: Ranker, packing: PackedItems) -> None:
         super().__init__()
-        self.ranker = ranker
+        self.ranker, self.packing = ranker, packing
 
-    def forward(self, vector_BD: Tensor, tower_ND: Tensor, *tensors: Tensor) -> Tensor:
-        users = UserInputs(*tensors[:_USER])
-        items, history = _encoded(tensors[_USER : _USER + _ITEM + 1]), _encoded(tensors[_USER + _ITEM + 1 :])
-        return self.ranker.scores(self.ranker.logits(users, items, history, vector_BD @ tower_ND.T))
-
-
-def _encoded(tensors: Any) -> EncodedItems:
-    return EncodedItems(ItemInputs(*tensors[:_ITEM]), tensors[_ITEM])
+    def forward(
+        self, vector_BD: Tensor, items_BNW: Tensor, activity_BNF: Tensor, history_BLW: Tensor, *users: Tensor
+    ) -> Tensor:
+        retrieved_BN = vector_BD @ self.packing.tower(items_BNW[0]).T
+        items = self.packing.ranked(items_BNW, activity_BNF)
+        history = self.packing.ranked(history_BLW, history_BLW[..., :0])
+        return self.ranker.scores(self.ranker.logits(UserInputs(*users), items, history, retrieved_BN))
 
 
 class Traced:
-    """Both models as they were when this was made. One user (B = 1), any number of candidates."""
+    """Both models as they were when this was made. One user (B = 1), any number of candidates; items as `PackedItems` has them."""
 
     def __init__(
-        self, towers: TwoTowers, ranker: Ranker, users: UserInputs, items: EncodedItems, history: EncodedItems
+        self,
+        towers: TwoTowers,
+        ranker: Ranker,
+        packing: PackedItems,
+        users: UserInputs,
+        items_BNW: Tensor,
+        activity: int,
     ) -> None:
-        """The inputs are examples: what they hold does not matter."""
-        width = items.vectors_ND.shape[-1]
-        rows = items.vectors_ND.shape[1]
-        example = (torch.zeros(1, width), torch.zeros(rows, width), *users, *_flat(items), *_flat(history))
-        self._tower = _trace(_UserTower(towers), (*users, *_flat(history)))
-        self._scores = _trace(_Scores(ranker), example)
+        """`users` and `items_BNW` are examples: what they hold does not matter. `activity`: numbers of the stream view."""
+        history_BLW = items_BNW[:, :1].expand(-1, users.items_BL.shape[1], -1)
+        activity_BNF = torch.zeros(*items_BNW.shape[:2], activity)
+        vector_BD = torch.zeros(1, packing.width)
+        self._tower = _trace(_UserTower(towers, packing), (history_BLW, *users))
+        self._scores = _trace(_Scores(ranker, packing), (vector_BD, items_BNW, activity_BNF, history_BLW, *users))
 
-    def user_vectors(self, users: UserInputs, history: EncodedItems) -> Tensor:
+    def user_vectors(self, users: UserInputs, history_BLW: Tensor) -> Tensor:
         """As TwoTowers has it."""
-        return self._tower(*users, *_flat(history))
+        return self._tower(history_BLW, *users)
 
     def scores(
-        self, users: UserInputs, items: EncodedItems, history: EncodedItems, vector_BD: Tensor, tower_ND: Tensor
+        self, users: UserInputs, vector_BD: Tensor, items_BNW: Tensor, activity_BNF: Tensor, history_BLW: Tensor
     ) -> Tensor:
-        """`Ranker.scores` of `Ranker.logits`; `tower_ND` are the candidates' vectors by the item tower. Shape (1, N)."""
-        return self._scores(vector_BD, tower_ND, *users, *_flat(items), *_flat(history))
-
-
-def _flat(items: EncodedItems) -> tuple[Tensor, ...]:
-    return (*items.inputs, items.vectors_ND)
+        """`Ranker.scores` of `Ranker.logits`. Shape (1, N)."""
+        return self._scores(vector_BD, items_BNW, activity_BNF, history_BLW, *users)
 
 
 def _trace(module: nn.Module, example: tuple[Tensor, ...]) -> Callable[..., Tensor]:

@@ -8,8 +8,9 @@ import redis
 from headrace.aggregates.read import StreamRows
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
-from headrace.stores.online_wire import place_all, read
-from headrace.stores.plain_rows import PlainRows
+from headrace.stores.online_raw import RawRows
+from headrace.stores.online_wire import Answer, KeptLine, ViewKeys, place_all, read
+from headrace.stores.plain_rows import OnePlainRow, PlainLayout, PlainRows
 from headrace.stores.shards import ShardStatus, check_deployment
 from headrace.stores.state_rows import MixedRows, StateReader
 
@@ -23,7 +24,7 @@ class Snapshot:
     """
 
     streams: dict[str, StreamRows | MixedRows]
-    plain: dict[str, PlainRows]
+    plain: dict[str, PlainRows | OnePlainRow]
     complete_us: int
     waiting: tuple[str, ...] = ()
 
@@ -39,8 +40,12 @@ class OnlineReader:
     `definitions` are those that are applied.
     """
 
-    def __init__(self, client: "redis.Redis", definitions: Definitions, settings: Settings) -> None:
+    def __init__(
+        self, client: "redis.Redis", definitions: Definitions, settings: Settings, *, keeps_line: bool = False
+    ) -> None:
+        """`keeps_line`: on a connection of its own, for one thread. On a cluster there is no such thing."""
         self._redis = client
+        self._line = KeptLine(client) if keeps_line and isinstance(client, redis.Redis) else None
         self._state = StateReader(client, settings, definitions)
         self._plain = definitions.plain
         self._settings = settings
@@ -69,8 +74,18 @@ class OnlineReader:
 
         return read_rows
 
+    def _read(self, placed: Sequence[ViewKeys], shards: Sequence[int], within_s: float | None) -> Answer:
+        if self._line is not None:
+            return self._line.read(placed, shards, within_s)
+        return read(self._redis, placed, shards)
+
+    def close(self) -> None:
+        """Give up the connection of its own, if it has one. The client is its owner's to close."""
+        if self._line is not None:
+            self._line.close()
+
     def fetch(self, wanted: Mapping[str, Sequence[str]], within_s: float | None = None) -> Snapshot:
-        """Rows of `{view: entity keys}`, in one round trip; `within_s` may shorten the client's own time-out.
+        """Rows of `{view: entity keys}`, in one round trip; `within_s` may shorten the time-out of a reader that keeps its line.
 
         Raises DeploymentError where the store was made with another number of shards, redis.RedisError when the store does
         not answer, StateMismatchError on rows that are damaged or of a definition nobody knows.
@@ -82,7 +97,7 @@ class OnlineReader:
         placed = place_all(wanted, shards)
         stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards.tolist()})
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
-        answer = read(self._redis, placed, stream_shards, within_s)
+        answer = self._read(placed, stream_shards, within_s)
         statuses = [ShardStatus.parse(raw) for raw in answer.statuses]
         found = dict(zip(wanted, answer.rows, strict=True))
         self._state.note(statuses)
@@ -90,7 +105,13 @@ class OnlineReader:
             view: self._state.rows(view, rows.to_list()) for view, rows in found.items() if view not in self._plain
         }
         streams = {view: rows for view, rows in read_by_state.items() if rows is not None}
-        plain = {view: self._plain[view].rows(rows) for view, rows in found.items() if view in self._plain}
+        plain = {view: _plain_rows(self._plain[view], rows) for view, rows in found.items() if view in self._plain}
         complete = min((status.complete_us(self._settings.log_partitions) for status in statuses), default=0)
         waiting = tuple(name for name in self._state.state.waiting if name.partition(".")[0] in wanted)
         return Snapshot(streams, plain, complete, waiting)
+
+
+def _plain_rows(layout: PlainLayout, rows: RawRows) -> PlainRows | OnePlainRow:
+    if len(rows) == 1 and layout.is_simple:
+        return layout.row(rows.to_list()[0])
+    return layout.rows(rows)

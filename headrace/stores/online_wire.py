@@ -70,18 +70,44 @@ class Answer:
     rows: list[RawRows]
 
 
-def read(
-    client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = (), within_s: float | None = None
-) -> Answer:
+def read(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) -> Answer:
     """Status hashes of shards, then rows, in one round trip; `client` is `redis.Redis` or `redis.RedisCluster`.
 
-    `within_s` shortens the client's own time-out for this read, on one server. Raises redis.RedisError.
+    Raises redis.RedisError.
     """
     if isinstance(client, redis.Redis):
-        return _read_raw(client, wanted, statuses, within_s)
+        connection = client.connection_pool.get_connection()
+        try:
+            return _read_raw(connection, wanted, statuses, None)
+        finally:
+            client.connection_pool.release(connection)
     with no_cluster_as_no_connection(), client.pipeline(transaction=False) as pipeline:
         queue(pipeline, wanted, statuses)
         return collect(pipeline.execute(), wanted, statuses)
+
+
+class KeptLine:
+    """A connection to one server that one thread keeps: to borrow one from a pool for each read takes as long as the read."""
+
+    def __init__(self, client: "redis.Redis") -> None:
+        self._connection = client.connection_pool.make_connection()
+
+    def read(self, wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None) -> Answer:
+        """As `read`; `within_s` may shorten the client's own time-out. A line that broke while it lay idle is taken up once more."""
+        was_open = self._connection._sock is not None
+        try:
+            self._connection.connect()
+            return _read_raw(self._connection, wanted, statuses, within_s)
+        except redis.TimeoutError:
+            raise
+        except redis.ConnectionError:
+            if not was_open:
+                raise
+        self._connection.connect()
+        return _read_raw(self._connection, wanted, statuses, within_s)
+
+    def close(self) -> None:
+        self._connection.disconnect()
 
 
 async def read_async(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) -> Answer:
@@ -119,30 +145,22 @@ def _by_shard(wanted: Sequence[ViewKeys]) -> dict[int, list[tuple[int, int]]]:
     return places
 
 
-def _read_raw(
-    client: "redis.Redis", wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None
-) -> Answer:
+def _read_raw(connection: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None) -> Answer:
     commands = [_status_command(shard) for shard in statuses]
     count = sum(len(each.keys) for each in wanted)
     if count:
         commands += [b"*%d\r\n$4\r\nMGET\r\n" % (count + 1), *[_words(each) for each in wanted]]
     if not commands:
         return Answer([], [RawRows.join([]) for _ in wanted])
-    connection = client.connection_pool.get_connection()
     try:
         if within_s is not None:
             connection._get_socket().settimeout(min(within_s, connection.socket_timeout or within_s))
-        connection.send_packed_command([b"".join(commands)])
+        connection.send_packed_command([b"".join(commands)], check_health=within_s is None)
         room = _RECEIVE_FEW_BYTES if count <= 2 * _FEW else _RECEIVE_BYTES
         buffer, starts, lengths = _receive(connection, len(statuses) + (count > 0), room)
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
-    else:
-        if within_s is not None:
-            connection._get_socket().settimeout(connection.socket_timeout)
-    finally:
-        client.connection_pool.release(connection)
     heads = [*np.flatnonzero(lengths <= _ARRAY).tolist(), len(lengths)]
     replies = [RawRows(buffer, starts[head + 1 : end], lengths[head + 1 : end]) for head, end in pairwise(heads)]
     rows = replies[-1] if count else RawRows.join([])
@@ -157,6 +175,12 @@ def _status_command(shard: int) -> bytes:
 
 
 @cache
+def _prefix(view: str, shard: int) -> bytes:
+    """What a row's key begins with."""
+    return row_key(shard, view, "").encode()
+
+
+@cache
 def _prefixes(view: str, shards: int) -> tuple[Ints, Bytes]:
     """What a row's key begins with, for each shard: offsets and bytes."""
     return string_buffers(pa.array([row_key(shard, view, "") for shard in range(shards)], pa.large_string()))
@@ -164,6 +188,9 @@ def _prefixes(view: str, shards: int) -> tuple[Ints, Bytes]:
 
 def _words(each: ViewKeys) -> bytes:
     """Row keys as the wire has them."""
+    if len(each.keys) <= _FEW:
+        names = [_prefix(each.view, n) + key.encode() for n, key in zip(each.shards.tolist(), each.keys, strict=True)]
+        return b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in names)
     offsets, prefixes = _prefixes(each.view, int(each.shards.max(initial=-1)) + 1)
     room = len(each.keys) * (int(np.diff(offsets).max(initial=0)) + 24) + int(each.offsets[-1])
     out = np.empty(room, np.uint8)

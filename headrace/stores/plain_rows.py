@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ FORMAT: Final = 2
 """Part of every fingerprint: raise it when rows are laid out another way."""
 
 _TIMES = struct.Struct(">qq")
+_OTHER_SCHEMA: Final = "a stored row of view '{}' has another schema: materialize the view again"
+_DAMAGED: Final = "a stored row of view '{}' is damaged: materialize the view again"
 
 
 class FeastValue(Protocol):
@@ -114,6 +117,15 @@ class PlainLayout:
             raise RowValueError(self._misfit(values)) from error
         return b"".join((self._head, _TIMES.pack(timestamp_us, created_us), present, rest, *bodies))
 
+    @cached_property
+    def is_simple(self) -> bool:
+        """Whether all values are numbers or strings: then one row can be read alone, by `row`."""
+        return all(kind == STRING or (kind in NUMBERS and kind != UNIX_TIMESTAMP) for _, kind in self.fields)
+
+    def row(self, raw: bytes | None) -> "OnePlainRow":
+        """One row as fetched, of a layout that is simple. Raises StateMismatchError as `rows` does."""
+        return OnePlainRow(self, raw)
+
     def rows(self, raws: RawRows | Sequence[bytes | None]) -> "PlainRows":
         """Rows as fetched, ready to read. Raises StateMismatchError on a row of another definition."""
         return PlainRows(self, raws if isinstance(raws, RawRows) else RawRows.join(raws))
@@ -141,6 +153,49 @@ class PlainLayout:
         kinds = {name: kind for name, kind in self.fields if kind in NUMBERS}
         given = {name: values[name].WhichOneof("val") for name in kinds if name in values}
         return f"view '{self.view}': the fields are {kinds}, the values came as {given}; correct the view's schema or the rows"
+
+
+class OnePlainRow:
+    """One row, read like PlainRows of one: a request's, for which columns cost more than the values."""
+
+    def __init__(self, layout: PlainLayout, raw: bytes | None) -> None:
+        self.layout = layout
+        self._timestamp_us = 0
+        self._values: dict[str, list[Any]] = {name: [None] for name, _ in layout.fields}
+        if raw is not None:
+            self._read(raw)
+
+    def _read(self, raw: bytes) -> None:
+        layout = self.layout
+        if raw[:8] != layout._head:
+            raise StateMismatchError(_OTHER_SCHEMA.format(layout.view))
+        fields_at = 8 + _TIMES.size
+        numbers_at = fields_at + len(layout.fields)
+        bodies_at = numbers_at + layout._record.size
+        if len(raw) < bodies_at:
+            raise StateMismatchError(_DAMAGED.format(layout.view))
+        self._timestamp_us, _ = _TIMES.unpack_from(raw, 8)
+        found = layout._record.unpack_from(raw, numbers_at)
+        numbers, ends = iter(found[: len(layout.numbers)]), [0, *found[len(layout.numbers) :]]
+        if len(raw) != bodies_at + ends[-1] or ends != sorted(ends):
+            raise StateMismatchError(_DAMAGED.format(layout.view))
+        texts = iter(pairwise(ends))
+        for (name, kind), here in zip(layout.fields, raw[fields_at:numbers_at], strict=True):
+            if kind in NUMBERS:
+                number = next(numbers)
+                value: Any = bool(number) if kind == "BOOL" else number
+            else:
+                start, end = next(texts)
+                value = raw[bodies_at + start : bodies_at + end].decode()
+            if here:
+                self._values[name] = [value]
+
+    def values(self, t_us: int | None = None) -> dict[str, list[Any]]:
+        """Each field's value in a list of one, None for null. Past the view's TTL at `t_us` everything is null."""
+        ttl_us = self.layout.ttl_us
+        if ttl_us is not None and t_us is not None and t_us - self._timestamp_us > ttl_us:
+            return {name: [None] for name in self._values}
+        return self._values
 
 
 class PlainRows:
@@ -251,15 +306,11 @@ class PlainRows:
         found = self._raws.found
         foreign = found & (self._records["@fingerprint"] != self.layout.fingerprint)
         if foreign.any():
-            raise StateMismatchError(
-                f"a stored row of view '{self.layout.view}' has another schema: materialize the view again"
-            )
+            raise StateMismatchError(_OTHER_SCHEMA.format(self.layout.view))
         size = self.layout.dtype.itemsize + (self._records["@ends"][:, -1] if self.layout.others else 0)
         backwards = (np.diff(self._records["@ends"].astype(np.int64), axis=1, prepend=0) < 0).any(axis=1)
         if (found & ((self._raws.lengths != size) | backwards)).any():
-            raise StateMismatchError(
-                f"a stored row of view '{self.layout.view}' is damaged: materialize the view again"
-            )
+            raise StateMismatchError(_DAMAGED.format(self.layout.view))
 
 
 def _integers(column: Ints, kind: str) -> list[Any]:

@@ -220,11 +220,13 @@ def test_whoever_follows_holds_what_the_store_holds_however_often_its_writers_ar
     for life in range(4):
         begun = client.hget(commit_key(0), "feed")
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(life)], cwd=ROOT)
-        wait_until(lambda before=begun: client.hget(commit_key(0), "feed") != before)
-        for _ in range(5 * life):
-            assert mirror.follow().reload <= {0}  # where the next writer begins to count again
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait(timeout=20)
+        try:
+            wait_until(lambda before=begun: client.hget(commit_key(0), "feed") != before, timeout_s=120.0)
+            for _ in range(5 * life):
+                assert mirror.follow().reload <= {0}  # where the next writer begins to count again
+        finally:
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.wait(timeout=20)
         wait_until(
             lambda: bool(mirror.follow()) and mirror.is_true()
         )  # the server may still have some of its words to obey

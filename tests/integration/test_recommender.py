@@ -45,6 +45,7 @@ class Stack:
             event_keys="writer",
             read_keys="reader",
             http_port=free_port(),
+            deadline_ms=10_000,  # these tests ask what is answered, not how fast
         )
         self.settings.data.mkdir()
         for name in (self.settings.registry_path.name, FILE):
@@ -70,8 +71,8 @@ class Stack:
             self.process.wait(30)
         self.valkey.stop()
 
-    def recommend(self, **body: Any) -> httpx.Response:
-        return self.http.post("/v1/recommend", json=body, headers=READ)
+    def ask(self, what: str = "recommend", **body: Any) -> httpx.Response:
+        return self.http.post(f"/v1/{what}", json=body, headers=READ)
 
     def logged(self) -> list[dict[str, Any]]:
         client = connect(self.settings)
@@ -117,15 +118,23 @@ def test_keys_are_asked_for_at_both_applications(stack: Stack):
 
 
 def test_an_empty_store_and_no_model_are_answered_and_named(stack: Stack):
-    answer = stack.recommend(user_id="u", n=5, stages=True)
+    answer = stack.ask(user_id="u", n=5, explain=True)
     assert answer.status_code == 200
     assert answer.json()["items"] == []
-    assert {"no_model", "catalogue_empty"} <= set(answer.json()["degraded"])
-    assert answer.json()["stages"][0]["stage"] == "hydrate"
+    assert {"retrieval: no model", "catalogue: empty"} <= set(answer.json()["degraded"])
+    assert answer.json()["explain"]["stages"][0]["stage"] == "hydrate"
+
+
+def test_every_question_is_answered_through_haproxy(stack: Stack):
+    ranked = stack.ask("rank", user_id="u", items=["x", "y"]).json()
+    assert [(item["item_id"], item["source"]) for item in ranked["items"]] == [("x", "unknown"), ("y", "unknown")]
+    assert stack.ask("similar", items=["x"]).json()["items"] == []
+    profile = stack.http.get("/v1/users/u/profile", headers=READ).json()
+    assert (profile["user_key"], profile["known"], profile["features"]["user_activity"]["views_1h"]) == ("u", False, 0)
 
 
 def test_wrong_requests_are_4xx_through_haproxy_too(stack: Stack):
-    assert stack.recommend(user_id="u", n=10_000).status_code == 422
+    assert stack.ask(user_id="u", n=10_000).status_code == 422
     assert stack.http.post("/v1/events", content=b"{", headers=WRITE).status_code == 400
     large = b" " * (stack.settings.max_body_bytes + 1)
     assert stack.http.post("/v1/events", content=large, headers=WRITE).status_code == 413
@@ -163,7 +172,7 @@ def test_a_promotion_under_load_drops_no_request_and_mixes_no_versions(stack: St
         answers: list[httpx.Response] = []
         with httpx.Client(base_url=stack.http.base_url, timeout=10, headers=READ) as http:
             while not over.is_set():
-                body = {"user_id": f"u{user}", "n": 3, "deadline_ms": 10_000}
+                body = {"user_id": f"u{user}", "n": 3}
                 answers.append(http.post("/v1/recommend", json=body))
         return answers
 
@@ -176,24 +185,29 @@ def test_a_promotion_under_load_drops_no_request_and_mixes_no_versions(stack: St
             over.wait(1)
         finally:
             over.set()
-    found: set[tuple[str, str]] = set()
     for answers in (each.result() for each in asking):
         assert {answer.status_code for answer in answers} == {200}
         bodies = [answer.json() for answer in answers]
         assert [version for version, _ in groupby(body["model_version"] for body in bodies)] == ["first", "second"]
         for body in bodies:
-            towers = [item["item_id"] for item in body["items"] if item["source"] == "two_tower"]
-            found |= {(body["model_version"], item) for item in towers}
-    assert found == {(version, item) for version, ids in items.items() for item in ids}
+            assert len({item["item_id"] for item in body["items"]}) == 3
+            scores = [item["score"] for item in body["items"]]
+            assert scores == sorted(scores, reverse=True)
+            if body["model_version"] == "second":
+                assert {item["source"] for item in body["items"]} == {"two_tower"}
+    everything = {item["item_id"] for item in stack.ask(user_id="u", n=10).json()["items"]}
+    assert everything == {*items["first"], *items["second"]}
 
 
 def test_a_stopped_store_is_503_for_events_and_still_a_slate_for_readers_until_it_is_back(stack: Stack):
     stack.valkey.kill()
     try:
         assert stack.http.post("/v1/events", json=event("lost"), headers=WRITE).status_code == 503
-        answer = stack.recommend(user_id="u")
+        answer = stack.ask(user_id="u")
         assert answer.status_code == 200
-        assert "user_features_unavailable" in answer.json()["degraded"]
+        assert "hydrate: user features unavailable" in answer.json()["degraded"]
+        assert len(answer.json()["items"]) == 6
+        assert stack.http.get("/v1/users/u/profile", headers=READ).status_code == 503
     finally:
         stack.valkey.start()
     assert stack.http.post("/v1/events", json=event("back"), headers=WRITE).status_code == 200

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import names
@@ -121,6 +121,7 @@ ITEMS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(who=WHO, context=CONTEXTS, found=ITEMS, unknown=st.lists(IDS, max_size=2), version=st.none() | IDS)
 def test_records_are_those_of_valid_events(
     who: dict[str, str],

@@ -49,7 +49,7 @@ def test_a_purchase_counts_for_ten_views_and_the_last_hour_weighs_most_in_what_t
     overall, trend = scores(columns, 3)
     assert overall.tolist() == [4, 10, 1]
     assert trend == pytest.approx([4 / 168, 10 / 168, 1 + 1 / 168])
-    made = make_orders(catalogue, columns, by_id(catalogue), NOON)
+    made = make_orders(catalogue, columns, by_id(catalogue, len(catalogue)), NOON)
     assert named(catalogue, made.popular) == ["b", "a", "c"]
     assert named(catalogue, made.trending) == ["c", "b", "a"]
     assert named(catalogue, made.newest) == ["a", "b", "c"]
@@ -59,7 +59,7 @@ def test_a_purchase_counts_for_ten_views_and_the_last_hour_weighs_most_in_what_t
 def test_ties_go_by_id_whatever_the_order_of_the_rows() -> None:
     for ids in (["c", "a", "b"], ["b", "c", "a"]):
         catalogue, columns = shop(dict.fromkeys(ids, 5))
-        made = make_orders(catalogue, columns, by_id(catalogue), NOON)
+        made = make_orders(catalogue, columns, by_id(catalogue, len(catalogue)), NOON)
         assert named(catalogue, made.popular) == ["a", "b", "c"]
         assert named(catalogue, made.newest) == ["a", "b", "c"]
         assert named(catalogue, made.trending) == []
@@ -69,16 +69,16 @@ def test_what_cannot_be_had_neither_trends_nor_is_new_and_keeps_its_place_among_
     catalogue, columns = shop({"a": 1, "b": 2, "c": 3}, *[(item, 0, "view") for item in "abc"], ("b", 1, "view"))
     catalogue.put(changes("b", state=cat.UNAVAILABLE))
     catalogue.put(changes("c", state=cat.DELETED))
-    made = make_orders(catalogue, columns, by_id(catalogue), NOON)
+    made = make_orders(catalogue, columns, by_id(catalogue, len(catalogue)), NOON)
     assert named(catalogue, made.popular) == ["b", "a", "c"]
     assert (named(catalogue, made.trending), named(catalogue, made.newest)) == (["a"], ["a"])
 
 
 def test_items_that_came_after_the_ids_were_ordered_wait_for_the_next_orders() -> None:
     catalogue, columns = shop({"b": 1, "a": 1})
-    known = by_id(catalogue)
     catalogue.put(changes("0"))
     columns.grow(3)
+    known = by_id(catalogue, 2)
     made = make_orders(catalogue, columns, known, NOON)
     assert named(catalogue, made.popular) == ["a", "b"]
     assert len(made.overall) == 2
@@ -87,10 +87,17 @@ def test_items_that_came_after_the_ids_were_ordered_wait_for_the_next_orders() -
 def test_what_trends_and_what_is_new_are_at_most_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orders, "TOP", 2)
     catalogue, columns = shop({"a": 1, "b": 2, "c": 3}, *[(item, 0, "view") for item in "abc"])
-    made = make_orders(catalogue, columns, by_id(catalogue), NOON)
+    made = make_orders(catalogue, columns, by_id(catalogue, len(catalogue)), NOON)
     assert (len(made.popular), len(made.trending), len(made.newest)) == (3, 2, 2)
 
 
 def test_an_act_that_popularity_does_not_know_and_one_that_is_not_defined_count_nothing() -> None:
     _, columns = shop({"a": 1}, ("a", 1, "like"))
     assert [column.tolist() for column in scores(columns, 1)] == [[0], [0]]
+
+
+def test_without_activity_all_are_as_popular_and_none_trends() -> None:
+    catalogue, _ = shop({"b": 1, "a": 2})
+    made = make_orders(catalogue, None, by_id(catalogue, 2), 0)
+    assert (named(catalogue, made.popular), named(catalogue, made.newest)) == (["a", "b"], ["a", "b"])
+    assert (made.trending.tolist(), made.overall.tolist(), made.as_of_us) == ([], [0, 0], 0)

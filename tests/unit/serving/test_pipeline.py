@@ -530,7 +530,7 @@ def test_a_model_that_throws_in_any_method_costs_no_item(method: str, kind: str,
     asks = {
         RECOMMEND: {"read_user", "retrieve", "neighbours", "rank", "explain"},
         RANK: {"read_user", "rank", "explain"},
-        SIMILAR: {"read_user", "similar", "neighbours", "explain"},
+        SIMILAR: {"similar", "neighbours"},
     }
     assert slate.trace.degraded == ([named] if method in asks[kind] else [])
 

@@ -129,7 +129,7 @@ def test_a_token_that_is_none_is_refused(app: FastAPI, token: str) -> None:
 
 @pytest.mark.parametrize("token", ["e.0-99", "i.0-99"])
 def test_what_was_not_seen_inside_the_deadline_is_named(app: FastAPI, token: str) -> None:
-    body = ask(app, user_id="u", n=1, after=token, deadline_ms=50)
+    body = ask(app, user_id="u", n=1, after=token, deadline_ms=2_000)
     assert ids(body) == ["b"]
     assert body["degraded"][0] == "after: not yet seen"
 
@@ -265,15 +265,3 @@ def test_under_overload_the_order_of_popularity_may_be_the_answer(engine: Loaded
     body = call(app, "POST", "/v1/recommend", json={"user_id": "u"}, headers=KEY).json()
     assert ids(body) == ["a", "b"]
     assert body["degraded"] == ["overload: ranker left out", "catalogue: from snapshot"]
-
-
-def test_where_nobody_waits_a_deadline_too_short_for_more_is_answered_by_the_order_of_popularity(
-    engine: Loaded, tmp_path: Path
-) -> None:
-    snapshot.save(catalogue("a", "b", trending=["b"]), tmp_path / "serving" / "snapshot.arrow")
-    app = build_recommender(settings_in(tmp_path).model_copy(update={"overload": "shed", "deadline_ms": 10_000}))
-    engine.room_s = 0.001  # as if the deadline were that short
-    body = call(app, "POST", "/v1/recommend", json={"user_id": "u"}, headers=KEY).json()
-    assert body["degraded"] == ["overload: ranker left out", "catalogue: from snapshot"]
-    engine.waiting = 1
-    assert call(app, "POST", "/v1/recommend", json={"user_id": "u"}, headers=KEY).status_code == 429

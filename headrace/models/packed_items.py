@@ -1,0 +1,45 @@
+"""An item as one row of numbers: all that a request reads of it lies side by side, so 200 random items are 200 reads and not 1,000.
+
+    row = item tower's vector (D) | ranker's vector (D) | content (F) | code of the ID | codes of categories (C)
+
+Codes are kept as float32, which holds whole numbers to 16 million exactly.
+
+Shape suffixes as in `headrace.models.inputs`; W is the row's width.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from headrace.models.inputs import EncodedItems, ItemInputs
+
+MOST_CODES: Final = 2**24
+
+
+@dataclass(frozen=True)
+class PackedItems:
+    """Where what stands: `width` is D, `content` F, `categories` C."""
+
+    width: int
+    content: int
+    categories: int
+
+    def pack(self, items: ItemInputs, tower_ND: Tensor, ranker_ND: Tensor) -> Tensor:
+        """Shape (N, W)."""
+        codes = (items.id_N[:, None].float(), items.categories_NC.float())
+        return torch.cat([tower_ND, ranker_ND, items.content_NF, *codes], dim=1)
+
+    def tower(self, rows_NW: Tensor) -> Tensor:
+        """The item tower's vectors. Leading shape any."""
+        return rows_NW[..., : self.width]
+
+    def ranked(self, rows_NW: Tensor, activity_NF: Tensor) -> EncodedItems:
+        """As the ranker reads items. Codes are floats, which compare as the integers do."""
+        content_at = 2 * self.width
+        codes_at = content_at + self.content
+        inputs = ItemInputs(
+            rows_NW[..., codes_at], rows_NW[..., codes_at + 1 :], rows_NW[..., content_at:codes_at], activity_NF
+        )
+        return EncodedItems(inputs, rows_NW[..., self.width : content_at])

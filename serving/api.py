@@ -90,8 +90,13 @@ class AskIn(BaseModel):
         )
 
 
+_SOMEBODY: Final = ConfigDict(json_schema_extra={"anyOf": [{"required": ["user_id"]}, {"required": ["anonymous_id"]}]})
+
+
 class RecommendIn(AskIn):
     """Who asks, and for what."""
+
+    model_config = _SOMEBODY
 
     @model_validator(mode="after")
     def _check_user(self) -> Self:
@@ -104,6 +109,8 @@ class RecommendIn(AskIn):
 
 class RankIn(AskIn):
     """Who asks, and which items to put in order: a feed, search results."""
+
+    model_config = _SOMEBODY
 
     items: list[Identifier] = Field(min_length=1, max_length=MAX_ITEMS, description="Items to put in order.")
     n: int | None = Field(None, ge=1, le=MAX_ITEMS, description="The best so many; left out: all.")  # type: ignore[assignment]

@@ -138,9 +138,7 @@ class Door:
         pace, work = self._full, self._recommender.answer
         if not self._engine.fits(pace.seconds, trace.left_s()):
             pace, work = self._cheap, self._recommender.answer_cheaply
-            # Where nobody waits it is the deadline that is short: to come again would change nothing.
-            may_be_cheap = self._settings.overload == FALLBACK or not self._engine.waiting
-            if not may_be_cheap or not self._engine.fits(pace.seconds, trace.left_s()):
+            if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
                 self._shed("deadline")
         self._metrics.queue.set(self._engine.waiting)
         return await self._engine.answer(timed(pace, partial(work, asked, request, trace)), pace.seconds)
@@ -154,7 +152,7 @@ class Door:
         try:
             kind, positions = read_token(token)
         except ValueError as error:
-            raise Problem(422, f"after: {error}", "send the token of an acknowledgement as it came") from error
+            raise Problem(422, f"after: {error}", "or leave it out, and see what there is") from error
         within_s = max(0.0, min(_WAIT_SHARE * trace.left_s(), trace.left_s() - 2 * self._full.seconds))
         if kind == EVENTS and asked.user_key is not None:
             is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)

@@ -21,6 +21,9 @@ def test_every_operation_answers_as_its_document_says_whatever_it_is_sent(open_s
     done = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Tested: 9" in done.stdout
+    degraded = open_shop.http.get("/metrics").text
+    assert 'reason="hydrate: unknown user"' in degraded
+    assert "pipeline: failed" not in degraded
 
 
 def test_everything_but_health_and_readiness_needs_a_key(open_shop: Shop) -> None:

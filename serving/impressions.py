@@ -22,7 +22,9 @@ from serving.metrics import RecommenderMetrics
 logger = logging.getLogger(__name__)
 
 MAX_WAITING_SLATES: Final = 2_000
-MAX_GROUP_SLATES: Final = 100
+MAX_GROUP_SLATES: Final = 500
+LINGER_S: Final = 0.1
+"""How long slates gather. Each write to the log is one flush of the disk, in which the store answers nobody."""
 NO_MODEL_VERSION: Final = "none"
 
 
@@ -88,6 +90,7 @@ class ImpressionLog:
         self._writer = writer
         self._metrics = metrics
         self._queue: queue.Queue[Shown | None] = queue.Queue(MAX_WAITING_SLATES)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write_until_closed, name="impressions", daemon=True)
         self._thread.start()
 
@@ -100,6 +103,7 @@ class ImpressionLog:
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what waits, for at most `timeout_s`; what waits then is dropped."""
         deadline = time.monotonic() + timeout_s
+        self._closing.set()
         try:
             self._queue.put(None, timeout=timeout_s)
         except queue.Full:
@@ -128,6 +132,7 @@ class ImpressionLog:
         """What waits now, at most a group of it; and whether the queue was closed behind it."""
         group: list[Shown] = []
         waiting = self._queue.get()
+        self._closing.wait(LINGER_S)
         while waiting is not None:
             group.append(waiting)
             if len(group) == MAX_GROUP_SLATES:

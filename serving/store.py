@@ -49,10 +49,11 @@ class StoreRestsError(RuntimeError):
 
 
 class GuardedReader:
-    """A reader that leaves the store alone for a moment after it has failed."""
+    """A reader that leaves the store alone for a moment after it has failed twice in a row: once may be a slow disk."""
 
     def __init__(self, reader: FeatureReader) -> None:
         self._reader = reader
+        self._failures = 0
         self._closed_until = 0.0
 
     def close(self) -> None:
@@ -62,10 +63,14 @@ class GuardedReader:
         if time.monotonic() < self._closed_until:
             raise StoreRestsError("the store failed a moment ago")
         try:
-            return self._reader.fetch(wanted, within_s=within_s)
+            fetched = self._reader.fetch(wanted, within_s=within_s)
         except (redis.ConnectionError, redis.TimeoutError, OSError):
-            self._closed_until = time.monotonic() + CLOSED_S
+            self._failures += 1
+            if self._failures > 1:
+                self._closed_until = time.monotonic() + CLOSED_S
             raise
+        self._failures = 0
+        return fetched
 
 
 @dataclass(frozen=True)

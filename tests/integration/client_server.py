@@ -52,7 +52,7 @@ def served(app: App, port: int) -> Iterator[str]:
     server = server_of(app, port)
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait_until(lambda: server.started or not thread.is_alive())
+    wait_until(lambda: server.started or not thread.is_alive(), 60)
     assert server.started, "the server did not start; its log says why"
     try:
         yield f"http://127.0.0.1:{port}"

@@ -103,7 +103,7 @@ class Trials:
     @contextmanager
     def world(self, name: str, **own: Any) -> Iterator[World]:
         """A stack with these settings, under traffic from the moment that it is ready."""
-        data = self.folder / name / "var"
+        data = self.folder / name.replace(" ", "-") / "var"
         copy(self.prepared, data)
         settings = self._settings(data, **own)
         with Stack(settings, say, self.interrupts) as stack:
@@ -112,7 +112,7 @@ class Trials:
             stack.start_flows()
             stack.start_serving(READY_S)
             with self._load(stack.settings, read_shop(stack.settings), self.rates) as load:
-                yield World(stack, load, self.scale, self.clock, self.folder / name, say)
+                yield World(stack, load, self.scale, self.clock, self.folder / name.replace(" ", "-"), say)
 
     def tried(self, name: str, what: Sequence[Fault], **own: Any) -> Kept:
         """Try these one after the other, then look whether everything acknowledged is there."""
@@ -137,7 +137,7 @@ class Trials:
 
     def empty(self, name: str, named_as: Sequence[str]) -> Outcome:
         """A stack where nothing has ever happened: no item, no event, no model."""
-        with Stack(self._settings(self.folder / name / "var"), say, self.interrupts) as stack:
+        with Stack(self._settings(self.folder / name.replace(" ", "-") / "var"), say, self.interrupts) as stack:
             stack.start_valkey()
             stack.run("apply", "headrace.ops.apply")
             stack.start_flows()
@@ -282,7 +282,7 @@ def main() -> None:
             for name, (what, own) in chosen.items()
         ]
         alone = found[0].stack == "one replica" and not only
-        data = folder / found[0].stack / "var"
+        data = folder / found[0].stack.replace(" ", "-") / "var"
         without = without_a_store(trials, data, found[0].shop) if alone else []
     report(found, without, shape)
 

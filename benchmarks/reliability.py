@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from benchmarks import reliability_faults as faults
 from benchmarks.recommend_site import ROOT, Shop, Sites, copy, visitors
-from benchmarks.reliability_faults import Outcome, Scale, World
+from benchmarks.reliability_faults import FaultError, Outcome, Scale, World
 from benchmarks.reliability_load import ALLOWANCE_MS, OWN_EVENTS, Load, Rates
 from benchmarks.reliability_shop import KnownShop, read_shop
 from benchmarks.report import CONSOLE, publish
@@ -35,6 +35,7 @@ from headrace.ops.stack import Stack
 from headrace.settings import Settings
 from headrace.stores.lake import EventLake
 from serving import candidates as c
+from serving.recommender import FALLBACK
 
 SHOP: Final = Shop(2_000, 1_000, 40_000, "small")
 READY_S: Final = 600.0
@@ -75,6 +76,8 @@ class Kept:
     doubled: int
     compared: int
     mismatches: Mapping[str, int]
+    unmet: list[str]
+    """What a fault should have led to and did not."""
     outcomes: list[Outcome]
     shop: KnownShop
     """As the traffic knew it at the end."""
@@ -100,7 +103,7 @@ class Trials:
     @contextmanager
     def world(self, name: str, **own: Any) -> Iterator[World]:
         """A stack with these settings, under traffic from the moment that it is ready."""
-        data = self.folder / name / "var"
+        data = self.folder / name.replace(" ", "-") / "var"
         copy(self.prepared, data)
         settings = self._settings(data, **own)
         with Stack(settings, say, self.interrupts) as stack:
@@ -109,16 +112,21 @@ class Trials:
             stack.start_flows()
             stack.start_serving(READY_S)
             with self._load(stack.settings, read_shop(stack.settings), self.rates) as load:
-                yield World(stack, load, self.scale, self.clock, self.folder / name, say)
+                yield World(stack, load, self.scale, self.clock, self.folder / name.replace(" ", "-"), say)
 
     def tried(self, name: str, what: Sequence[Fault], **own: Any) -> Kept:
         """Try these one after the other, then look whether everything acknowledged is there."""
         say(f"stack {name}: {own or 'defaults'}")
         with self.world(name, **own) as world:
+            unmet = []
             for fault in what:
-                fault(world)
+                try:
+                    fault(world)
+                except FaultError as error:
+                    say(f"{fault.__name__}: {error}")
+                    unmet.append(f"{fault.__name__}: {error}")
             world.load.stop()
-            return kept(name, world)
+            return kept(name, world, unmet)
 
     def without_store(self, name: str, data: Path, shop: KnownShop, named_as: Sequence[str]) -> Outcome:
         """Serving alone, in a data directory whose store does not answer: traffic for a while."""
@@ -129,7 +137,7 @@ class Trials:
 
     def empty(self, name: str, named_as: Sequence[str]) -> Outcome:
         """A stack where nothing has ever happened: no item, no event, no model."""
-        with Stack(self._settings(self.folder / name / "var"), say, self.interrupts) as stack:
+        with Stack(self._settings(self.folder / name.replace(" ", "-") / "var"), say, self.interrupts) as stack:
             stack.start_valkey()
             stack.run("apply", "headrace.ops.apply")
             stack.start_flows()
@@ -159,7 +167,7 @@ class Trials:
         return Load(settings, shop, who, rates, self.clock)
 
 
-def kept(name: str, world: World) -> Kept:
+def kept(name: str, world: World, unmet: list[str]) -> Kept:
     """Raises StoryError where the flows do not come to the log's end."""
     settings, load = world.stack.settings, world.load
     wait_until_filled(settings)
@@ -167,7 +175,7 @@ def kept(name: str, world: World) -> Kept:
     compared, mismatches = verify(world.stack)
     lost = sum(event not in in_lake for event in load.acknowledged)
     doubled = sum(count > 1 for event, count in in_lake.items() if event.startswith(OWN_EVENTS))
-    return Kept(name, len(load.acknowledged), lost, doubled, compared, mismatches, world.outcomes, load.shop)
+    return Kept(name, len(load.acknowledged), lost, doubled, compared, mismatches, unmet, world.outcomes, load.shop)
 
 
 def verify(stack: Stack) -> tuple[int, dict[str, int]]:
@@ -204,6 +212,7 @@ def report(kept: Sequence[Kept], without: Sequence[Outcome], shape: dict[str, An
         "acknowledged": sum(each.acknowledged for each in kept),
         "lost": sum(each.lost for each in kept),
         "doubled": sum(each.doubled for each in kept),
+        "unmet": [each for one in kept for each in one.unmet],
         "mismatches": sum(sum(each.mismatches.values()) for each in kept),
         **shape,
         "stacks": {each.stack: each.details() for each in kept},
@@ -238,7 +247,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="where the stacks' data and logs are left; default: nowhere")
     parser.add_argument("--slates", type=float, default=Rates.slates, help="requests for a slate a second")
     parser.add_argument("--deadline-ms", type=float, default=100.0, help="more on a machine that others use as well")
-    parser.add_argument("--only", nargs="*", help="names of faults to try on one replica, and nothing else")
+    parser.add_argument("--only", nargs="*", help="names of faults: try these alone")
+    parser.add_argument("--stacks", nargs="*", choices=("one replica", "two replicas", "small log"), help="these alone")
     given = parser.parse_args()
     interrupts = Interrupts()
     with ExitStack() as stack:
@@ -258,15 +268,23 @@ def main() -> None:
         )
         shape = circumstances(trials)
         reserve = max(0, shutil.disk_usage(folder).free - _ROOM_BYTES)
-        if given.only:
-            chosen = [each for each in ONE_REPLICA if each.__name__ in given.only]
-            report([trials.tried("chosen", chosen, disk_reserve_bytes=reserve)], [], shape)
-            return
-        one = trials.tried("one replica", ONE_REPLICA, disk_reserve_bytes=reserve)
-        two = trials.tried("two replicas", TWO_REPLICAS, recommender_replicas=2, overload="fallback")
-        small = trials.tried("small log", [faults.log_full], log_max_bytes=SMALL_LOG_BYTES)
-        without = without_a_store(trials, folder / "one replica" / "var", one.shop)
-    report([one, two, small], without, shape)
+        small = {"log_max_bytes": SMALL_LOG_BYTES}
+        two = {"recommender_replicas": 2, "overload": FALLBACK}
+        stacks: dict[str, tuple[Sequence[Fault], dict[str, Any]]] = {
+            "one replica": (ONE_REPLICA, {"disk_reserve_bytes": reserve}),
+            "two replicas": (TWO_REPLICAS, two),
+            "small log": ([faults.log_full], small),
+        }
+        chosen = {name: stacks[name] for name in given.stacks or stacks}
+        only = {fault.__name__ for fault in (*ONE_REPLICA, *TWO_REPLICAS, faults.log_full)} & set(given.only or ())
+        found = [
+            trials.tried(name, [each for each in what if not only or each.__name__ in only], **own)
+            for name, (what, own) in chosen.items()
+        ]
+        alone = found[0].stack == "one replica" and not only
+        data = folder / found[0].stack.replace(" ", "-") / "var"
+        without = without_a_store(trials, data, found[0].shop) if alone else []
+    report(found, without, shape)
 
 
 if __name__ == "__main__":

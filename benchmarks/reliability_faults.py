@@ -396,12 +396,12 @@ def save_variant(
 def _shift_scores(bundle: Bundle) -> None:
     """The same order, all scores next to nothing (`reliability_load.FAINT`)."""
     with torch.no_grad():
-        bundle.ranker.out.bias -= 70
+        bundle.ranker.out_crossed.bias -= 70
 
 
 def _all_nan(bundle: Bundle) -> None:
     with torch.no_grad():
-        for parameter in bundle.ranker.out.parameters():
+        for parameter in bundle.ranker.out_crossed.parameters():
             parameter.fill_(float("nan"))
 
 

@@ -47,7 +47,7 @@ def tried(trials: Trials, request: pytest.FixtureRequest) -> Try:
 
     def run(*what: Callable[[Any], None], **own: Any) -> dict[str, Outcome]:
         kept = trials.tried(request.node.name[:40], what, **own)
-        assert (kept.lost, kept.doubled, kept.mismatches) == (0, 0, {})
+        assert (kept.unmet, kept.lost, kept.doubled, kept.mismatches) == ([], 0, 0, {})
         assert kept.acknowledged > 0
         assert kept.compared > 0
         assert [each.wrong for each in kept.outcomes] == [[]] * len(what)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -277,14 +278,16 @@ def bundles_refused(world: World) -> None:
         begun_s, said = time.perf_counter(), {}
         for name, folder in bad.items():
             ref = registry.promote(registry.register(folder, {}))
-            world.until(
-                lambda ref=ref: f"version {ref.version} is refused" in _champion_problem(world), f"{name}: refused"
-            )  # type: ignore[misc]
+            world.until(partial(_is_refused, world, ref.version), f"{name}: refused")
             said[name] = _champion_problem(world)
         notes["said"] = said
         notes["other_versions"] = sum(each.version not in (version, None) for each in world.load.since(begun_s))
         _promote_and_wait(world, registry, good)
         world.until(lambda: not _champion_problem(world), "no problem is told any more")
+
+
+def _is_refused(world: World, version: str) -> bool:
+    return f"version {version} is refused" in _champion_problem(world)
 
 
 def model_fails(world: World) -> None:

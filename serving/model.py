@@ -136,16 +136,15 @@ class BundleModel:
     def index_is_worn(self) -> bool:
         return self._index.side_share > REBUILD_ABOVE
 
-    def rebuilt_index(self) -> tuple[ItemIndex, Ints]:
-        """An index of all items as they are now, and the rows that it was built of. Takes long for many."""
-        rows = np.arange(len(self._shelf))
+    def rebuilt_index(self, count: int) -> tuple[ItemIndex, Ints]:
+        """An index of the first `count` items as they are now, and their rows. Takes long for many."""
+        rows = np.arange(count)
         return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._bundle.index.queries_QD), rows
 
-    def take_index(self, index: ItemIndex, rows: Ints) -> None:
-        """Search this index from now on; items that changed since it was built are noted beside it."""
+    def take_index(self, index: ItemIndex, rows: Ints, changed: Ints) -> None:
+        """Search this index from now on; items that came or changed since it was built are noted beside it."""
         self._index, self._places = index, _Places(rows, len(self._shelf))
-        everything = np.arange(len(self._shelf))
-        self._note_changed(everything, np.asarray(self._shelf.vectors(everything)))
+        self._note_changed(changed, np.asarray(self._shelf.vectors(changed)))
 
     def _note_changed(self, rows: Ints, vectors: Any) -> None:
         """Let the index find rows whose vectors are not those that it was built of."""

@@ -149,8 +149,7 @@ class Replica:
             model = self._ready(bundle, catalogue, count, now_us)
 
             def apply() -> None:
-                changed = [np.zeros(0, np.int64), *(self._building or [])]
-                rows = np.unique(np.concatenate(changed))
+                rows = self._changed()
                 model.put(rows, model.encode(catalogue.content_of(rows, model.content_features)))
                 self._model = model
                 self.live.state = self.live.state.with_model(model)
@@ -164,15 +163,23 @@ class Replica:
         """Build the index anew where too much stands beside it."""
         model = self._model
         if model is not None and model.index_is_worn:
-            index, rows = model.rebuilt_index()
-            self._engine.change(lambda: model.take_index(index, rows)).result()
+            count = self._engine.change(lambda: self._watch([])).result()
+            try:
+                index, rows = model.rebuilt_index(count)
+                self._engine.change(lambda: model.take_index(index, rows, self._changed())).result()
+            finally:
+                self._engine.change(lambda: self._watch(None)).result()
 
     def _ready(self, bundle: Bundle, catalogue: Catalogue, count: int, now_us: int = 1) -> BundleModel:
         model = BundleModel(bundle, catalogue, count)
         if model.index_is_worn:
-            model.take_index(*model.rebuilt_index())
+            model.take_index(*model.rebuilt_index(count), np.zeros(0, np.int64))
         model.warm_up(now_us)
         return model
+
+    def _changed(self) -> Ints:
+        """Rows that have changed since they are watched."""
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *(self._building or [])]))
 
     def _watch(self, rows: list[Ints] | None) -> int:
         """Note the rows that change from now on; returns how many there are now."""

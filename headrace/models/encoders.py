@@ -12,18 +12,16 @@ from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import GAP_BUCKETS, MISSING, TYPES, Preprocessing, Vocabulary
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, width: int, mask_BL: Tensor) -> Tensor:
-    """Multi-head attention (Vaswani et al., 2017), in plain products: for 50 places a fused kernel takes twice as long on a CPU.
-
-    `width` is D, a number and not read off the tensors, so that a trace holds a constant. `query` (B, Q, D), `key` and `value` (B, L, D); places where the mask is False are not attended to. Shape (B, Q, D).
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask_BL: Tensor) -> Tensor:
+    """Multi-head attention (Vaswani et al., 2017). `query` (B, Q, D), `key` and `value` (B, L, D); places where the mask is False are
+    not attended to. Shape (B, Q, D).
     """
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    weights = split(query * (width // heads) ** -0.5) @ split(key).transpose(-1, -2)
-    weights = weights.masked_fill(~mask_BL[:, None, None, :], float("-inf")).softmax(dim=-1)
-    return (weights @ split(value)).transpose(1, 2).flatten(2)
+    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask_BL[:, None, None, :])
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class CodeEmbedding(nn.Module):  # type: ignore[misc]

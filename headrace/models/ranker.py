@@ -73,7 +73,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
     def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
         mask_BL = present_BL | ~present_BL.any(dim=1, keepdim=True)
-        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, self.width, mask_BL)
+        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, mask_BL)
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 

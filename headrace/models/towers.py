@@ -18,7 +18,7 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.width, self.dropout = config.heads, config.width, config.dropout
+        self.heads, self.dropout = config.heads, config.dropout
         self.norm, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
@@ -35,7 +35,7 @@ class Block(nn.Module):  # type: ignore[misc]
         asking_BLD = x_BLD[:, -1:] if last_only else x_BLD
         query = self.query(normed_BLD[:, -1:] if last_only else normed_BLD)
         key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
-        mixed_BLD = self.out(attend(query, key, value, self.heads, self.width, present_BL))
+        mixed_BLD = self.out(attend(query, key, value, self.heads, present_BL))
         x_BLD = asking_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
         return x_BLD + self.mlp(self.norm_mlp(x_BLD))
 

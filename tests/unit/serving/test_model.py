@@ -149,14 +149,14 @@ def test_an_index_of_which_much_has_changed_is_worn_and_built_anew_with_what_cam
     rows = catalogue.put(changes(("new", "books", 3.0)))
     model.put(rows, model.encode(catalogue.content_of(rows, model.content_features)))
     assert model.index_is_worn
-    index, built = model.rebuilt_index()
+    index, built = model.rebuilt_index(5)
     assert built.tolist() == [0, 1, 2, 3, 4]
     rows = catalogue.put(changes(("a", "books", 1e6), ("newest", "shoes", 2.0)))
     model.put(rows, model.encode(catalogue.content_of(rows, model.content_features)))
-    model.take_index(index, built)
+    model.take_index(index, built, rows)
     found, _ = model.retrieve(model.read_user(user(), T_US), 10, None)
     assert found.tolist() == best(model, np.arange(6))
-    model.take_index(*model.rebuilt_index())
+    model.take_index(*model.rebuilt_index(6), np.zeros(0, np.int64))
     assert not model.index_is_worn
     assert model.retrieve(model.read_user(user(), T_US), 10, None)[0].tolist() == found.tolist()
 

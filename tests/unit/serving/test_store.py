@@ -131,7 +131,9 @@ class Flaky:
 
 
 @pytest.mark.parametrize("error", [redis.ConnectionError("gone"), redis.TimeoutError("stalled"), OSError("no route")])
-def test_a_store_that_failed_twice_in_a_row_is_not_asked_again_for_a_moment(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_store_that_failed_twice_in_a_row_is_not_asked_again_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     now = 100.0
     monkeypatch.setattr("serving.store.time.monotonic", lambda: now)
     behind = Flaky(error)

@@ -73,7 +73,8 @@ class Outcome:
 
     @property
     def wrong(self) -> list[str]:
-        return [each.wrong for each in self.asked + self.after if each.wrong]
+        """What is, and what the answer says of itself."""
+        return [f"{each.wrong} ({', '.join(each.degraded)})" for each in self.asked + self.after if each.wrong]
 
     @property
     def degraded(self) -> Counter[str]:
@@ -99,6 +100,7 @@ class Outcome:
             "statuses": dict(Counter(str(each.status) for each in self.asked + self.after)),
             "failed": len(self.failed),
             "failing_s": round(self.failing_s, 2),
+            "failed_saying": dict(Counter(f"{each.status} {each.said}" for each in self.failed)),
             "wrong": dict(Counter(self.wrong)),
             "late_by_client": sum(each.late for each in answered),
             "late_by_replica": sum(each.served_late for each in answered),

@@ -137,7 +137,7 @@ class Trials:
 
     def empty(self, name: str, named_as: Sequence[str]) -> Outcome:
         """A stack where nothing has ever happened: no item, no event, no model."""
-        with Stack(self._settings(self.folder / name.replace(" ", "-") / "var"), say, self.interrupts) as stack:
+        with Stack(self._settings(self.folder / "empty" / "var"), say, self.interrupts) as stack:
             stack.start_valkey()
             stack.run("apply", "headrace.ops.apply")
             stack.start_flows()

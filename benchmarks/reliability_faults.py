@@ -74,7 +74,8 @@ class Outcome:
 
     @property
     def wrong(self) -> list[str]:
-        return [each.wrong for each in self.asked + self.after if each.wrong]
+        """What is, and what the answer says of itself."""
+        return [f"{each.wrong} ({', '.join(each.degraded)})" for each in self.asked + self.after if each.wrong]
 
     @property
     def degraded(self) -> Counter[str]:
@@ -100,6 +101,7 @@ class Outcome:
             "statuses": dict(Counter(str(each.status) for each in self.asked + self.after)),
             "failed": len(self.failed),
             "failing_s": round(self.failing_s, 2),
+            "failed_saying": dict(Counter(f"{each.status} {each.said}" for each in self.failed)),
             "wrong": dict(Counter(self.wrong)),
             "late_by_client": sum(each.late for each in answered),
             "late_by_replica": sum(each.served_late for each in answered),
@@ -291,15 +293,17 @@ def _is_refused(world: World, version: str) -> bool:
 
 
 def model_fails(world: World) -> None:
-    """A model that passes its warm-up and then gives scores that are no numbers for some items."""
+    """A model that passes its warm-up and then gives scores that are no numbers for users with a history."""
     registry, good = _registry(world)
     folder = save_variant(world, good, "half-nan", _some_nan)
-    with world.tried("a model whose scores are NaN for some items", (c.RANKER_FAILED,)) as notes:
+    with world.tried("a model whose scores are NaN for most users", (c.RANKER_FAILED,)) as notes:
         ref = registry.promote(registry.register(folder, {}))
-        world.until(lambda: _serves(world, ref), "the model serves")
-        notes["named_after_s"] = world.until_named([c.RANKER_FAILED])
-        time.sleep(world.scale.calm_s)
-        _promote_and_wait(world, registry, good)
+        try:
+            world.until(lambda: _serves(world, ref), "the model serves")
+            notes["named_after_s"] = world.until_named([c.RANKER_FAILED])
+            time.sleep(world.scale.calm_s)
+        finally:
+            _promote_and_wait(world, registry, good)
 
 
 def replica_killed(world: World) -> None:
@@ -409,9 +413,9 @@ def _all_nan(bundle: Bundle) -> None:
 
 
 def _some_nan(bundle: Bundle) -> None:
-    """In the ranker alone, every second item that training saw; the first ones, by which it is warmed up, are whole."""
+    """For users who have done something: not for the one of whom nothing is known, by whom it is warmed up."""
     with torch.no_grad():
-        bundle.ranker.item_encoder.ids.table.weight[len(bundle.preprocessing.ids) // 2 :] = float("nan")
+        bundle.ranker.history_encoder.types.weight[1:] = float("nan")
 
 
 def _damaged(world: World, ref: BundleRef) -> Path:

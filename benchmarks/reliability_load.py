@@ -21,6 +21,7 @@ from benchmarks.reliability_shop import AVAILABLE, DELETED, UNAVAILABLE, Item, K
 from headrace import names
 from headrace.clock import Clock, from_micros
 from headrace.settings import Settings
+from serving import candidates as c
 
 RECOMMEND: Final = "/v1/recommend"
 ALLOWANCE_MS: Final = 50.0
@@ -33,7 +34,10 @@ _TRY_AGAIN_S: Final = 0.5
 _EVENT_TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE)
 _EVENT_SHARES: Final = (70, 20, 7, 3)
 _STRANGERS: Final = 0.05
-_SCORED_LESS: Final = ("ranker", "retrieval", "overload", "pipeline")
+SNAPSHOT_S: Final = 60.0
+"""An answer that says it is from the snapshot on disk knows the shop as it was, at the most, so long ago."""
+_RANKED: Final = frozenset({c.UNKNOWN_USER, c.UNKNOWN_HISTORY, c.STALE_CATALOGUE, c.FROM_SNAPSHOT, c.NO_POPULARITY})
+"""Reasons that a slate with the ranker's scores may name; any other may have left the ranker out."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Asked:
     age_ms: float | None = None
     served_ms: float = 0.0
     version: str | None = None
+    said: str = ""
+    """The begin of an answer that is neither 200 nor 429."""
 
     @property
     def done_s(self) -> float:
@@ -196,7 +202,7 @@ class Load:
         if answer.status == 429:
             return replace(bare, wrong="" if b"retry-after" in answer.headers else "429 without Retry-After")
         if answer.status != 200:
-            return bare
+            return replace(bare, said=answer.body[:200].decode(errors="replace"))
         said = orjson.loads(answer.body)
         return replace(
             bare,
@@ -210,6 +216,8 @@ class Load:
     def _what_is_wrong(self, body: Mapping[str, Any], said: Mapping[str, Any], sent_s: float, done_s: float) -> str:
         item_ids = [item["item_id"] for item in said["items"]]
         wanted, exclude = body.get("filter", {}), body.get("exclude", ())
+        if c.FROM_SNAPSHOT in said["degraded"]:
+            sent_s -= SNAPSHOT_S
         eligible = self.shop.eligible(wanted, exclude, sent_s, done_s)
         least, most = (min(body["n"], count) for count in eligible)
         if len(set(item_ids)) < len(item_ids):
@@ -221,7 +229,7 @@ class Load:
         for item_id in item_ids:
             if not self.shop.may_show(item_id, wanted, sent_s, done_s):
                 return f"{item_id}, which may not be shown"
-        if "filter" not in body and not any(each.startswith(_SCORED_LESS) for each in said["degraded"]):
+        if "filter" not in body and _RANKED.issuperset(said["degraded"]):
             scores = [item["score"] for item in said["items"]]
             if {score < FAINT for score in scores} != {said["model_version"] in self.faint}:
                 return f"scores {min(scores):.3g} to {max(scores):.3g}, which are not of model {said['model_version']}"

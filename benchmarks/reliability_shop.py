@@ -15,7 +15,7 @@ from headrace.settings import Settings
 AVAILABLE, UNAVAILABLE, DELETED = range(3)
 SETTLED_S: Final = 2.0
 """From a change's acknowledgement to when every answer must know it."""
-_REMEMBERED_S: Final = 60.0
+_REMEMBERED_S: Final = 120.0
 _ALWAYS: Final = float("inf")
 
 

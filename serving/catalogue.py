@@ -118,21 +118,27 @@ class Catalogue:
         return rows[rows >= 0]
 
     def put(self, changes: ItemChanges) -> Ints:
-        """Take in changes; returns the rows. An item may come once in them."""
+        """Take in changes; returns the rows. An item may come once in them.
+
+        The columns have their new places before the catalogue is said to be longer: whoever reads them meanwhile in another thread, to
+        save or to sort them, finds all that its length promises.
+        """
         known = len(self)
-        for item_id in changes.item_ids:
-            if item_id not in self.row_of:
-                self.row_of[item_id] = len(self.item_ids)
-                self.item_ids.append(item_id)
+        new_ids = [item_id for item_id in changes.item_ids if item_id not in self.row_of]
+        count = known + len(new_ids)
+        self._make_room(count)
+        for name in changes.content:
+            self.content.setdefault(name, [])
+        for column in self.content.values():
+            column.extend([None] * (count - len(column)))
+        for row, item_id in enumerate(new_ids, start=known):
+            self.row_of[item_id] = row
+            self.item_ids.append(item_id)
         rows = np.fromiter((self.row_of[item_id] for item_id in changes.item_ids), np.int64, len(changes))
-        self._make_room()
         for name in (*FILTERED_BY, *changes.content):
-            column = self.content.setdefault(name, [None] * known)
-            column.extend([None] * (len(self) - len(column)))
+            column = self.content[name]
             for row, value in zip(rows.tolist(), changes.content.get(name, [None] * len(changes)), strict=True):
                 column[row] = value
-        for column in self.content.values():
-            column.extend([None] * (len(self) - len(column)))
         self._state[rows] = changes.state
         self._category[rows] = self._categories.column(changes.content.get(CATEGORY, [None] * len(changes)))
         self._brand[rows] = self._brands.column(changes.content.get(BRAND, [None] * len(changes)))
@@ -175,9 +181,9 @@ class Catalogue:
             out |= ~(price <= wanted.max_price)
         return out
 
-    def _make_room(self) -> None:
-        if len(self) > len(self._state):
-            spare = max(1_024, len(self) // 8) + len(self) - len(self._state)
+    def _make_room(self, count: int) -> None:
+        if count > len(self._state):
+            spare = max(1_024, count // 8) + count - len(self._state)
             self._state = np.concatenate([self._state, np.zeros(spare, np.int8)])
             self._category = np.concatenate([self._category, np.full(spare, _NO_CODE)])
             self._brand = np.concatenate([self._brand, np.full(spare, _NO_CODE)])

@@ -40,7 +40,7 @@ class SnapshotError(ValueError):
 def save(catalogue: Catalogue, path: Path) -> None:
     """Replace the file in one step: a reader sees the old snapshot or the new one, never half of it."""
     orders = catalogue.orders
-    rows = orders.popular
+    rows = catalogue.most_popular_first()
     content = catalogue.content_of(rows, list(_NAMES))
     columns = [
         pa.array(content["item_id"], pa.string()),

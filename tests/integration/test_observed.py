@@ -34,7 +34,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory, applied: Path) -> Iterator[S
 
 def recommenders(stack: Stack) -> set[int]:
     family = psutil.Process(stack.process.pid).children(recursive=True)
-    return {each.pid for each in family if f"ServeReplica:{names.RECOMMENDER_APP}" in " ".join(each.cmdline())}
+    return {each.pid for each in family if f"ServeReplica:{names.RECOMMENDER_APP}" in " ".join(command_of(each))}
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Nothing of a process that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def scrape(stack: Stack) -> dict[str, float]:
@@ -102,7 +110,7 @@ def test_logs_are_json_lines_and_hold_no_user_no_item_and_no_key(stack: Stack):
     stack.http.get(f"/v1/users/{MARKER}-user/profile", headers=READ)
     stack.valkey.kill()
     try:
-        request_id = stack.recommend(user_id=f"{MARKER}-user", deadline_ms=10_000).json()["request_id"]
+        request_id = stack.ask(user_id=f"{MARKER}-user", deadline_ms=10_000).json()["request_id"]
         assert stack.http.post("/v1/events", json=sent, headers=WRITE).status_code == 503
     finally:
         stack.valkey.start()

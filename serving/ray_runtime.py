@@ -29,7 +29,7 @@ LOOPBACK: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 LONGEST_FOLDER: Final = 26
 OBJECT_STORE_BYTES: Final = 80 * 1024**2
 END_PATIENCE_S: Final = 2.0
-_SWITCH_S: Final = 0.001
+_SWITCH_S: Final = 0.0001
 # A line for each request would hold its path, and so perhaps a user's id.
 LOGGING: Final = {"enable_access_log": False}
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from headrace.arrays import Ints
 from headrace.models.bundle import Bundle
@@ -44,6 +45,7 @@ class Replica:
     def __init__(self, engine: Engine) -> None:
         self.live = Live()
         self._engine = engine
+        engine.change(lambda: torch.set_num_threads(1)).result()  # OpenMP keeps this for each thread
         self._model: BundleModel | None = None
         self._building: list[Ints] | None = None
         self.reached: dict[int, int] = {}

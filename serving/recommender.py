@@ -48,6 +48,8 @@ from serving.web import JSON_TYPE, Problem, add_docs, json_response, new_app, re
 logger = logging.getLogger(__name__)
 
 LOG_FAILURES_EVERY_S: Final = 10.0
+SHED_WAITS_S: Final = 0.05
+"""Before it hears so: a client that comes back at once must not take the processor from the requests that were taken in."""
 FALLBACK: Final = "fallback"
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
@@ -110,6 +112,10 @@ class Recommender:
         return body_of(slate, request_id, explain=asked.explain)
 
 
+class ShedError(Problem):
+    """A request that is not taken in."""
+
+
 class Door:
     """Takes requests in as long as they can be expected to be answered in time; the others are shed, or answered cheaply."""
 
@@ -163,7 +169,7 @@ class Door:
 
     def _shed(self, reason: str) -> None:
         self._metrics.shed.labels(reason).inc()
-        raise Problem(
+        raise ShedError(
             429, "too many requests at once", "try again after Retry-After seconds", headers={"Retry-After": "1"}
         )
 
@@ -199,9 +205,13 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     async def ask(request: Request, kind: type[Any]) -> Response:
         trace = Trace(settings.deadline_ms)
         may_read(request)  # as a dependency it would be called in another thread, which costs as much as the rest
-        door.look(trace)
-        asked = parse(kind, await read_json(request, settings.max_body_bytes))
-        return Response(await door.answer(asked, trace), media_type=JSON_TYPE)
+        try:
+            door.look(trace)
+            asked = parse(kind, await read_json(request, settings.max_body_bytes))
+            return Response(await door.answer(asked, trace), media_type=JSON_TYPE)
+        except ShedError:
+            await asyncio.sleep(SHED_WAITS_S)
+            raise
 
     @app.post("/v1/recommend", **RECOMMEND_DOCS)
     async def post_recommend(request: Request) -> Response:

@@ -126,8 +126,8 @@ def _what_replicas_said() -> str:
 
 
 def settle_down() -> None:
-    """For a replica that has loaded everything: what stays is no longer looked through by the garbage collector, which for 100,000 items
-    takes longer than a request; and the thread that reads requests gets its turn beside the one that answers them.
+    """For a replica that has loaded everything: what stays is no longer looked through by the garbage collector, and the thread that reads
+    requests gets its turn beside the one that answers them.
     """
     gc.collect()
     gc.freeze()

@@ -6,7 +6,7 @@ What takes long (reading, encoding) is done by whoever calls, in its own thread;
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from serving import catalogue as cat
 from serving.activity import Activity
 from serving.catalogue import Catalogue, ItemChanges, Orders
 from serving.engine import Engine
+from serving.interfaces import Encoder
 from serving.model import BundleModel
 from serving.state import ServingState
 from serving.store import ItemActivityRows, Readers, chunks
@@ -30,15 +31,6 @@ class Live:
     readers: Readers | None = None
     problems: dict[str, str] = field(default_factory=dict)
     refreshed: bool = False
-
-
-class _Served(Protocol):
-    """What changes of items ask of a model."""
-
-    @property
-    def content_features(self) -> Sequence[str]: ...
-    def encode(self, content: Any) -> Any: ...
-    def put(self, rows: Ints, encoded: Any) -> None: ...
 
 
 class Replica:
@@ -237,7 +229,7 @@ def parts(rows: Ints) -> list[Ints]:
     return [rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)]
 
 
-def _content_for(model: _Served, changes: ItemChanges) -> dict[str, Sequence[Any]]:
+def _content_for(model: Encoder, changes: ItemChanges) -> dict[str, Sequence[Any]]:
     nothing = [None] * len(changes)
     content = {name: changes.content.get(name, nothing) for name in model.content_features}
     return {"item_id": changes.item_ids, **content}

@@ -3,7 +3,7 @@
 Exact while the catalogue is small; above that inverted lists (IVF), of which a search reads the `nprobe` nearest: as few
 as reach the wanted recall on real users' vectors. What has come since the build stands in a small side, searched
 exactly. Shape suffixes: N rows of the build, S rows of the side, R rows in all, D width, B queries, K results, Q queries
-that recall is measured on.
+that recall is measured on. One module, though a long one: build, search, change and file of an index share what it is made of.
 """
 
 import json

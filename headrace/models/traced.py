@@ -1,7 +1,7 @@
 """The models' arithmetic without their Python: what a request runs, recorded once and replayed.
 
-Half of what a request's few hundred rows cost in eager PyTorch is Python between operations. A trace replays the same operations, to the
-same bits, whatever the number of candidates. `torch.jit` is in maintenance and said to be deprecated; torch.export's own module is slower
+Half of what a request's few hundred rows cost in eager PyTorch is Python between operations. A trace replays the same operations,
+whatever the number of candidates. `torch.jit` is in maintenance and said to be deprecated; torch.export's own module is slower
 than eager code, and an ONNX export as fast as a trace brings three more packages (docs/adr/0012). This module is the one place to change.
 """
 

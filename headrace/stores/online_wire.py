@@ -87,7 +87,7 @@ def read(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) 
 
 
 class KeptLine:
-    """A connection to one server that one thread keeps: to borrow one from a pool for each read takes as long as the read."""
+    """A connection to one server that one thread keeps: to borrow one from a pool for each read is a good part of it."""
 
     def __init__(self, client: "redis.Redis") -> None:
         self._connection = client.connection_pool.make_connection()

@@ -1,4 +1,7 @@
-"""The client against the real applications on a real Valkey: every event whose `send` returned is in the log, and counted once."""
+"""The client against the real applications on a real Valkey: every event whose `send` returned is in the log, and counted once.
+
+One file, since all of it starts from one served application.
+"""
 
 import asyncio
 import itertools

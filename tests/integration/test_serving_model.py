@@ -1,4 +1,7 @@
-"""The recommender on real features and real bundles: read from what the flow wrote, followed, swapped and refused while it serves."""
+"""The recommender on real features and real bundles: read from what the flow wrote, followed, swapped and refused while it serves.
+
+One file, since all of it starts from one shop with a flow and a store.
+"""
 
 import asyncio
 import os

@@ -1,4 +1,7 @@
-"""Law 5, always a slate: whatever is missing, min(n, eligible) items come back and what was missing is named."""
+"""Law 5, always a slate: whatever is missing, min(n, eligible) items come back and what was missing is named.
+
+Long because one law has many ways to be short of something.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -21,7 +21,16 @@ MARK = b"kernel"
 
 def kernel(function: F) -> F:
     """Compile a function over NumPy arrays and numbers; it releases the GIL. Keeps the annotated type for its callers."""
-    compiled = nb.njit(nogil=True)(function)
+    return _compiled(function, fastmath=False)
+
+
+def fast_kernel(function: F) -> F:
+    """As `kernel`, for a model's arithmetic: sums in any order, so that they run on vectors. NaN and infinity keep their meaning."""
+    return _compiled(function, fastmath={"reassoc", "contract", "arcp", "nsz"})
+
+
+def _compiled(function: F, fastmath: bool | set[str]) -> F:
+    compiled = nb.njit(nogil=True, fastmath=fastmath)(function)
     compiled._cache = _Cache(function)  # what njit(cache=True) does, with our stamp
     return cast(F, compiled)
 

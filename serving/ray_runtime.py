@@ -56,6 +56,10 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",  # else replicas give way to everything else on the machine, the collector first
+        # A replica answers in one thread, so that more cores serve more replicas; BLAS reads this when it is loaded.
+        "OPENBLAS_NUM_THREADS": "1",
+        # Items and lists are read at random places: with large pages where the system has them, most of the walks to a page are saved.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         # Some of Ray's services listen on every interface, whatever one sets: they want a token that nobody else has.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),

@@ -6,7 +6,12 @@ features, F numeric features, D width, I rows of the catalogue table, O outcomes
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
+
+from headrace.arrays import Ints
 
 
 class ItemInputs(NamedTuple):
@@ -45,3 +50,17 @@ class UserInputs(NamedTuple):
 
     def to(self, device: str) -> "UserInputs":
         return UserInputs(*(field.to(device) for field in self))
+
+
+class OneUser(NamedTuple):
+    """`UserInputs` of one user, as arrays."""
+
+    categories_C: Ints
+    numbers_F: npt.NDArray[np.float32]
+    items_L: Ints
+    types_L: Ints
+    gaps_L: Ints
+
+    def batch(self, count: int) -> UserInputs:
+        """So many times."""
+        return UserInputs(*(torch.from_numpy(field).expand(count, -1).clone() for field in self))

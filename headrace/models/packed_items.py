@@ -8,14 +8,18 @@ Shape suffixes as in `headrace.models.inputs`; W is the row's width.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from headrace.models.inputs import EncodedItems, ItemInputs
 
 MOST_CODES: Final = 2**24
+
+Rows = TypeVar("Rows", Tensor, npt.NDArray[np.float32])
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,22 @@ class PackedItems:
         codes = (items.id_N[:, None].float(), items.categories_NC.float())
         return torch.cat([tower_ND, ranker_ND, items.content_NF, *codes], dim=1)
 
-    def tower(self, rows_NW: Tensor) -> Tensor:
+    def tower(self, rows_NW: Rows) -> Rows:
         """The item tower's vectors. Leading shape any."""
         return rows_NW[..., : self.width]
 
+    @property
+    def content_at(self) -> int:
+        """Where the content begins; before it stand the two vectors."""
+        return 2 * self.width
+
+    @property
+    def codes_at(self) -> int:
+        return self.content_at + self.content
+
     def ranked(self, rows_NW: Tensor, activity_NF: Tensor) -> EncodedItems:
         """As the ranker reads items. Codes are floats, which compare as the integers do."""
-        content_at = 2 * self.width
-        codes_at = content_at + self.content
+        content_at, codes_at = self.content_at, self.codes_at
         inputs = ItemInputs(
             rows_NW[..., codes_at], rows_NW[..., codes_at + 1 :], rows_NW[..., content_at:codes_at], activity_NF
         )

@@ -28,7 +28,7 @@ from headrace import names
 from headrace.arrays import Floats, Ints
 from headrace.models import columns
 from headrace.models.columns import Columns
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs, OneUser, UserInputs
 from headrace.settings import MICROS
 
 MISSING: Final = 0
@@ -278,6 +278,11 @@ class Preprocessing:
             types_BL=torch.from_numpy(types_BL),
             gaps_BL=torch.from_numpy(gaps_BL),
         )
+
+    def user(self, features: Columns, t_us: int, code_of_item: Callable[[object], int]) -> OneUser:
+        """`users` of one, as arrays."""
+        users = self.users(features, np.array([t_us], np.int64), code_of_item)
+        return OneUser(*(field[0].numpy() for field in users))
 
     def _history(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> tuple[Ints, Ints, Ints]:
         if any(name not in features for name in (RECENT_ITEMS, RECENT_TYPES, RECENT_TIMES)):

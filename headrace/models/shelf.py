@@ -17,12 +17,13 @@ from headrace import names
 from headrace.arrays import Floats, Ints
 from headrace.models.columns import Columns
 from headrace.models.explain import named, weigh
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.fused import Fused
+from headrace.models.fused_kernels import UserState
+from headrace.models.inputs import ItemInputs, OneUser
 from headrace.models.packed_items import MOST_CODES, PackedItems
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
-from headrace.models.traced import Traced
 
 FIRST: Final = Catalogue.FIRST
 """Tables begin with a row of padding and one of any item that is not known, as training's do."""
@@ -37,23 +38,22 @@ Floats32 = npt.NDArray[np.float32]
 class EncodedRows:
     """Some items, ready to be put on the shelf: `headrace.models.packed_items`."""
 
-    rows_NW: Tensor
+    rows_NW: Floats32
     vectors: Floats32
     """What retrieval looks for. Shape (N, D)."""
 
 
 @dataclass(frozen=True)
 class UserView:
-    """A user at a time, as both models read one: inputs of one row, the items of the history, and the user tower's vector (1, D)."""
+    """A user at a time, as both models read one, and what they make of it."""
 
-    inputs: UserInputs
-    history_BLW: Tensor
-    vector_BD: Tensor
+    inputs: OneUser
+    state: UserState
 
     @property
     def vector(self) -> Floats32:
         """Shape (1, D)."""
-        return np.asarray(self.vector_BD.numpy())
+        return self.state.vector_D[None]
 
 
 class Shelf:
@@ -71,9 +71,9 @@ class Shelf:
             raise ValueError(f"{len(preprocessing.ids)} codes of items, at most {MOST_CODES}: train with fewer ids")
         special = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
         special.id_N[1] = 1
-        self._table_IW = torch.cat([self._encode(special), self.encode(content).rows_NW])
+        self._table_IW = np.concatenate([self._encode(special), self.encode(content).rows_NW])
         self._count = len(self._table_IW)
-        self._traced = self._trace()
+        self._fused = Fused(towers, ranker, self._packing)
 
     def __len__(self) -> int:
         return self._count - FIRST
@@ -90,14 +90,14 @@ class Shelf:
             )
             for start in range(0, max(len(ids), 1), _BATCH)
         ]
-        rows_NW = torch.cat(parts)
-        return EncodedRows(rows_NW, np.ascontiguousarray(self._packing.tower(rows_NW).numpy()))
+        rows_NW = np.concatenate(parts)
+        return EncodedRows(rows_NW, np.ascontiguousarray(self._packing.tower(rows_NW)))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _encode(self, items: ItemInputs) -> Tensor:
-        return self._packing.pack(items, self._towers.item_encoder(items), self._ranker.item_encoder(items))
+    def _encode(self, items: ItemInputs) -> Floats32:
+        packed: Tensor = self._packing.pack(items, self._towers.item_encoder(items), self._ranker.item_encoder(items))
+        return np.asarray(packed.numpy())
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
     def put(self, rows: Ints, encoded: EncodedRows) -> None:
         """Replace items, or add some behind the last. Raises ValueError where that would leave a gap."""
         needed = int(rows.max(initial=-1)) + 1 + FIRST
@@ -105,16 +105,14 @@ class Shelf:
             raise ValueError(f"row {needed - 1 - FIRST} is not on the shelf of {len(self)} and would not be the next")
         if needed > len(self._table_IW):
             spare = needed + max(_SPARE, needed // 8) - len(self._table_IW)
-            self._table_IW = torch.cat([self._table_IW, self._table_IW.new_zeros(spare, self._table_IW.shape[1])])
-        self._table_IW[torch.from_numpy(rows + FIRST)] = encoded.rows_NW
+            self._table_IW = np.concatenate([self._table_IW, np.zeros((spare, self._table_IW.shape[1]), np.float32)])
+        self._table_IW[rows + FIRST] = encoded.rows_NW
         self._count = max(self._count, needed)
 
     def vectors(self, rows: Ints) -> Floats32:
         """The item tower's. Shape (R, D)."""
-        found_RD = self._packing.tower(self._table_IW[torch.from_numpy(rows + FIRST)])
-        return np.ascontiguousarray(found_RD.numpy())
+        return np.ascontiguousarray(self._packing.tower(self._table_IW[rows + FIRST]))
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def user(self, features: Mapping[str, Any], t_us: int, row_of: Callable[[str], int | None]) -> UserView:
         """Columns of one user (B = 1) at t; `row_of` gives an item's row. Raises ValueError where the vector is not finite."""
 
@@ -124,41 +122,31 @@ class Shelf:
                 return row + FIRST
             return 1 if item_id else 0
 
-        inputs = self.preprocessing.users(features, np.array([t_us], dtype=np.int64), code_of)
-        history_BLW = self._rows(inputs.items_BL[0])
-        vector_BD = self._traced.user_vectors(inputs, history_BLW)
-        if not bool(torch.isfinite(vector_BD).all()):
+        inputs = self.preprocessing.user(features, t_us, code_of)
+        state = self._fused.user(inputs, self._table_IW)
+        if not np.isfinite(state.vector_D).all():
             raise ValueError("the user's vector is not finite")
-        return UserView(inputs, history_BLW, vector_BD)
+        return UserView(inputs, state)
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def rank(self, user: UserView, rows: Ints, activity_NA: Floats) -> Floats32:
         """Scores, shape (R,), higher is better. `activity_NA`: values in the order of `preprocessing.activity`, NaN for null."""
-        items_BNW = self._rows(torch.from_numpy(rows + FIRST))
-        activity_BNF = torch.from_numpy(self.preprocessing.activity.apply(activity_NA))[None]
-        scores_BN = self._traced.scores(user.inputs, user.vector_BD, items_BNW, activity_BNF, user.history_BLW)
-        return np.asarray(scores_BN[0].numpy())
+        activity_NF = self.preprocessing.activity.apply(activity_NA)
+        return self._fused.scores(user.state, self._table_IW, rows + FIRST, activity_NF)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _trace(self) -> Traced:
-        users = self.preprocessing.users({}, np.zeros(1, np.int64), lambda _: 0)
-        activity = self.preprocessing.activity_width
-        return Traced(self._towers, self._ranker, self._packing, users, self._table_IW[None, :FIRST], activity)
-
-    def _rows(self, index_N: Tensor) -> Tensor:
-        """Shape (1, N, W)."""
-        return self._table_IW.index_select(0, index_N)[None]
+    def _rows(self, rows_N: Ints) -> Tensor:
+        """Of the table. Shape (N, W)."""
+        return torch.from_numpy(self._table_IW[rows_N])
 
     def explain(
         self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]
     ) -> list[list[dict[str, Any]]]:
         """For each row the features that weighed most in its score. `history`: item ids of the user's, oldest first."""
         count = len(rows)
-        users = UserInputs(*(field.expand(count, *field.shape[1:]).clone() for field in user.inputs))
-        rows_R1W = self._rows(torch.from_numpy(rows + FIRST)).transpose(0, 1)
+        users = user.inputs.batch(count)
+        rows_R1W = self._rows(rows + FIRST)[:, None]
         activity_R1F = torch.from_numpy(self.preprocessing.activity.apply(activity_NA))[:, None]
-        past_RLW = user.history_BLW.expand(count, -1, -1).clone()
-        retrieved_R1 = self._packing.tower(rows_R1W) @ user.vector_BD[0].clone()
+        past_RLW = self._rows(user.inputs.items_L).expand(count, -1, -1).clone()
+        retrieved_R1 = self._packing.tower(rows_R1W) @ torch.from_numpy(user.state.vector_D)
         items = self._packing.ranked(rows_R1W, activity_R1F)
         past = self._packing.ranked(past_RLW, past_RLW[..., :0])
         weights = weigh(self._ranker, users, items, past, retrieved_R1)

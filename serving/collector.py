@@ -19,7 +19,7 @@ from headrace.clock import Clock, system_clock
 from headrace.events import ClockError, EventIn, Refusal, parse, stamp
 from headrace.settings import MICROS, Settings
 from headrace.stores.tokens import EVENTS
-from serving.acknowledge import acknowledgement, acknowledgement_docs, commit
+from serving.acknowledge import Acknowledger, acknowledgement_docs
 from serving.auth import Keys, require
 from serving.committer import GroupCommitter, Record, log_writer
 from serving.metrics import CollectorMetrics, exposition
@@ -118,6 +118,8 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     metrics = CollectorMetrics(settings.metrics_dir)
     validator = EventValidator(settings, clock)
     committer = GroupCommitter(log_writer(settings), metrics)
+    again = "send the same events, with the same event_id, again after Retry-After seconds"
+    acknowledger = Acknowledger(committer, metrics, EVENTS, "event", again, _metric_field)
     may_write = require(Keys(settings.event_keys, "HEADRACE_EVENT_KEYS"))
     may_read = require(Keys(settings.read_keys, "HEADRACE_READ_KEYS"))
 
@@ -134,19 +136,7 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     async def post_events(request: Request) -> Response:
         may_write(request)  # as a dependency it would be called in another thread, which costs as much as the rest
         batch = validator.validate(await read_json(request, settings.max_body_bytes))
-        for refusal in batch.refused:
-            metrics.refused.labels(_metric_field(refusal["field"])).inc()
-        if not batch.records:
-            raise Problem(
-                422,
-                "no event was accepted",
-                "correct each by its reason and send it again; docs at /docs",
-                detail={"accepted": 0, "refused": batch.refused},
-            )
-        remedy = "send the same events, with the same event_id, again after Retry-After seconds"
-        positions = await commit(committer, batch.records, metrics.unavailable, remedy)
-        metrics.accepted.inc(len(batch.records))
-        return json_response(acknowledgement(EVENTS, len(batch.records), batch.refused, positions))
+        return json_response(await acknowledger.take(batch.records, batch.refused))
 
     @app.get("/metrics", dependencies=[Depends(may_read)], include_in_schema=False)
     def get_metrics() -> Response:

@@ -26,7 +26,7 @@ from headrace.stores.item_fields import MAX_TEXT, ItemFieldError
 from headrace.stores.item_rows import NoSuchViewError, row_of
 from headrace.stores.plain_rows import PlainLayout
 from headrace.stores.tokens import ITEMS
-from serving.acknowledge import acknowledgement, acknowledgement_docs, commit
+from serving.acknowledge import Acknowledger, acknowledgement_docs
 from serving.auth import Keys, require
 from serving.committer import GroupCommitter, Record, log_writer
 from serving.metrics import ItemsMetrics, RecommenderMetrics
@@ -204,24 +204,13 @@ class ItemsDoor:
     def __init__(self, settings: Settings, clock: Clock, metrics: ItemsMetrics) -> None:
         self._validator = ItemValidator(settings, clock)
         self._committer = GroupCommitter(log_writer(settings), metrics)
-        self._metrics = metrics
+        again = "send the same operations again after Retry-After seconds: taken twice, they change nothing"
+        self._acknowledger = Acknowledger(self._committer, metrics, ITEMS, "operation", again, _metric_field)
 
     async def take(self, body: object) -> dict[str, Any]:
         """The acknowledgement. Raises `Problem`."""
         batch = await anyio.to_thread.run_sync(self._validator.validate, body)
-        for refusal in batch.refused:
-            self._metrics.refused.labels(_metric_field(refusal["field"])).inc()
-        if not batch.records:
-            raise Problem(
-                422,
-                "no operation was accepted",
-                "correct each by its reason and send it again; docs at /docs",
-                detail={"accepted": 0, "refused": batch.refused},
-            )
-        remedy = "send the same operations again after Retry-After seconds: taken twice, they change nothing"
-        positions = await commit(self._committer, batch.records, self._metrics.unavailable, remedy)
-        self._metrics.accepted.inc(len(batch.records))
-        return acknowledgement(ITEMS, len(batch.records), batch.refused, positions)
+        return await self._acknowledger.take(batch.records, batch.refused)
 
     async def close(self) -> None:
         await self._committer.close()

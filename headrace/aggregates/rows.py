@@ -7,6 +7,7 @@ foreign definition, one cut short or damaged, is refused as a whole; reads stay 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -36,11 +37,9 @@ def joined(spec: ViewSpec, raws: Sequence[bytes | None]) -> tuple[Bytes, Ints]:
 
     Raises StateMismatchError for a row that is there and empty.
     """
-    lengths = np.fromiter((-1 if raw is None else len(raw) for raw in raws), np.int64, len(raws))
-    if (lengths == 0).any():
+    if b"" in raws:
         raise StateMismatchError(damaged(spec))
-    begins = np.zeros(len(raws) + 1, np.int64)
-    np.cumsum(np.maximum(lengths, 0), out=begins[1:])
+    begins = np.array([*accumulate([0 if raw is None else len(raw) for raw in raws], initial=0)], np.int64)
     return np.frombuffer(b"".join(filter(None, raws)), np.uint8), begins
 
 

@@ -116,10 +116,10 @@ def _decode(
     for row in range(len(begins) - 1):
         count, _, at, _ = _list_of(rows, begins[row], begins[row + 1], parts, part)
         firsts[row + 1] = firsts[row] + count if at != BROKEN and firsts[row] != BROKEN else BROKEN
-    entries = max(firsts[-1], 0)
+    entries = np.int64(max(firsts[-1], 0))
     times, cells = np.empty(entries, np.int64), np.zeros((len(kinds), entries + 1), np.int64)
     ends = np.empty((len(kinds), entries), np.int64)
-    room = 0
+    room = np.int64(0)
     for row in range(len(begins) - 1 if firsts[-1] != BROKEN else 0):
         _, time, at, end = _list_of(rows, begins[row], begins[row + 1], parts, part)
         for i in range(firsts[row], firsts[row + 1]):
@@ -131,7 +131,7 @@ def _decode(
                 return firsts, times, cells, rows[:0].copy()
             room += _text_room(kinds, cells[:, i], ends[:, i])
     text = np.empty(room, np.uint8)
-    at = 0
+    at = np.int64(0)
     for column in range(len(kinds)):
         for i in range(entries):
             start, after = cells[column, i], ends[column, i]

@@ -64,12 +64,12 @@ class Question:
         """(rows,) from counts (features, rows), sums (rows, features, 3) and buckets (rows, buckets of all features)."""
         one = self.aggregates[row]
         if one.function == sp.COUNT:
-            return counts[row]
+            return np.asarray(counts[row])
         with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
             if one.function == sp.MEAN:
                 return np.asarray(sums[:, row, 0] / counts[row])
             if one.function == sp.STD:
-                return np.sqrt(sums[:, row, 2] / sums[:, row, 0])
+                return np.asarray(np.sqrt(sums[:, row, 2] / sums[:, row, 0]))
             if one.function == sp.ZSCORE:
                 own = buckets[:, self.asked[row, BUCKET_AT] :]
                 newest, before = own[:, 0], own[:, 1 : (one.window_us or 0) // (one.span_us or 1)]

@@ -1,7 +1,6 @@
 """The as-of read: packed rows and a time t turned into feature values. The same state gives fewer views as t moves on."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -31,16 +30,13 @@ class StreamRows:
         """Raises StateMismatchError for rows of another definition, or damaged ones."""
         self.layout = layout
         self._rows, self._begins = joined(layout.spec, raws)
-        self._newest = check(layout.spec, len(layout.parts), self._rows, self._begins)
+        self._newest, newest_us = check(layout.spec, len(layout.parts), self._rows, self._begins)
+        self.newest_us = max(0, newest_us)
+        """Time of the newest event in these rows, 0 if there is none."""
         self._histories: dict[int, Histories] = {}
 
     def __len__(self) -> int:
         return len(self._newest)
-
-    @cached_property
-    def newest_us(self) -> int:
-        """Time of the newest event in these rows, 0 if there is none."""
-        return max(0, int(self._newest.max(initial=0)))
 
     @property
     def newest_each_us(self) -> Ints:

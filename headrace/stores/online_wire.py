@@ -169,7 +169,7 @@ def _read_raw(connection: Any, wanted: Sequence[ViewKeys], statuses: Sequence[in
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
-    heads = [*np.flatnonzero(lengths <= _ARRAY).tolist(), len(lengths)]
+    heads = [*(at for at, length in enumerate(lengths.tolist()) if length <= _ARRAY), len(lengths)]
     replies = [RawRows(buffer, starts[head + 1 : end], lengths[head + 1 : end]) for head, end in pairwise(heads)]
     rows = replies[-1] if count else RawRows.join([])
     bounds = pairwise(accumulate([len(each.keys) for each in wanted], initial=0))

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from headrace.arrays import Floats, Ints, Mask
+from headrace.firsts import merge
 from serving import candidates as c
 from serving.candidates import Candidates, RecommendationRequest, Trace
 from serving.catalogue import Catalogue
@@ -84,11 +85,8 @@ def gather(sources: Sequence[tuple[str, Callable[[], Found]]], trace: Trace) -> 
             else:
                 source.count = len(parts[-1])
     everything = Candidates.join(parts)
-    _, first, place = np.unique(everything.rows, return_index=True, return_inverse=True)
-    found_by = np.zeros(len(first), np.int64)
-    np.bitwise_or.at(found_by, place, everything.found_by)
-    order = np.argsort(first)
-    return Candidates(everything.rows[first[order]], found_by[order], everything.scores[first[order]])
+    first, found_by = merge(everything.rows, everything.found_by)
+    return Candidates(everything.rows[first], found_by, everything.scores[first])
 
 
 def read_user(user: User, state: ServingState, trace: Trace) -> Any:
@@ -97,7 +95,7 @@ def read_user(user: User, state: ServingState, trace: Trace) -> Any:
     if model is None:
         trace.degrade(c.NO_MODEL)
         return None
-    if any(item not in state.catalogue.row_of for item in user.history):
+    if not state.catalogue.row_of.keys() >= set(user.history):
         trace.degrade(c.UNKNOWN_HISTORY)
     if user.rows is None:
         return None
@@ -119,14 +117,14 @@ def trending_like(rows: Ints, catalogue: Catalogue) -> Ints:
     categories = categories[categories >= 0]
     if not len(categories):
         return np.zeros(0, np.int64)
-    main = np.bincount(categories).argmax()
-    trending = catalogue.orders.trending
-    return np.asarray(trending[catalogue.category[trending] == main])
+    return catalogue.trending_in(int(np.bincount(categories).argmax()))
 
 
 def by_popularity(rows: Ints, catalogue: Catalogue) -> Found:
     """Rows with their popularity as scores."""
     overall = catalogue.orders.overall
+    if len(overall) >= len(catalogue):
+        return rows, overall[rows]
     scores = np.zeros(len(rows))
     scored = rows < len(overall)
     scores[scored] = overall[rows[scored]]

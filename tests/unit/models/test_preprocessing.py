@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.models import columns
@@ -128,12 +128,14 @@ def test_one_user_is_what_users_of_one_are() -> None:
             assert (ours.dtype, ours.tolist()) == (theirs.numpy().dtype, theirs[0].tolist())
 
 
+@settings(deadline=None)  # compiling takes long
 @given(st.integers(-(10**7), 2**40))
 def test_a_gap_is_cut_where_the_logarithm_of_its_seconds_is_whole(since_us: int) -> None:
     expected = min(1 + math.floor(math.log2(1 + max(since_us, 0) / MICROS)), GAP_BUCKETS - 1)
     assert gap_buckets(np.array([T_US]), np.array([T_US - since_us])).tolist() == [expected]
 
 
+@settings(deadline=None)  # compiling takes long
 @given(st.floats(-1e6, 1e6) | st.integers(-2_000, 2_000).map(float) | st.sampled_from([math.nan, math.inf]))
 def test_numbers_are_scaled_as_their_rule_says(value: float) -> None:
     both = Numbers((Number("a", "measure", mean=0.7, std=1.3), Number("b", "count", mean=0.2, std=0.5)))

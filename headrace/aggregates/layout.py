@@ -130,14 +130,18 @@ class Layout:
                 return index, recent.columns.index(aggregate.expression)
         raise KeyError(aggregate.name)
 
-    def session_part(self, aggregate: AggregateSpec) -> int:
-        """Which part holds the sessions that an aggregation reads."""
-        return len(self.lists) + self.sessions.index(SessionGroup(aggregate.types))
-
-    def distinct_part(self, aggregate: AggregateSpec) -> int:
-        """Which part holds the values that an aggregation counts."""
-        sets = [(one.types, one.expression) for one in self.distinct]
-        return len(self.lists) + len(self.sessions) + sets.index((aggregate.types, str(aggregate.expression)))
+    @cached_property
+    def part_of(self) -> dict[str, int]:
+        """Which part holds the sessions, or the values, that a feature counts."""
+        parts = {}
+        for one in self.spec.aggregates:
+            if one.function in sp.SESSIONS:
+                parts[one.name] = len(self.lists) + self.sessions.index(SessionGroup(one.types))
+            elif one.function == sp.COUNT_DISTINCT:
+                sets = [(each.types, each.expression) for each in self.distinct]
+                place = sets.index((one.types, str(one.expression)))
+                parts[one.name] = len(self.lists) + len(self.sessions) + place
+        return parts
 
 
 def _rings(spec: ViewSpec) -> Iterator[Ring]:

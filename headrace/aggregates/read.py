@@ -86,12 +86,11 @@ class StreamRows:
             found = answer
         sessions: dict[int, tuple[Ints, Ints]] = {}
         for one in reading.of_sets:
+            part = layout.part_of[one.name]
             if one.function == sp.COUNT_DISTINCT:
-                part, since = layout.distinct_part(one), one.window_start(t_us)
-                found[one.name], bad_row = distinct_since(*rows, len(layout.parts), part, since)
+                found[one.name], bad_row = distinct_since(*rows, len(layout.parts), part, one.window_start(t_us))
                 self._refuse(bad_row)
                 continue
-            part = layout.session_part(one)
             if part not in sessions:
                 gap_us = layout.spec.session_gap_us
                 counts, lengths_us, bad_row = current_sessions(*rows, len(layout.parts), part, gap_us, t_us)

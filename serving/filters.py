@@ -28,7 +28,7 @@ def split(
 
 def why_not(rows: Ints, request: RecommendationRequest, catalogue: Catalogue, hidden: Collection[str]) -> Ints:
     """For each row the place in REASONS of why it is not eligible, -1 if it is. The first reason counts."""
-    state, never = catalogue.state[rows], request.never_shown
+    state, never = catalogue.state.take(rows), request.never_shown
     reasons = np.full(len(rows), -1, np.int64)
     if request.wanted.narrows:  # from the last reason to the first, which is the one that stands
         reasons[catalogue.outside(request.wanted, rows)] = _PLACE[c.FILTERED]

@@ -19,6 +19,7 @@ POOL: Final = 500
 SEEDS, NEIGHBOURS, UNFINISHED, TRENDING, NEW = 5, 60, 10, 40, 20
 
 Found = tuple[Ints, Floats]
+_NOTHING: Final[Found] = (np.zeros(0, np.int64), np.zeros(0))
 
 
 def retrieve(
@@ -72,21 +73,22 @@ def alike(request: RecommendationRequest, state: ServingState, allowed: Mask | N
 
 def gather(sources: Sequence[tuple[str, Callable[[], Found]]], trace: Trace) -> Candidates:
     """Ask each source and keep the first find of each item, with all that found it. A model that throws is named."""
-    parts = [Candidates.none()]
+    parts, bits = [_NOTHING], [0]
     for name, ask in sources:
         with trace.source(name) as source:
             if trace.left_s() <= 0:
                 trace.degrade(c.LATE_RETRIEVAL)
                 continue
             try:
-                parts.append(Candidates.of(name, *ask()))
+                parts.append(ask())
             except MODEL_ERRORS as error:
                 trace.degrade(c.RETRIEVAL_FAILED, error)
             else:
-                source.count = len(parts[-1])
-    everything = Candidates.join(parts)
-    first, found_by = merge(everything.rows, everything.found_by)
-    return Candidates(everything.rows[first], found_by, everything.scores[first])
+                bits.append(c.BIT[name])
+                source.count = len(parts[-1][0])
+    rows, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first, found_by = merge(rows, np.repeat(bits, [len(part[0]) for part in parts]))
+    return Candidates(rows.take(first), found_by, scores.take(first))
 
 
 def read_user(user: User, state: ServingState, trace: Trace) -> Any:
@@ -124,7 +126,7 @@ def by_popularity(rows: Ints, catalogue: Catalogue) -> Found:
     """Rows with their popularity as scores."""
     overall = catalogue.orders.overall
     if len(overall) >= len(catalogue):
-        return rows, overall[rows]
+        return rows, overall.take(rows)
     scores = np.zeros(len(rows))
     scored = rows < len(overall)
     scores[scored] = overall[rows[scored]]

@@ -78,12 +78,11 @@ class Activity:
 
     def at(self, rows: Ints, t_us: int) -> Floats:
         """Values as of t, NaN for null. Shape (len(rows), features). `t_us` must be after `newest_us`."""
-        hops = self._hop[rows]
+        hops = self._hop.take(rows)  # for rows at random it takes half as long as an index does
         old = rows[(hops != t_us // self.hop_us) & (hops != _NEVER_OLD)]
         if len(old):
             self.keep(old, t_us, *self.compute(old, t_us))
-        found: Floats = self._values[rows]
-        return found
+        return self._values.take(rows, axis=0)
 
     def columns(self, wanted: Sequence[str], rows: Ints, t_us: int) -> Floats:
         """`at`, of the named features in that order; NaN for one that the view does not have. Shape (len(rows), len(wanted))."""

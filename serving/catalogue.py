@@ -94,6 +94,8 @@ class Catalogue:
         self._brand = np.zeros(0, np.int64)
         self._price = np.zeros(0)
         self._listed_us = np.zeros(0, np.int64)
+        self._trending = self.orders.trending
+        self._trending_in: dict[int, Ints] = {}
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -113,9 +115,8 @@ class Catalogue:
 
     def rows(self, item_ids: Sequence[str]) -> Ints:
         """Of the items that are known, in the order given."""
-        found = (self.row_of.get(item_id, -1) for item_id in item_ids)
-        rows = np.fromiter(found, np.int64, len(item_ids))
-        return rows[rows >= 0]
+        row_of = self.row_of.get
+        return np.array([row for item_id in item_ids if (row := row_of(item_id)) is not None], np.int64)
 
     def put(self, changes: ItemChanges) -> Ints:
         """Take in changes; returns the rows. An item may come once in them.
@@ -123,6 +124,7 @@ class Catalogue:
         The columns have their new places before the catalogue is said to be longer: whoever reads them meanwhile in another thread, to
         save or to sort them, finds all that its length promises.
         """
+        self._trending_in = {}
         known = len(self)
         new_ids = [item_id for item_id in changes.item_ids if item_id not in self.row_of]
         count = known + len(new_ids)
@@ -151,6 +153,15 @@ class Catalogue:
         """All rows; those that came since the orders were made are the last."""
         popular = self.orders.popular
         return popular if len(popular) == len(self) else np.concatenate([popular, np.arange(len(popular), len(self))])
+
+    def trending_in(self, category: int) -> Ints:
+        """What trends in a category, by its code; looked for once until the orders or an item change."""
+        trending = self.orders.trending
+        if self._trending is not trending:
+            self._trending, self._trending_in = trending, {}
+        if category not in self._trending_in:
+            self._trending_in[category] = trending[self._category[trending] == category]
+        return self._trending_in[category]
 
     def announce(self, new: Ints) -> None:
         """New rows are the newest at once; the next orders put them in their place."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from headrace.arrays import Floats, Ints, Mask
+from headrace.firsts import firsts
 from headrace.models.bundle import Bundle, BundleError
 from headrace.models.columns import Columns
 from headrace.models.index import ItemIndex
@@ -38,6 +39,7 @@ class BundleModel:
         Raises BundleError where the bundle does not fit together or with it.
         """
         self._bundle = bundle
+        self._activity_features = [number.name for number in bundle.preprocessing.activity_numbers]
         self._row_of: Callable[[str], int | None] = catalogue.row_of.get
         every = np.arange(len(catalogue) if count is None else count)
         try:
@@ -77,7 +79,7 @@ class BundleModel:
 
     @property
     def activity_features(self) -> Sequence[str]:
-        return [number.name for number in self._bundle.preprocessing.activity_numbers]
+        return self._activity_features
 
     @property
     def index_size(self) -> int:
@@ -99,12 +101,11 @@ class BundleModel:
         if not len(places):
             return np.zeros(0, np.int64), np.zeros(0)
         share = max(1, k // len(places))
-        near = self._bundle.items.neighbours_NK[places, :share].ravel()
+        near = self._bundle.items.neighbours_NK[places, :share].ravel().astype(np.int64)
         scores = self._bundle.items.neighbour_scores_NK[places, :share].ravel()
         order = np.argsort(-scores, kind="stable")
         order = order[near[order] >= 0]
-        _, first = np.unique(near[order], return_index=True)
-        best = order[np.sort(first)]
+        best = order[firsts(near[order])]
         return self._bundled.rows[near[best]], scores[best].astype(np.float64)
 
     def similar(self, rows: Ints, k: int, allowed: Mask | None) -> tuple[Ints, Floats]:

@@ -101,11 +101,13 @@ def shortlist(kept: Candidates, most: int) -> tuple[Candidates, Candidates]:
     """What the ranker sees, and the rest. Every source has its say: the index, which finds the most, makes room for the others."""
     if len(kept) <= most:
         return kept, kept.take(slice(0, 0))
-    of_index = kept.found_by & c.BIT[c.TWO_TOWER] != 0
-    room = max(most - int(np.count_nonzero(~of_index)), most // 2)
-    chosen = ~of_index | (np.cumsum(of_index) <= room)
-    chosen &= np.cumsum(chosen) <= most
-    return kept.take(chosen), kept.take(~chosen)
+    of_index = (kept.found_by & c.BIT[c.TWO_TOWER]).astype(np.bool_)
+    others = np.flatnonzero(~of_index)
+    room = max(most - len(others), most // 2)
+    chosen = np.sort(np.concatenate([np.flatnonzero(of_index)[:room], others]))[:most]
+    left_out = np.ones(len(kept), np.bool_)
+    left_out[chosen] = False
+    return kept.take(chosen), kept.take(left_out)
 
 
 def rank(kept: Candidates, user: User, as_read: Any, state: ServingState, needs_s: float, trace: Trace) -> Candidates:

@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from headrace.arrays import Floats, Ints, Mask
+from headrace.firsts import merge
 from serving import candidates as c
 from serving.candidates import Candidates, RecommendationRequest, Trace
 from serving.catalogue import Catalogue
@@ -18,6 +19,7 @@ POOL: Final = 500
 SEEDS, NEIGHBOURS, UNFINISHED, TRENDING, NEW = 5, 60, 10, 40, 20
 
 Found = tuple[Ints, Floats]
+_NOTHING: Final[Found] = (np.zeros(0, np.int64), np.zeros(0))
 
 
 def retrieve(
@@ -71,24 +73,22 @@ def alike(request: RecommendationRequest, state: ServingState, allowed: Mask | N
 
 def gather(sources: Sequence[tuple[str, Callable[[], Found]]], trace: Trace) -> Candidates:
     """Ask each source and keep the first find of each item, with all that found it. A model that throws is named."""
-    parts = [Candidates.none()]
+    parts, bits = [_NOTHING], [0]
     for name, ask in sources:
         with trace.source(name) as source:
             if trace.left_s() <= 0:
                 trace.degrade(c.LATE_RETRIEVAL)
                 continue
             try:
-                parts.append(Candidates.of(name, *ask()))
+                parts.append(ask())
             except MODEL_ERRORS as error:
                 trace.degrade(c.RETRIEVAL_FAILED, error)
             else:
-                source.count = len(parts[-1])
-    everything = Candidates.join(parts)
-    _, first, place = np.unique(everything.rows, return_index=True, return_inverse=True)
-    found_by = np.zeros(len(first), np.int64)
-    np.bitwise_or.at(found_by, place, everything.found_by)
-    order = np.argsort(first)
-    return Candidates(everything.rows[first[order]], found_by[order], everything.scores[first[order]])
+                bits.append(c.BIT[name])
+                source.count = len(parts[-1][0])
+    rows, scores = (np.concatenate(column) for column in zip(*parts, strict=True))
+    first, found_by = merge(rows, np.repeat(bits, [len(part[0]) for part in parts]))
+    return Candidates(rows.take(first), found_by, scores.take(first))
 
 
 def read_user(user: User, state: ServingState, trace: Trace) -> Any:
@@ -97,7 +97,7 @@ def read_user(user: User, state: ServingState, trace: Trace) -> Any:
     if model is None:
         trace.degrade(c.NO_MODEL)
         return None
-    if any(item not in state.catalogue.row_of for item in user.history):
+    if not state.catalogue.row_of.keys() >= set(user.history):
         trace.degrade(c.UNKNOWN_HISTORY)
     if user.rows is None:
         return None
@@ -119,14 +119,14 @@ def trending_like(rows: Ints, catalogue: Catalogue) -> Ints:
     categories = categories[categories >= 0]
     if not len(categories):
         return np.zeros(0, np.int64)
-    main = np.bincount(categories).argmax()
-    trending = catalogue.orders.trending
-    return np.asarray(trending[catalogue.category[trending] == main])
+    return catalogue.trending_in(int(np.bincount(categories).argmax()))
 
 
 def by_popularity(rows: Ints, catalogue: Catalogue) -> Found:
     """Rows with their popularity as scores."""
     overall = catalogue.orders.overall
+    if len(overall) >= len(catalogue):
+        return rows, overall.take(rows)
     scores = np.zeros(len(rows))
     scored = rows < len(overall)
     scores[scored] = overall[rows[scored]]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -27,105 +27,161 @@ _UUID_TEXT: Final = 36
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of some rows' lists: row i has the values offsets[i] to offsets[i + 1]."""
-
-    offsets: Ints
-    values: Ints | Floats | pa.Array | list[str]
-
-    def lists(self) -> list[list[object]]:
-        """A Python list for each row."""
-        values: list[object] = list(self.values) if isinstance(self.values, list) else self.values.tolist()
-        return [values[a:b] for a, b in pairwise(self.offsets.tolist())]
-
-    def lasts(self) -> list[object]:
-        """The last value of each row, None where it has none."""
-        return [values[-1] if values else None for values in self.lists()]
-
-    def arrow(self, declared: pa.DataType) -> pa.Array:
-        """The lists, or the last values where the type is no list's."""
-        if pa.types.is_list(declared):
-            values = self.values
-            values = values if isinstance(values, pa.Array) else pa.array(values, declared.value_type)
-            return pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), values, type=declared)
-        return pa.array(self.lasts(), declared)
-
-
-@dataclass(frozen=True)
 class Histories:
-    """The entries of one list in some rows: row i has the entries firsts[i] to firsts[i + 1]."""
+    """The entries of one list in some rows: row i has the entries firsts[i] to firsts[i + 1].
+
+    `cells` (columns, entries + 1) has what each entry holds: a number, a float's bits, a type's place, or where the text of a string
+    begins, and the end, in `text`.
+    """
 
     spec: ViewSpec
     kinds: Ints
-    rows: Bytes
     firsts: Ints
     times: Ints
-    starts: Ints
-    ends: Ints
+    cells: Ints
+    text: Bytes
 
-    def column(self, which: int, since: Int, n: int, alive: Mask) -> Column:
-        """A column of the newest n entries of each row at or after a time. Raises StateMismatchError."""
-        offsets, picked = _pick(self.firsts, self.times, since, n, alive)
+    def newest(self, since: Int, n: int, alive: Mask) -> tuple[Ints, Ints]:
+        """The newest n entries of each row at or after a time, none where it is not alive: the first, and the one past the last."""
+        return _newest(self.firsts, self.times, since, n, alive)
+
+    def column(self, which: int) -> list[Any]:
+        """A column of all entries. Raises StateMismatchError on text that is none."""
         kind = self.kinds[which]
-        if kind == pay.TIME:
-            return Column(offsets, self.times[picked])
-        firsts, lasts = _fields(self.rows, self.starts[picked], self.ends[picked], self.kinds, which)
-        if (lasts < 0).any():
-            raise StateMismatchError(damaged(self.spec))
-        if kind >= pay.STRING or kind == pay.ID:
-            return Column(offsets, self._strings(*_texts(self.rows, firsts, lasts, kind)))
-        numbers = _numbers(self.rows, firsts, lasts, kind)
+        if _is_text(kind):
+            return self._strings(self.cells[which].tolist())
         if kind == pay.TYPE:
-            if (numbers >= len(self.spec.types)).any():
-                raise StateMismatchError(damaged(self.spec))
-            return Column(offsets, [self.spec.types[number] for number in numbers.tolist()])
-        return Column(offsets, numbers.view(np.float64) if kind == pay.FLOAT else numbers)
+            types = self.spec.types
+            return [types[place] for place in self.cells[which, :-1].tolist()]
+        values: list[Any] = self._numbers(which).tolist()
+        return values
 
-    def _strings(self, text: Bytes, begins: Ints) -> pa.Array:
-        offsets = pa.py_buffer(begins.astype(np.int32))
-        strings = pa.StringArray.from_buffers(len(begins) - 1, offsets, pa.py_buffer(text))
+    def arrow(self, which: int, begins: Ints, ends: Ints, declared: pa.DataType) -> pa.Array:
+        """The lists of a column that `newest` tells of, or their last values where the type is no list's. Raises as `column` does."""
+        is_list = pa.types.is_list(declared)
+        values = self._values(which, declared.value_type if is_list else declared)
+        if not is_list:
+            return values.take(pa.array(ends - 1, mask=begins == ends))
+        offsets = np.concatenate([[0], np.cumsum(ends - begins)])
+        picked = np.repeat(begins - offsets[:-1], ends - begins) + np.arange(offsets[-1])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(picked)), type=declared)
+
+    def _values(self, which: int, kind: pa.DataType) -> pa.Array:
+        if not _is_text(self.kinds[which]):
+            return pa.array(self.column(which) if self.kinds[which] == pay.TYPE else self._numbers(which), kind)
+        offsets = pa.py_buffer(self.cells[which].astype(np.int32))
+        strings = pa.StringArray.from_buffers(len(self.times), offsets, pa.py_buffer(self.text))
         try:
             strings.validate(full=True)
         except pa.ArrowInvalid as error:
             raise StateMismatchError(damaged(self.spec)) from error
         return strings
 
+    def _numbers(self, which: int) -> Ints | Floats:
+        cells = self.cells[which, :-1]
+        return cells.view(np.float64) if self.kinds[which] == pay.FLOAT else cells
 
-def read_histories(
-    spec: ViewSpec, kinds: Ints, rows: Bytes, begins: Ints, newest: Ints, parts: int, part: int
-) -> Histories:
+    def _strings(self, begins: list[int]) -> list[str]:
+        data = self.text[begins[0] : begins[-1]].tobytes()
+        try:
+            text = data.decode()
+            if len(text) == len(data):  # a byte is a character, so text need not be made of each piece
+                return [text[a - begins[0] : b - begins[0]] for a, b in pairwise(begins)]
+            return [data[a - begins[0] : b - begins[0]].decode() for a, b in pairwise(begins)]
+        except UnicodeDecodeError as error:
+            raise StateMismatchError(damaged(self.spec)) from error
+
+
+def _is_text(kind: Int) -> bool:
+    return bool(kind >= pay.STRING or kind == pay.ID)
+
+
+def read_histories(spec: ViewSpec, kinds: Ints, rows: Bytes, begins: Ints, parts: int, part: int) -> Histories:
     """The entries of a list. Raises StateMismatchError."""
-    firsts, times, starts, ends = _entries(rows, begins, newest, parts, part)
+    firsts, times, cells, text = _decode(rows, begins, parts, part, kinds, len(spec.types))
     if firsts[-1] == BROKEN:
         raise StateMismatchError(damaged(spec))
-    return Histories(spec, kinds, rows, firsts, times, starts, ends)
+    return Histories(spec, kinds, firsts, times, cells, text)
 
 
 @kernel
-def _entries(rows: Bytes, begins: Ints, newest: Ints, parts: int, part: int) -> tuple[Ints, Ints, Ints, Ints]:
-    """Where each row's entries begin among all, (rows + 1,); of each entry its time and where its payload begins and ends.
+def _decode(
+    rows: Bytes, begins: Ints, parts: int, part: int, kinds: Ints, types: int
+) -> tuple[Ints, Ints, Ints, Bytes]:
+    """Where each row's entries begin among all, (rows + 1,); the entries' times; cells, and their text, as `Histories` has them.
 
     The first of these ends with BROKEN where a row is damaged.
     """
     firsts = np.zeros(len(begins), np.int64)
-    for row in range(len(newest)):
+    for row in range(len(begins) - 1):
         count, _, at, _ = _list_of(rows, begins[row], begins[row + 1], parts, part)
-        if at == BROKEN:
-            firsts[-1] = BROKEN
-            return firsts, firsts, firsts, firsts
-        firsts[row + 1] = firsts[row] + count
-    times, starts = np.empty(firsts[-1], np.int64), np.empty(firsts[-1], np.int64)
-    ends = np.empty(firsts[-1], np.int64)
-    for row in range(len(newest)):
+        firsts[row + 1] = firsts[row] + count if at != BROKEN and firsts[row] != BROKEN else BROKEN
+    entries = np.int64(max(firsts[-1], 0))
+    times, cells = np.empty(entries, np.int64), np.zeros((len(kinds), entries + 1), np.int64)
+    ends = np.empty((len(kinds), entries), np.int64)
+    room = np.int64(0)
+    for row in range(len(begins) - 1 if firsts[-1] != BROKEN else 0):
         _, time, at, end = _list_of(rows, begins[row], begins[row + 1], parts, part)
         for i in range(firsts[row], firsts[row + 1]):
-            since, starts[i], at = get_entry(rows, at, end)
-            if at == BROKEN:
-                firsts[-1] = BROKEN
-                return firsts, times, starts, ends
+            since, start, at = get_entry(rows, at, end)
             time += since
-            times[i], ends[i] = time, at
-    return firsts, times, starts, ends
+            times[i] = time
+            if at == BROKEN or not _find_fields(rows, start, at, kinds, types, cells[:, i], ends[:, i]):
+                firsts[-1] = BROKEN
+                return firsts, times, cells, rows[:0].copy()
+            room += _text_room(kinds, cells[:, i], ends[:, i])
+    text = np.empty(room, np.uint8)
+    at = np.int64(0)
+    for column in range(len(kinds)):
+        for i in range(entries):
+            start, after = cells[column, i], ends[column, i]
+            if kinds[column] == pay.TIME:
+                cells[column, i] = times[i]
+            elif kinds[column] == pay.ID or kinds[column] >= pay.STRING:
+                cells[column, i] = at
+                is_id = kinds[column] == pay.ID
+                at = put_identifier_text(text, at, rows, start) if is_id else copy_bytes(text, at, rows, start, after)
+            else:
+                cells[column, i] = _number(rows, start, after, kinds[column])
+        cells[column, entries] = at
+    return firsts, times, cells, text
+
+
+@kernel
+def _find_fields(rows: Bytes, start: Int, end: Int, kinds: Ints, types: int, starts: Ints, ends: Ints) -> bool:
+    """Where each column begins and ends in a payload; False where one does not fit."""
+    after = identifier_end(rows, start, end)
+    for column in range(len(kinds)):
+        starts[column], ends[column] = start, after
+        if kinds[column] == pay.TIME:
+            continue
+        if kinds[column] != pay.ID:
+            starts[column], after = _field(rows, after, end, kinds[column])
+            ends[column] = after
+        if ends[column] == BROKEN or (kinds[column] == pay.TYPE and rows[starts[column]] >= types):
+            return False
+    return True
+
+
+@kernel
+def _text_room(kinds: Ints, starts: Ints, ends: Ints) -> Int:
+    """Most bytes that the texts of an entry take."""
+    room = np.int64(0)
+    for column in range(len(kinds)):
+        if kinds[column] == pay.ID or kinds[column] >= pay.STRING:
+            room += max(_UUID_TEXT, ends[column] - starts[column])
+    return room
+
+
+@kernel
+def _newest(firsts: Ints, times: Ints, since: Int, n: int, alive: Mask) -> tuple[Ints, Ints]:
+    """As `Histories.newest`. Shapes (rows,)."""
+    begins, ends = np.empty(len(alive), np.int64), firsts[1:].copy()
+    for row in range(len(alive)):
+        begins[row] = max(firsts[row], ends[row] - n) if alive[row] else ends[row]
+        while begins[row] < ends[row] and times[begins[row]] < since:
+            begins[row] += 1
+    return begins, ends
 
 
 @kernel
@@ -134,35 +190,6 @@ def _list_of(rows: Bytes, begin: Int, end: Int, parts: int, part: int) -> tuple[
     if begin == end:
         return 0, 0, 0, 0
     return list_bounds(rows, part_start(rows, begin, end, parts, part), part_start(rows, begin, end, parts, part + 1))
-
-
-@kernel
-def _pick(firsts: Ints, times: Ints, since: Int, n: int, alive: Mask) -> tuple[Ints, Ints]:
-    """Of each row that is alive the newest n entries at or after a time: where each row's begin, (rows + 1,), and which they are."""
-    offsets = np.zeros(len(firsts), np.int64)
-    picked = np.empty(len(times), np.int64)
-    for row in range(len(alive)):
-        at = offsets[row]
-        if alive[row]:
-            for entry in range(max(firsts[row], firsts[row + 1] - n), firsts[row + 1]):
-                if times[entry] >= since:
-                    picked[at] = entry
-                    at += 1
-        offsets[row + 1] = at
-    return offsets, picked[: offsets[-1]]
-
-
-@kernel
-def _fields(rows: Bytes, starts: Ints, ends: Ints, kinds: Ints, which: int) -> tuple[Ints, Ints]:
-    """Where a column begins and ends in each payload, BROKEN where it does not fit. Shapes (entries,)."""
-    firsts, lasts = np.empty(len(starts), np.int64), np.empty(len(starts), np.int64)
-    for i in range(len(starts)):
-        at, after = starts[i], identifier_end(rows, starts[i], ends[i])
-        for column in range(which + 1):
-            if kinds[column] != pay.TIME and kinds[column] != pay.ID:
-                at, after = _field(rows, after, ends[i], kinds[column])
-        firsts[i], lasts[i] = at, after
-    return firsts, lasts
 
 
 @kernel
@@ -182,31 +209,9 @@ def _field(rows: Bytes, at: Int, end: Int, kind: Int) -> tuple[Int, Int]:
 
 
 @kernel
-def _numbers(rows: Bytes, firsts: Ints, lasts: Ints, kind: int) -> Ints:
-    """Types' places, integers, or floats as their bits. Shape (entries,)."""
-    values = np.empty(len(firsts), np.int64)
-    for i in range(len(firsts)):
-        if kind == pay.TYPE:
-            values[i] = rows[firsts[i]]
-        elif kind == pay.INTEGER:
-            values[i], _ = get_signed(rows, firsts[i], lasts[i])
-        else:
-            values[i], _ = get_word(rows, firsts[i], lasts[i])
-    return values
-
-
-@kernel
-def _texts(rows: Bytes, firsts: Ints, lasts: Ints, kind: int) -> tuple[Bytes, Ints]:
-    """UTF-8 of identifiers or strings, and where each begins, and the end. Shapes (bytes,), (entries + 1,)."""
-    room = 0
-    for i in range(len(firsts)):
-        room += max(_UUID_TEXT, lasts[i] - firsts[i])
-    out = np.empty(room, np.uint8)
-    begins = np.zeros(len(firsts) + 1, np.int64)
-    for i in range(len(firsts)):
-        at = begins[i]
-        if kind == pay.ID:
-            begins[i + 1] = put_identifier_text(out, at, rows, firsts[i])
-        else:
-            begins[i + 1] = copy_bytes(out, at, rows, firsts[i], lasts[i])
-    return out, begins
+def _number(rows: Bytes, at: Int, end: Int, kind: Int) -> Int:
+    """A type's place, an integer, or a float's bits."""
+    if kind == pay.TYPE:
+        return np.int64(rows[at])
+    value, _ = get_signed(rows, at, end) if kind == pay.INTEGER else get_word(rows, at, end)
+    return value

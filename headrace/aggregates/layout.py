@@ -4,7 +4,7 @@ Aggregations share what they can: those of one hop a ring of tiles, those that c
 events a list.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -54,6 +54,23 @@ class DistinctSet:
     keep_us: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """Some features of a view, in order, and the question that answers those of tiles, if there are any."""
+
+    wanted: tuple[AggregateSpec, ...]
+    question: Question | None
+
+    @cached_property
+    def listed(self) -> tuple[AggregateSpec, ...]:
+        return tuple(one for one in self.wanted if one.function in sp.LISTED)
+
+    @cached_property
+    def of_sets(self) -> tuple[AggregateSpec, ...]:
+        """Those of sessions and distinct values."""
+        return tuple(one for one in self.wanted if not one.tiled and one.function not in sp.LISTED)
+
+
 class Layout:
     """The state of one view. Its parts are its lists, then its session groups, then its sets of distinct values."""
 
@@ -68,7 +85,7 @@ class Layout:
             for types in dict.fromkeys(a.types for a in spec.aggregates if a.function in sp.SESSIONS)
         )
         self.distinct = tuple(_distinct(spec))
-        self._questions: dict[tuple[str, ...], Question] = {}
+        self._readings: dict[tuple[str, ...] | None, Reading] = {}
 
     @cached_property
     def parts(self) -> Ints:
@@ -84,33 +101,47 @@ class Layout:
         """Where the tiles' numbers are."""
         return make_plan(self.rings, self.expressions)
 
-    def question(self, aggregates: tuple[AggregateSpec, ...]) -> Question:
-        """How to read some tiled features; made once for each choice of them."""
-        chosen = tuple(one.name for one in aggregates)
-        if chosen not in self._questions:
-            at = {(ring.hop_us, counter): k for k, (ring, counter) in enumerate(self._counters_by_ring())}
-            counters_of = [[at[one.hop_us or ENDLESS, counter] for counter in _counters(one)] for one in aggregates]
-            self._questions[chosen] = ask(aggregates, counters_of, len(self.counters))
-        return self._questions[chosen]
+    def reading(self, features: Sequence[str] | None) -> Reading:
+        """How to read some features, all by default; made once for each choice of them. Raises KeyError where there is no such one."""
+        chosen = None if features is None else tuple(features)
+        if chosen not in self._readings:
+            spec = self.spec
+            wanted = spec.aggregates if chosen is None else tuple(spec.aggregate(name) for name in chosen)
+            tiled = tuple(one for one in wanted if one.tiled)
+            self._readings[chosen] = Reading(wanted, self._question(tiled) if tiled else None)
+        return self._readings[chosen]
+
+    def _question(self, aggregates: tuple[AggregateSpec, ...]) -> Question:
+        at = {(ring.hop_us, counter): k for k, (ring, counter) in enumerate(self._counters_by_ring())}
+        counters_of = [[at[one.hop_us or ENDLESS, counter] for counter in _counters(one)] for one in aggregates]
+        return ask(aggregates, counters_of, len(self.counters))
 
     def _counters_by_ring(self) -> Iterator[tuple[Ring, Counter]]:
         return ((ring, counter) for ring in self.rings for counter in ring.counters)
 
-    def list_of(self, aggregate: AggregateSpec) -> tuple[int, int]:
-        """Which list an aggregation reads, and which of its columns."""
+    @cached_property
+    def list_of(self) -> dict[str, tuple[int, int]]:
+        """Which list each listed feature reads, and which of its columns."""
+        return {one.name: self._list_of(one) for one in self.spec.aggregates if one.function in sp.LISTED}
+
+    def _list_of(self, aggregate: AggregateSpec) -> tuple[int, int]:
         for index, recent in enumerate(self.lists):
             if recent.types == aggregate.types and recent.n >= aggregate.n and aggregate.expression in recent.columns:
                 return index, recent.columns.index(aggregate.expression)
         raise KeyError(aggregate.name)
 
-    def session_part(self, aggregate: AggregateSpec) -> int:
-        """Which part holds the sessions that an aggregation reads."""
-        return len(self.lists) + self.sessions.index(SessionGroup(aggregate.types))
-
-    def distinct_part(self, aggregate: AggregateSpec) -> int:
-        """Which part holds the values that an aggregation counts."""
-        sets = [(one.types, one.expression) for one in self.distinct]
-        return len(self.lists) + len(self.sessions) + sets.index((aggregate.types, str(aggregate.expression)))
+    @cached_property
+    def part_of(self) -> dict[str, int]:
+        """Which part holds the sessions, or the values, that a feature counts."""
+        parts = {}
+        for one in self.spec.aggregates:
+            if one.function in sp.SESSIONS:
+                parts[one.name] = len(self.lists) + self.sessions.index(SessionGroup(one.types))
+            elif one.function == sp.COUNT_DISTINCT:
+                sets = [(each.types, each.expression) for each in self.distinct]
+                place = sets.index((one.types, str(one.expression)))
+                parts[one.name] = len(self.lists) + len(self.sessions) + place
+        return parts
 
 
 def _rings(spec: ViewSpec) -> Iterator[Ring]:

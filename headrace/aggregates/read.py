@@ -7,11 +7,10 @@ import pyarrow as pa
 
 from headrace.aggregates import spec as sp
 from headrace.aggregates.distinct import distinct_since
-from headrace.aggregates.histories import Column, Histories, read_histories
-from headrace.aggregates.layout import Layout
+from headrace.aggregates.histories import Histories, read_histories
+from headrace.aggregates.layout import Layout, Reading
 from headrace.aggregates.rows import NEVER, StateMismatchError, check, damaged, joined
 from headrace.aggregates.sessions import current_sessions
-from headrace.aggregates.spec import AggregateSpec
 from headrace.arrays import Floats, Int, Ints, Mask
 from headrace.clock import from_micros
 from headrace.settings import MICROS
@@ -31,16 +30,13 @@ class StreamRows:
         """Raises StateMismatchError for rows of another definition, or damaged ones."""
         self.layout = layout
         self._rows, self._begins = joined(layout.spec, raws)
-        self._newest = check(layout.spec, len(layout.parts), self._rows, self._begins)
+        self._newest, newest_us = check(layout.spec, len(layout.parts), self._rows, self._begins)
+        self.newest_us = max(0, newest_us)
+        """Time of the newest event in these rows, 0 if there is none."""
         self._histories: dict[int, Histories] = {}
 
     def __len__(self) -> int:
         return len(self._newest)
-
-    @property
-    def newest_us(self) -> int:
-        """Time of the newest event in these rows, 0 if there is none."""
-        return max(0, int(self._newest.max(initial=0)))
 
     @property
     def newest_each_us(self) -> Ints:
@@ -49,32 +45,60 @@ class StreamRows:
 
     def values(self, t_us: int, features: Sequence[str] | None = None) -> dict[str, Values]:
         """The named features (all by default) as of t. Raises TooEarlyError unless t is after the newest event."""
-        alive, wanted = self._alive(t_us), self._wanted(features)
-        values: dict[str, Values] = {**self._tiled(tuple(one for one in wanted if one.tiled), t_us, alive)}
-        for one in wanted:
-            if one.function in sp.LISTED:
-                column = self._listed(one, t_us, alive)
-                values[one.name] = column.lists() if one.function == sp.LAST_N else column.lasts()
-            elif not one.tiled:
-                values[one.name] = self._number(one, t_us, alive)
-        return {one.name: values[one.name] for one in wanted}
+        alive, reading = self._alive(t_us), self.layout.reading(features)
+        values: dict[str, Values] = {**self._numbers(reading, t_us, alive)}
+        picked: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+        for one in reading.listed:
+            part, which = self.layout.list_of[one.name]
+            same = part, one.window_start(t_us), one.n
+            if same not in picked:
+                begins, ends = self._history(part).newest(*same[1:], alive)
+                picked[same] = list(zip(begins.tolist(), ends.tolist(), strict=True))
+            column = self._history(part).column(which)
+            if one.function == sp.LAST_N:
+                values[one.name] = [column[begin:end] for begin, end in picked[same]]
+            else:
+                values[one.name] = [column[end - 1] if begin < end else None for begin, end in picked[same]]
+        return {one.name: values[one.name] for one in reading.wanted}
 
     def table(self, t_us: int, features: Sequence[str] | None = None) -> pa.Table:
         """As `values`, in the columns of the as-of batch engine (`arrow_type`)."""
-        alive, wanted = self._alive(t_us), self._wanted(features)
-        numbers = self._tiled(tuple(one for one in wanted if one.tiled), t_us, alive)
-        columns = []
-        for one in wanted:
-            if one.function in sp.LISTED:
-                columns.append(self._listed(one, t_us, alive).arrow(sp.arrow_type(one)))
-            else:
-                values = numbers[one.name] if one.tiled else self._number(one, t_us, alive)
-                columns.append(pa.array(values, sp.arrow_type(one), from_pandas=True))  # NaN is null
-        return pa.Table.from_arrays(columns, names=[one.name for one in wanted])
+        alive, reading = self._alive(t_us), self.layout.reading(features)
+        columns: dict[str, pa.Array] = {
+            name: pa.array(column, sp.arrow_type(self.layout.spec.aggregate(name)), from_pandas=True)  # NaN is null
+            for name, column in self._numbers(reading, t_us, alive).items()
+        }
+        for one in reading.listed:
+            part, which = self.layout.list_of[one.name]
+            begins, ends = self._history(part).newest(one.window_start(t_us), one.n, alive)
+            columns[one.name] = self._history(part).arrow(which, begins, ends, sp.arrow_type(one))
+        return pa.table({one.name: columns[one.name] for one in reading.wanted})
 
-    def _wanted(self, features: Sequence[str] | None) -> Sequence[AggregateSpec]:
-        spec = self.layout.spec
-        return spec.aggregates if features is None else [spec.aggregate(name) for name in features]
+    def _numbers(self, reading: Reading, t_us: int, alive: Mask) -> dict[str, Ints | Floats]:
+        """Values of all that is no list."""
+        layout = self.layout
+        rows = (self._rows, self._begins, self._newest, alive)
+        found: dict[str, Ints | Floats] = {}
+        if reading.question is not None:
+            answer = reading.question.answer(layout.plan, len(layout.parts), *rows, t_us)
+            if answer is None:
+                raise StateMismatchError(damaged(layout.spec))
+            found = answer
+        sessions: dict[int, tuple[Ints, Ints]] = {}
+        for one in reading.of_sets:
+            part = layout.part_of[one.name]
+            if one.function == sp.COUNT_DISTINCT:
+                found[one.name], bad_row = distinct_since(*rows, len(layout.parts), part, one.window_start(t_us))
+                self._refuse(bad_row)
+                continue
+            if part not in sessions:
+                gap_us = layout.spec.session_gap_us
+                counts, lengths_us, bad_row = current_sessions(*rows, len(layout.parts), part, gap_us, t_us)
+                self._refuse(bad_row)
+                sessions[part] = counts, lengths_us
+            counts, lengths_us = sessions[part]
+            found[one.name] = counts if one.function == sp.SESSION_COUNT else lengths_us / MICROS
+        return found
 
     def _alive(self, t_us: int) -> Mask:
         """Rows that are there, and not past the view's TTL. Raises TooEarlyError."""
@@ -87,37 +111,14 @@ class StreamRows:
         alive = self._newest != NEVER
         return alive if spec.ttl_us is None else np.asarray(alive & (t_us - self._newest <= spec.ttl_us))
 
-    def _tiled(self, aggregates: tuple[AggregateSpec, ...], t_us: int, alive: Mask) -> dict[str, Ints | Floats]:
-        if not aggregates:
-            return {}
+    def _history(self, part: int) -> Histories:
         layout = self.layout
-        answer = layout.question(aggregates).answer(
-            layout.plan, len(layout.parts), self._rows, self._begins, self._newest, alive, t_us
-        )
-        if answer is None:
-            raise StateMismatchError(damaged(layout.spec))
-        return answer
-
-    def _number(self, aggregate: AggregateSpec, t_us: int, alive: Mask) -> Ints | Floats:
-        layout = self.layout
-        rows = (self._rows, self._begins, self._newest, alive, len(layout.parts))
-        if aggregate.function == sp.COUNT_DISTINCT:
-            counts, bad_row = distinct_since(*rows, layout.distinct_part(aggregate), aggregate.window_start(t_us))
-            self._refuse(bad_row)
-            return counts
-        gap_us = layout.spec.session_gap_us
-        counts, lengths_us, bad_row = current_sessions(*rows, layout.session_part(aggregate), gap_us, t_us)
-        self._refuse(bad_row)
-        return counts if aggregate.function == sp.SESSION_COUNT else lengths_us / MICROS
-
-    def _listed(self, aggregate: AggregateSpec, t_us: int, alive: Mask) -> Column:
-        layout = self.layout
-        part, which = layout.list_of(aggregate)
         if part not in self._histories:
+            kinds = layout.lists[part].kinds
             self._histories[part] = read_histories(
-                layout.spec, layout.lists[part].kinds, self._rows, self._begins, self._newest, len(layout.parts), part
+                layout.spec, kinds, self._rows, self._begins, len(layout.parts), part
             )
-        return self._histories[part].column(which, aggregate.window_start(t_us), aggregate.n, alive)
+        return self._histories[part]
 
     def _refuse(self, bad_row: Int) -> None:
         if bad_row >= 0:

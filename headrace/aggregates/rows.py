@@ -7,6 +7,7 @@ foreign definition, one cut short or damaged, is refused as a whole; reads stay 
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final
 
 import numpy as np
@@ -36,17 +37,15 @@ def joined(spec: ViewSpec, raws: Sequence[bytes | None]) -> tuple[Bytes, Ints]:
 
     Raises StateMismatchError for a row that is there and empty.
     """
-    lengths = np.fromiter((-1 if raw is None else len(raw) for raw in raws), np.int64, len(raws))
-    if (lengths == 0).any():
+    if b"" in raws:
         raise StateMismatchError(damaged(spec))
-    begins = np.zeros(len(raws) + 1, np.int64)
-    np.cumsum(np.maximum(lengths, 0), out=begins[1:])
+    begins = np.array([*accumulate([0 if raw is None else len(raw) for raw in raws], initial=0)], np.int64)
     return np.frombuffer(b"".join(filter(None, raws)), np.uint8), begins
 
 
-def check(spec: ViewSpec, parts: int, rows: Bytes, begins: Ints) -> Ints:
-    """The newest event of each row, NEVER for one of no bytes. Raises StateMismatchError. Shape (rows,)."""
-    newest, verdict, row = _check_rows(rows, begins, np.uint64(spec.fingerprint), parts)
+def check(spec: ViewSpec, parts: int, rows: Bytes, begins: Ints) -> tuple[Ints, int]:
+    """The newest event of each row, shape (rows,), NEVER for one of no bytes; and of all. Raises StateMismatchError."""
+    newest, of_all, verdict, row = _check_rows(rows, begins, np.uint64(spec.fingerprint), parts)
     if verdict == _FOREIGN:
         found = int.from_bytes(rows[begins[row] : begins[row] + 8].tobytes(), "little")
         raise StateMismatchError(
@@ -55,7 +54,7 @@ def check(spec: ViewSpec, parts: int, rows: Bytes, begins: Ints) -> Ints:
         )
     if verdict == _DAMAGED:
         raise StateMismatchError(damaged(spec))
-    return newest
+    return newest, of_all
 
 
 def damaged(spec: ViewSpec) -> str:
@@ -63,26 +62,27 @@ def damaged(spec: ViewSpec) -> str:
 
 
 @kernel
-def _check_rows(rows: Bytes, begins: Ints, fingerprint: np.uint64, parts: int) -> tuple[Ints, Int, Int]:
-    """The newest event of each row, NEVER for one of no bytes; whether all are sound, or what is wrong with which row. Shape (rows,)."""
-    newest = np.empty(len(begins) - 1, np.int64)
+def _check_rows(rows: Bytes, begins: Ints, fingerprint: np.uint64, parts: int) -> tuple[Ints, int, Int, Int]:
+    """As `check`; and whether all rows are sound, or what is wrong with which."""
+    newest, of_all = np.empty(len(begins) - 1, np.int64), NEVER
     for i in range(len(newest)):
         newest[i] = NEVER
         begin, end = begins[i], begins[i + 1]
         if begin == end:
             continue
         if end - begin >= 8 and np.uint64(word_at(rows, begin)) != fingerprint:
-            return newest, _FOREIGN, i
+            return newest, of_all, _FOREIGN, i
         if end - begin < STARTS + 4 * parts or half_at(rows, begin + CHECK) != check_of(rows, begin, end):
-            return newest, _DAMAGED, i
+            return newest, of_all, _DAMAGED, i
         before = begin + STARTS + 4 * parts
         for p in range(parts + 1):
             start = part_start(rows, begin, end, parts, p)
             if not before <= start <= end:
-                return newest, _DAMAGED, i
+                return newest, of_all, _DAMAGED, i
             before = start
         newest[i] = word_at(rows, begin + NEWEST)
-    return newest, _SOUND, 0
+        of_all = max(of_all, newest[i])
+    return newest, of_all, _SOUND, 0
 
 
 @kernel

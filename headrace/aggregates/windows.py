@@ -18,9 +18,10 @@ from headrace.kernel import kernel
 ENDLESS: Final = 2**62
 """The hop of the one tile that holds all history."""
 
-WINDOW_START, WINDOW_END, SHORT, BUCKET_AT = range(4)
+WINDOW_START, WINDOW_END, SHORT, BUCKET_AT, HOP_US, WINDOW_US = range(6)
 """Columns of `asked`, a row for each feature: its first tile and, of a zscore, the tile where its window ends, the tiles of a bucket and
-where its buckets begin. SHORT is 0 for the others."""
+where its buckets begin. SHORT is 0 for the others. And its hop and its window, ENDLESS where there is none: with a time, these make the
+tiles."""
 HEAD, BEFORE, BEHIND = range(3)
 """Columns of `heads`, a row for each ring: the place of its newest tile, and what makes a place up to there, or one behind it, the
 number of its tile."""
@@ -32,15 +33,10 @@ _ONES: Final = np.array([sorted(range(8), key=lambda bit: ~byte >> bit & 1) for 
 
 @dataclass(frozen=True)
 class Question:
-    """Some tiled features. Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `asked` lacks the times.
-
-    `hops_us` and `windows_us` are those of each feature, ENDLESS where there is none. Shapes (features,).
-    """
+    """Some tiled features. Counter k is read by the features uses[first_use[k]:first_use[k + 1]]; `asked` lacks the tiles."""
 
     aggregates: tuple[AggregateSpec, ...]
     asked: Ints
-    hops_us: Ints
-    windows_us: Ints
     first_use: Ints
     uses: Ints
     buckets: int
@@ -49,84 +45,76 @@ class Question:
         self, plan: Plan, parts: int, rows: Bytes, begins: Ints, newest: Ints, alive: Mask, t_us: int
     ) -> dict[str, Ints | Floats] | None:
         """Values as of t, NaN for null; rows that are not alive read as never seen. None where a row is damaged. Shapes (rows,)."""
-        asked = self._asked_at(t_us)
-        counts = np.zeros((len(newest), len(asked)), np.int64)
-        buckets = np.zeros((len(newest), self.buckets), np.int64)
-        words_at = _read_counts(
-            plan, self.first_use, self.uses, asked, parts, rows, begins, newest, alive, counts, buckets
-        )
+        asked, uses = self.asked, self.uses
+        counts, buckets, words_at = _read_counts(
+            plan.count_cells, plan.rings, len(plan.word_cells), self.first_use, uses, asked, self.buckets,
+            parts, rows, begins, newest, alive, t_us,
+        )  # fmt: skip
         sums = np.zeros((len(newest), len(asked), 3))
         if len(plan.word_cells):
             for row, one in enumerate(self.aggregates):
                 if one.function in (sp.MIN, sp.MAX):
                     sums[:, row, 0] = np.nan
-            _read_words(plan, self.first_use, self.uses, asked, parts, rows, begins, newest, t_us, sums, words_at)
-        if len(words_at) and words_at.min() == BROKEN:
+            _read_words(plan, self.first_use, uses, asked, parts, rows, begins, newest, t_us, sums, words_at)
+        if BROKEN in words_at.tolist():
             return None
-        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
-            return {
-                one.name: _value(one, counts[:, row], sums[:, row], buckets[:, asked[row, BUCKET_AT] :])
-                for row, one in enumerate(self.aggregates)
-            }
+        return {one.name: self._value(row, counts, sums, buckets) for row, one in enumerate(self.aggregates)}
 
-    def _asked_at(self, t_us: int) -> Ints:
-        """`asked` with the windows of t."""
-        asked = self.asked.copy()
-        starts_us = np.where(self.windows_us == ENDLESS, -ENDLESS, t_us - self.windows_us)
-        asked[:, WINDOW_START] = starts_us // self.hops_us
-        asked[:, WINDOW_END] = t_us // self.hops_us
-        return asked
+    def _value(self, row: int, counts: Ints, sums: Floats, buckets: Ints) -> Ints | Floats:
+        """(rows,) from counts (features, rows), sums (rows, features, 3) and buckets (rows, buckets of all features)."""
+        one = self.aggregates[row]
+        if one.function == sp.COUNT:
+            return np.asarray(counts[row])
+        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
+            if one.function == sp.MEAN:
+                return np.asarray(sums[:, row, 0] / counts[row])
+            if one.function == sp.STD:
+                return np.asarray(np.sqrt(sums[:, row, 2] / sums[:, row, 0]))
+            if one.function == sp.ZSCORE:
+                own = buckets[:, self.asked[row, BUCKET_AT] :]
+                newest, before = own[:, 0], own[:, 1 : (one.window_us or 0) // (one.span_us or 1)]
+                deviation = before.std(axis=1)
+                return np.asarray(np.where(deviation > 0, (newest - before.mean(axis=1)) / deviation, np.nan))
+        return sums[:, row, 0].copy()
 
 
 def ask(aggregates: Sequence[AggregateSpec], counters_of: Sequence[Sequence[int]], counters: int) -> Question:
     """A question about features, of which each is computed from some of a layout's `counters`."""
-    asked, buckets = np.zeros((len(aggregates), 4), np.int64), 0
+    asked, buckets = np.zeros((len(aggregates), 6), np.int64), 0
     for row, one in enumerate(aggregates):
+        asked[row, HOP_US], asked[row, WINDOW_US] = one.hop_us or ENDLESS, one.window_us or ENDLESS
         if one.function == sp.ZSCORE and one.window_us and one.hop_us and one.span_us:
             asked[row, SHORT], asked[row, BUCKET_AT] = one.span_us // one.hop_us, buckets
             buckets += one.window_us // one.span_us
     pairs = sorted((k, row) for row, some in enumerate(counters_of) for k in some)
     read, uses = np.array(pairs, np.int64).reshape(-1, 2).T
-    hops_us = np.array([one.hop_us or ENDLESS for one in aggregates], np.int64)
-    windows_us = np.array([one.window_us or ENDLESS for one in aggregates], np.int64)
     first_use = np.searchsorted(read, np.arange(counters + 1))
-    return Question(tuple(aggregates), asked, hops_us, windows_us, first_use, uses.copy(), buckets)
-
-
-def _value(aggregate: AggregateSpec, counts: Ints, sums: Floats, buckets: Ints) -> Ints | Floats:
-    """(rows,) from the counts (rows,), sums (rows, 3) and buckets (rows, buckets from the feature's first on)."""
-    if aggregate.function == sp.COUNT:
-        return counts.copy()
-    if aggregate.function == sp.MEAN:
-        return np.asarray(sums[:, 0] / counts)
-    if aggregate.function == sp.STD:
-        return np.sqrt(sums[:, 2] / sums[:, 0])
-    if aggregate.function == sp.ZSCORE:
-        newest, before = buckets[:, 0], buckets[:, 1 : (aggregate.window_us or 0) // (aggregate.span_us or 1)]
-        deviation = before.std(axis=1)
-        return np.asarray(np.where(deviation > 0, (newest - before.mean(axis=1)) / deviation, np.nan))
-    return sums[:, 0].copy()
+    return Question(tuple(aggregates), asked, first_use, uses.copy(), buckets)
 
 
 @kernel
 def _read_counts(
-    plan: Plan,
+    cells: Ints,
+    rings: Ints,
+    words: int,
     first_use: Ints,
     uses: Ints,
     asked: Ints,
+    buckets_each: int,
     parts: int,
     rows: Bytes,
     begins: Ints,
     newest: Ints,
     alive: Mask,
-    counts: Ints,
-    buckets: Ints,
-) -> Ints:
-    """Add each count of a row to the features whose window it lies in.
+    t_us: int,
+) -> tuple[Ints, Ints, Ints]:
+    """Add each count of a row to the features whose window it lies in: counts (features, rows) and buckets (rows, buckets).
 
-    Returns where each row's words begin, 0 for rows that are not alive, BROKEN for damaged ones.
+    And where each row's words begin, 0 for rows that are not alive, BROKEN for damaged ones.
     """
-    cells, rings, words = plan.count_cells, plan.rings, len(plan.word_cells)
+    asked = _asked_at(asked, t_us)
+    counts = np.zeros((len(asked), len(newest)), np.int64)
+    buckets = np.zeros((len(newest), buckets_each), np.int64)
     heads = np.empty((len(rings), 3), np.int64)
     groups = np.empty((len(cells) + 7) // 8, np.int64)
     after = np.zeros(len(newest), np.int64)
@@ -149,12 +137,23 @@ def _read_counts(
                 for use in range(first_use[k], first_use[k + np.uintp(1)]):
                     a = np.uintp(uses[use])
                     if asked[a, SHORT] == 0:
-                        counts[row, a] += count if tile >= asked[a, WINDOW_START] else 0
+                        counts[a, row] += count if tile >= asked[a, WINDOW_START] else 0
                     elif asked[a, WINDOW_START] <= tile < asked[a, WINDOW_END]:
                         bucket = (asked[a, WINDOW_END] - 1 - tile) // asked[a, SHORT]
                         buckets[row, asked[a, BUCKET_AT] + bucket] += count
         after[row] = at if words > 0 or at == end else BROKEN
-    return after
+    return counts, buckets, after
+
+
+@kernel
+def _asked_at(asked: Ints, t_us: int) -> Ints:
+    """`asked` with the tiles of t."""
+    asked = asked.copy()
+    for a in range(len(asked)):
+        start_us = t_us - asked[a, WINDOW_US] if asked[a, WINDOW_US] != ENDLESS else -ENDLESS
+        asked[a, WINDOW_START] = start_us // asked[a, HOP_US]
+        asked[a, WINDOW_END] = t_us // asked[a, HOP_US]
+    return asked
 
 
 @kernel
@@ -172,6 +171,7 @@ def _read_words(
     words_at: Ints,
 ) -> None:
     """Merge each cell of words of a row into the features whose window it lies in. `words_at` becomes BROKEN for damaged rows."""
+    asked = _asked_at(asked, t_us)
     cells, rings, counters = plan.word_cells, plan.rings, plan.counters
     heads = np.empty((len(rings), 3), np.int64)
     groups = np.empty((len(cells) + 7) // 8, np.int64)

@@ -53,7 +53,7 @@ class UserInputs(NamedTuple):
 
 
 class OneUser(NamedTuple):
-    """`UserInputs` of one user, as arrays."""
+    """A user at a time, as `UserInputs` has B of them, in arrays: what a request needs."""
 
     categories_C: Ints
     numbers_F: npt.NDArray[np.float32]

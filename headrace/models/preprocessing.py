@@ -13,7 +13,7 @@ Rules, the same everywhere:
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -25,7 +25,8 @@ import torch
 import xxhash
 
 from headrace import names
-from headrace.arrays import Floats, Ints
+from headrace.arrays import Floats, Int, Ints, Mask
+from headrace.kernel import kernel
 from headrace.models import columns
 from headrace.models.columns import Columns
 from headrace.models.inputs import ItemInputs, OneUser, UserInputs
@@ -37,10 +38,13 @@ GAP_BUCKETS: Final = 26
 RECENT_ITEMS: Final = f"{names.USER_ACTIVITY}__recent_items"
 RECENT_TYPES: Final = f"{names.USER_ACTIVITY}__recent_types"
 RECENT_TIMES: Final = f"{names.USER_ACTIVITY}__recent_times"
+_RECENT: Final = (RECENT_ITEMS, RECENT_TYPES, RECENT_TIMES)
 # Free text, and what the filter reads: not inputs of a model.
 NOT_INPUTS: Final = frozenset({f"{names.ITEM_CATALOGUE}__title", f"{names.ITEM_CATALOGUE}__available"})
 
 Floats32 = npt.NDArray[np.float32]
+
+_LOGS: Final = np.log1p(np.arange(1_024.0))
 
 
 class Vocabulary:
@@ -69,6 +73,11 @@ class Vocabulary:
         known = self._codes.get(value)  # type: ignore[call-overload]
         return known if known is not None else self.bucket(str(value))
 
+    def codes(self, values: Sequence[object]) -> list[int]:
+        """`code` of each; for those that are known, without a call."""
+        known = self._codes.get
+        return [known(value) or self.code(value) for value in values]  # type: ignore[call-overload]
+
     def bucket(self, value: str) -> int:
         """The code of a value that is not known."""
         return 1 + int(xxhash.xxh64_intdigest(value.encode())) % self.buckets
@@ -92,8 +101,8 @@ class Number:
 
     @classmethod
     def fit(cls, name: str, kind: Literal["count", "measure"], values: Floats) -> "Number":
-        scaled = _log(kind, values)
-        known = scaled[~np.isnan(scaled)]
+        logs = _logs(np.asarray(values, np.float64))
+        known = np.maximum(np.nan_to_num(logs), 0.0) if kind == "count" else logs[~np.isnan(logs)]
         std = float(known.std()) if len(known) else 0.0
         return cls(name, kind, float(known.mean()) if len(known) else 0.0, std if std > 1e-6 else 1.0)
 
@@ -117,26 +126,18 @@ class Numbers:
         return self.apply(columns.matrix([number.name for number in self.each], features, count))
 
     def apply(self, values_BF: Floats) -> Floats32:
-        """From values in the order of the features, NaN for null. Shape (B, width)."""
-        if not len(self._flagged):
-            return ((_log("count", values_BF) - self._means) / self._stds).astype(np.float32)
-        scaled_BF = np.empty_like(values_BF)
-        for kind, places in self._kinds:
-            scaled_BF[:, places] = _log(kind, values_BF[:, places])
-        scaled_BF -= self._means
-        scaled_BF /= self._stds
-        missing_BF = np.isnan(scaled_BF)
-        scaled_BF[missing_BF] = 0.0
-        made = np.empty((len(values_BF), self.width), np.float32)
-        made[:, self._at] = scaled_BF
-        made[:, self._flag_at] = missing_BF[:, self._flagged]
+        """From values in the order of the features, NaN for null. Shapes (B, features), (B, width)."""
+        made = np.empty((len(values_BF), self._width), np.float32)
+        _scale(values_BF, self._are_counts, self._means, self._stds, made)
         return made
 
     @cached_property
-    def _kinds(self) -> list[tuple[str, Ints | slice]]:
-        """Where the features of each kind stand: a slice where they stand together, which costs a request less."""
-        found = [(kind, np.flatnonzero([number.kind == kind for number in self.each])) for kind in ("count", "measure")]
-        return [(kind, _together(places)) for kind, places in found if len(places)]
+    def _width(self) -> int:
+        return self.width
+
+    @cached_property
+    def _are_counts(self) -> Mask:
+        return np.array([number.kind == "count" for number in self.each], np.bool_)
 
     @cached_property
     def _means(self) -> Floats:
@@ -146,35 +147,74 @@ class Numbers:
     def _stds(self) -> Floats:
         return np.array([number.std for number in self.each], np.float64)
 
-    @cached_property
-    def _at(self) -> Ints:
-        """Where each feature's value goes."""
-        return np.cumsum([0, *(number.width for number in self.each)], dtype=np.int64)[:-1]
 
-    @cached_property
-    def _flagged(self) -> Ints:
-        return np.flatnonzero([number.width == 2 for number in self.each])
+@kernel
+def _scale(values: Floats, are_counts: Mask, means: Floats, stds: Floats, out: Floats32) -> None:
+    """What `Numbers` says of each row: `out` (B, width) from `values` (B, features)."""
+    for row in range(len(values)):
+        at = 0
+        for i in range(len(means)):
+            value = values[row, i]
+            is_missing = not np.isfinite(value)
+            log = 0.0 if is_missing else _log_of(value)
+            if are_counts[i]:
+                out[row, at] = (max(log, 0.0) - means[i]) / stds[i]
+                at += 1
+            else:
+                out[row, at] = 0.0 if is_missing else (log - means[i]) / stds[i]
+                out[row, at + 1] = is_missing
+                at += 2
 
-    @cached_property
-    def _flag_at(self) -> Ints:
-        return np.asarray(self._at[self._flagged] + 1)
+
+@kernel
+def _logs(values: Floats) -> Floats:
+    logs = np.empty(len(values))
+    for i in range(len(values)):
+        logs[i] = _log_of(values[i])
+    return logs
 
 
-def _together(places: Ints) -> Ints | slice:
-    first, last = int(places[0]), int(places[-1])
-    return slice(first, last + 1) if last - first + 1 == len(places) else places
-
-
-def _log(kind: str, values: Floats) -> Floats:
-    if kind == "count":
-        return np.log1p(np.fmax(values, 0.0))  # fmax takes the number where the other is NaN
-    return np.sign(values) * np.log1p(np.abs(values))
+@kernel
+def _log_of(value: float) -> float:
+    """sign(x) log(1 + |x|); most are small whole numbers."""
+    if value < 0:
+        return -float(np.log1p(-value))
+    if value < len(_LOGS) and value == np.floor(value):
+        return float(_LOGS[np.uintp(value)])
+    return float(np.log1p(value))
 
 
 def gap_buckets(t_us: Ints, times_us: Ints) -> Ints:
     """1 + floor(log2(1 + seconds from the event to t)), at most GAP_BUCKETS - 1; 0 is left for padding."""
-    seconds = np.maximum(t_us - times_us, 0) / MICROS
-    return np.asarray(np.minimum(1 + np.floor(np.log2(1 + seconds)), GAP_BUCKETS - 1), dtype=np.int64)
+    since_us = np.asarray(t_us - times_us)
+    return _gap_buckets(since_us.ravel()).reshape(since_us.shape)
+
+
+@kernel
+def _gap_buckets(since_us: Ints) -> Ints:
+    buckets = np.empty_like(since_us)
+    for i in range(len(since_us)):
+        buckets[i] = _gap_bucket(since_us[i])
+    return buckets
+
+
+@kernel
+def _gap_bucket(since_us: Int) -> Int:
+    rest, bucket = 1 + max(since_us, 0) // MICROS, 0
+    while rest > 0 and bucket < GAP_BUCKETS - 1:
+        rest >>= 1
+        bucket += 1
+    return bucket
+
+
+@kernel
+def _pad_history(items: Ints, types: Ints, times_us: Ints, t_us: int, out: Ints) -> None:
+    """The newest common part of three lists into the last places of `out` (3, L): items, types, buckets of gaps."""
+    length = out.shape[1]
+    for back in range(1, min(len(items), len(types), len(times_us), length) + 1):
+        out[0, length - back] = items[len(items) - back]
+        out[1, length - back] = types[len(types) - back]
+        out[2, length - back] = _gap_bucket(t_us - times_us[len(times_us) - back])
 
 
 TYPES: Final = Vocabulary(names.EVENT_TYPES)
@@ -280,12 +320,23 @@ class Preprocessing:
         )
 
     def user(self, features: Columns, t_us: int, code_of_item: Callable[[object], int]) -> OneUser:
-        """`users` of one, as arrays."""
-        users = self.users(features, np.array([t_us], np.int64), code_of_item)
-        return OneUser(*(field[0].numpy() for field in users))
+        """Row 0 of `users` of one: what a request needs, for which columns cost more than the values."""
+        numbers = [_only(features, number.name) for number in self.user_numbers]
+        categories = [vocabulary.code(_only(features, name)) for name, vocabulary in self.user_categories.items()]
+        items, types, times = (_only(features, name) or () for name in _RECENT)
+        history_3L = np.zeros((3, self.length), np.int64)
+        _pad_history(
+            np.array([code_of_item(item) for item in items[-self.length :]], np.int64),
+            np.array(TYPES.codes(types[-self.length :]), np.int64),
+            columns.micros(times),
+            t_us,
+            history_3L,
+        )
+        numbers_F = self._users.apply(np.array([numbers], np.float64))[0]
+        return OneUser(np.array(categories, np.int64), numbers_F, *history_3L)
 
     def _history(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> tuple[Ints, Ints, Ints]:
-        if any(name not in features for name in (RECENT_ITEMS, RECENT_TYPES, RECENT_TIMES)):
+        if any(name not in features for name in _RECENT):
             return tuple(np.zeros((len(t_us), self.length), dtype=np.int64) for _ in range(3))  # type: ignore[return-value]
         item_flat, item_offsets = columns.ragged(features[RECENT_ITEMS])
         type_flat, type_offsets = columns.ragged(features[RECENT_TYPES])
@@ -390,6 +441,11 @@ def _fit_numbers(table: pa.Table, view: str) -> tuple[Number, ...]:
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in column.value_counts().to_pylist() if row["values"]}
+
+
+def _only(features: Columns, name: str) -> Any:
+    """The one value of a column, None where there is no such column."""
+    return features[name][0] if name in features else None
 
 
 def _categories(vocabularies: Mapping[str, Vocabulary], features: Columns, count: int) -> torch.Tensor:

@@ -41,9 +41,8 @@ class RawRows:
 
     def to_list(self) -> list[bytes | None]:
         """Values one by one, None where there is no such key."""
-        first = int(self.starts.min(initial=len(self.buffer)))
-        data = self.buffer[first : int((self.starts + self.lengths).max(initial=first))].tobytes()
-        starts, ends = self.starts - first, self.starts - first + self.lengths
+        data = self.buffer.data
         return [
-            data[start:end] if end >= start else None for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+            bytes(data[start : start + length]) if length >= 0 else None
+            for start, length in zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         ]

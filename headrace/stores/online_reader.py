@@ -95,7 +95,7 @@ class OnlineReader:
             check_deployment(self._redis, record=False, shards=shards)
             self._checked = True
         placed = place_all(wanted, shards)
-        stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards.tolist()})
+        stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards})
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
         answer = self._read(placed, stream_shards, within_s)
         statuses = [ShardStatus.parse(raw) for raw in answer.statuses]

@@ -1,7 +1,7 @@
 """What Feast asks of the online store, view by view, and how its answer is put together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from feast import FeatureView, StreamFeatureView, utils
@@ -55,13 +55,13 @@ def asked_of(
                 places.setdefault(entity_key([*values], entity), []).append(row)
             known[same] = ViewKeys.place(table.name, [*places], shards), [*places.values()]
         keys, destinations = known[same]
-        asked.append(Asked(table, features, replace(keys, view=table.name), destinations, sum(map(len, destinations))))
+        asked.append(Asked(table, features, keys.of(table.name), destinations, sum(map(len, destinations))))
     return asked
 
 
 def shards_of_streams(asked: Sequence[Asked]) -> list[int]:
     """Shards that stream views are read from: their status comes with the rows."""
-    return sorted({n for each in asked if isinstance(each.table, StreamFeatureView) for n in each.keys.shards.tolist()})
+    return sorted({n for each in asked if isinstance(each.table, StreamFeatureView) for n in each.keys.shards})
 
 
 def respond(

@@ -6,10 +6,10 @@ hash tag, all sent before the first answer is read, moved slots followed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
-from typing import Any, Final
+from itertools import accumulate, pairwise
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,26 +31,34 @@ _RECEIVE_FEW_BYTES: Final = 1 << 14
 """To begin with, for a few keys: a large buffer is fresh memory from the system each time."""
 
 
-@dataclass(frozen=True)
-class ViewKeys:
-    """Entity keys of one view. `shards` has the shard of each, shape (n,); `data[offsets[i]:offsets[i + 1]]` is key i in UTF-8."""
+class KeyColumns(NamedTuple):
+    """Many keys, for kernels: the shard of each, and key i in UTF-8 as `data[offsets[i]:offsets[i + 1]]`."""
 
-    view: str
-    keys: Sequence[str]
     shards: Ints
     offsets: Ints
     data: Bytes
 
+
+@dataclass(frozen=True)
+class ViewKeys:
+    """Entity keys of one view and the shard of each; of many keys, as columns too."""
+
+    view: str
+    keys: Sequence[str]
+    shards: list[int]
+    columns: KeyColumns | None
+
     @classmethod
     def place(cls, view: str, keys: Sequence[str], shards: int) -> "ViewKeys":
         if len(keys) <= _FEW:  # a request's: what columns need to begin with is more than the work
-            texts = [key.encode() for key in keys]
-            few = np.array([shard_of(key, shards) for key in keys], np.int64)
-            ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-            return cls(view, keys, few, ends, np.frombuffer(b"".join(texts), np.uint8))
+            return cls(view, keys, [shard_of(key, shards) for key in keys], None)
         offsets, data = string_buffers(pa.array(keys, pa.large_string()))
-        placed = hash_slices(data, offsets, np.uint64(0)) % np.uint64(shards)
-        return cls(view, keys, placed.astype(np.int64), offsets, data)
+        placed = (hash_slices(data, offsets, np.uint64(0)) % np.uint64(shards)).astype(np.int64)
+        return cls(view, keys, placed.tolist(), KeyColumns(placed, offsets, data))
+
+    def of(self, view: str) -> "ViewKeys":
+        """The same keys of another view."""
+        return ViewKeys(view, self.keys, self.shards, self.columns)
 
 
 def place_all(wanted: Mapping[str, Sequence[str]], shards: int) -> list[ViewKeys]:
@@ -59,7 +67,7 @@ def place_all(wanted: Mapping[str, Sequence[str]], shards: int) -> list[ViewKeys
     for view, keys in wanted.items():
         if id(keys) not in known:
             known[id(keys)] = ViewKeys.place(view, keys, shards)
-    return [replace(known[id(keys)], view=view) for view, keys in wanted.items()]
+    return [known[id(keys)].of(view) for view, keys in wanted.items()]
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def _by_shard(wanted: Sequence[ViewKeys]) -> dict[int, list[tuple[int, int]]]:
     """Which keys lie in each shard: (place of the view, place of the key in it)."""
     places: dict[int, list[tuple[int, int]]] = {}
     for at, each in enumerate(wanted):
-        for row, shard in enumerate(each.shards.tolist()):
+        for row, shard in enumerate(each.shards):
             places.setdefault(shard, []).append((at, row))
     return places
 
@@ -161,10 +169,10 @@ def _read_raw(connection: Any, wanted: Sequence[ViewKeys], statuses: Sequence[in
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
-    heads = [*np.flatnonzero(lengths <= _ARRAY).tolist(), len(lengths)]
+    heads = [*(at for at, length in enumerate(lengths.tolist()) if length <= _ARRAY), len(lengths)]
     replies = [RawRows(buffer, starts[head + 1 : end], lengths[head + 1 : end]) for head, end in pairwise(heads)]
     rows = replies[-1] if count else RawRows.join([])
-    bounds = pairwise(np.cumsum([0, *[len(each.keys) for each in wanted]]).tolist())
+    bounds = pairwise(accumulate([len(each.keys) for each in wanted], initial=0))
     return Answer([_mapping(fields) for fields in replies[: len(statuses)]], [rows.part(a, b) for a, b in bounds])
 
 
@@ -188,18 +196,19 @@ def _prefixes(view: str, shards: int) -> tuple[Ints, Bytes]:
 
 def _words(each: ViewKeys) -> bytes:
     """Row keys as the wire has them."""
-    if len(each.keys) <= _FEW:
-        names = [_prefix(each.view, n) + key.encode() for n, key in zip(each.shards.tolist(), each.keys, strict=True)]
-        return b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in names)
-    offsets, prefixes = _prefixes(each.view, int(each.shards.max(initial=-1)) + 1)
-    room = len(each.keys) * (int(np.diff(offsets).max(initial=0)) + 24) + int(each.offsets[-1])
+    if each.columns is None:
+        names = [_prefix(each.view, shard) + key.encode() for shard, key in zip(each.shards, each.keys, strict=True)]
+        return b"".join([b"$%d\r\n%b\r\n" % (len(name), name) for name in names])
+    shards, bounds, data = each.columns
+    offsets, prefixes = _prefixes(each.view, int(shards.max()) + 1)
+    room = len(shards) * (int(np.diff(offsets).max()) + 24) + int(bounds[-1])
     out = np.empty(room, np.uint8)
-    return out[: _pack(each.data, each.offsets, each.shards, prefixes, offsets, out)].tobytes()
+    return out[: _pack(data, bounds, shards, prefixes, offsets, out)].tobytes()
 
 
 def _mapping(fields: RawRows) -> dict[bytes, bytes]:
-    values = [value for value in fields.to_list() if value is not None]
-    return dict(zip(values[::2], values[1::2], strict=True))
+    values = iter([value for value in fields.to_list() if value is not None])
+    return dict(zip(values, values, strict=True))
 
 
 def _receive(connection: Any, replies: int, room: int) -> tuple[Bytes, Ints, Ints]:

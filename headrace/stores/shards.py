@@ -6,6 +6,7 @@ refused by the server, so a flow that was paused, or started twice, cannot overw
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import redis
 
@@ -65,16 +66,22 @@ class ShardStatus:
     @classmethod
     def parse(cls, raw: Mapping[bytes, bytes]) -> "ShardStatus":
         status = cls(exchanging=b"exchanging" in raw)
-        kinds = {"position": status.positions, "complete": status.complete, "counted": status.counted}
-        for name, value in raw.items():
-            kind, _, rest = name.decode().partition(":")
-            if kind in kinds:
-                kinds[kind][int(rest)] = int(value)
-            elif kind == "fingerprint":
-                status.fingerprints[rest] = int(value)
-            elif kind == "count":
-                status.counters[rest] = int(value)
+        by_number = {"position": status.positions, "complete": status.complete, "counted": status.counted}
+        by_name = {"fingerprint": status.fingerprints, "count": status.counters}
+        for field_name, value in raw.items():
+            kind, name, number = _field(field_name)
+            if kind in by_number:
+                by_number[kind][number] = int(value)
+            elif kind in by_name:
+                by_name[kind][name] = int(value)
         return status
+
+
+@lru_cache(maxsize=10_000)
+def _field(name: bytes) -> tuple[str, str, int]:
+    """What a field of a status says, and of what: the name, and the number that it is, if it is one."""
+    kind, _, rest = name.decode().partition(":")
+    return kind, rest, int(rest) if rest.lstrip("-").isdecimal() else 0
 
 
 def shard_tag(shard: int) -> str:

@@ -1,8 +1,11 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headrace.models import columns
 from headrace.models.preprocessing import (
@@ -99,6 +102,49 @@ def test_training_and_a_request_make_the_same_tensors() -> None:
         served = fitted.users(request, np.array([T_US]), shop.row)
         for ours, theirs in zip(served, trained.rows(torch.tensor([row])), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_one_user_is_what_users_of_one_are() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    numbers = [number.name for number in fitted.user_numbers]
+    uneven = {
+        "user_activity__recent_items": [["a", None, "never seen", "b"]],
+        "user_activity__recent_types": [["click", "view", "view"]],
+        "user_activity__recent_times": [[T_US - 3 * MICROS] * 5],
+    }
+    requests: list[dict[str, Any]] = [
+        {},
+        {"user_activity__recent_items": [["a"]]},
+        {name: [None] for name in tiny_shop.request_of(0)},
+        {name: [np.inf] for name in numbers},
+        {name: np.array([-2.5]) for name in numbers},
+        uneven,
+        *({name: [value] for name, value in tiny_shop.request_of(row).items()} for row in range(3)),
+    ]
+    for request in requests:
+        users = fitted.users(request, np.array([T_US]), shop.row)
+        for ours, theirs in zip(fitted.user(request, T_US, shop.row), users, strict=True):
+            assert (ours.dtype, ours.tolist()) == (theirs.numpy().dtype, theirs[0].tolist())
+
+
+@settings(deadline=None)  # compiling takes long
+@given(st.integers(-(10**7), 2**40))
+def test_a_gap_is_cut_where_the_logarithm_of_its_seconds_is_whole(since_us: int) -> None:
+    expected = min(1 + math.floor(math.log2(1 + max(since_us, 0) / MICROS)), GAP_BUCKETS - 1)
+    assert gap_buckets(np.array([T_US]), np.array([T_US - since_us])).tolist() == [expected]
+
+
+@settings(deadline=None)  # compiling takes long
+@given(st.floats(-1e6, 1e6) | st.integers(-2_000, 2_000).map(float) | st.sampled_from([math.nan, math.inf]))
+def test_numbers_are_scaled_as_their_rule_says(value: float) -> None:
+    both = Numbers((Number("a", "measure", mean=0.7, std=1.3), Number("b", "count", mean=0.2, std=0.5)))
+    measure, flag, count = both.apply(np.array([[value, value]]))[0].tolist()
+    is_known = math.isfinite(value)
+    assert flag == (not is_known)
+    expected = (math.copysign(math.log1p(abs(value)), value) - 0.7) / 1.3 if is_known else 0.0
+    assert measure == pytest.approx(expected, abs=1e-6)
+    assert count == pytest.approx((math.log1p(max(value, 0.0) if is_known else 0.0) - 0.2) / 0.5, abs=1e-6)
 
 
 def test_an_absent_feature_reads_as_null() -> None:

@@ -67,7 +67,7 @@ def test_a_refusal_and_a_broken_connection_say_what_happened(
 @pytest.mark.parametrize("keys", [[], ["a"], ["", "é", "x" * 10, "x" * 70, "x" * 1_000], ["é" * n for n in range(20)]])
 def test_keys_are_packed_as_the_store_names_rows(keys: list[str]) -> None:
     placed = ViewKeys.place("items", keys, 4)
-    assert placed.shards.tolist() == [shard_of(key, 4) for key in keys]
+    assert placed.shards == [shard_of(key, 4) for key in keys]
     names = [row_key(shard_of(key, 4), "items", key).encode() for key in keys]
     assert online_wire._words(placed) == b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in names)
 

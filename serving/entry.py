@@ -1,7 +1,7 @@
 """The short way in: questions are taken from the server itself, past what FastAPI and Ray Serve do for every request.
 
 That costs several times what it takes to read a question, or to refuse one, and a flood of what is refused must leave the processor to what
-was taken in (docs/adr/0021-the-short-way-in.md). Everything else goes the usual way.
+was taken in (docs/adr/0017-questions-take-a-short-way-in.md). Everything else goes the usual way.
 """
 
 import logging

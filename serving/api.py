@@ -9,7 +9,7 @@ from headrace import names
 from headrace.events import Context, Identifier, check_user, first_error
 from headrace.identity import user_key
 from headrace.stores.tokens import MAX_TOKEN
-from serving.candidates import RANK, RECOMMEND, SIMILAR, Filter, RecommendationRequest
+from serving.candidates import EVERYTHING, RANK, RECOMMEND, SIMILAR, Filter, RecommendationRequest
 from serving.web import Problem
 
 MAX_ITEMS = 1_000
@@ -84,7 +84,7 @@ class AskIn(BaseModel):
         return user_key(self.user_id, self.anonymous_id)
 
     def _request(self, kind: str, items: list[str], n: int) -> RecommendationRequest:
-        wanted = (self.filter or FilterIn(category=None, include_unavailable=False)).to_filter()
+        wanted = EVERYTHING if self.filter is None else self.filter.to_filter()
         return RecommendationRequest(
             self.user_key, n, kind, frozenset(self.exclude), wanted, tuple(dict.fromkeys(items))
         )

@@ -62,9 +62,11 @@ def build(settings: Settings) -> dict[str, tuple[str, "Application"]]:
 
         def __serve_build_asgi_app__(self) -> Any:
             logs.configure(self._settings.log_format, self._settings.log_dir / f"{names.RECOMMENDER_APP}.log")
+            from serving.entry import open_in_server
             from serving.recommender import build_recommender
 
             app = build_recommender(self._settings)
+            open_in_server(app.state.ways)
             ray_runtime.settle_down()
             return app
 

@@ -25,23 +25,27 @@ class Keys:
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return any(matches)
 
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Raises a 401 `Problem` unless a request with these headers (names in lower case) carries one of the keys."""
+        presented = presented_key(headers)
+        if presented is None or not self.accepts(presented):
+            what = "no key in the request" if presented is None else "the key is not accepted here"
+            raise Problem(
+                401,
+                what,
+                f"send `Authorization: Bearer KEY` or `X-API-Key: KEY` with one of the keys in {self.setting}",
+                headers={"WWW-Authenticate": 'Bearer realm="headrace", Basic realm="headrace", charset="UTF-8"'},
+            )
+
     def __repr__(self) -> str:
         return f"Keys({len(self._digests)} from {self.setting})"
 
 
 def require(keys: Keys) -> Callable[[Request], None]:
-    """A FastAPI dependency that raises a 401 `Problem` unless the request carries one of the keys."""
+    """`keys.check` as a FastAPI dependency."""
 
     def check(request: Request) -> None:
-        presented = presented_key(request.headers)
-        if presented is None or not keys.accepts(presented):
-            what = "no key in the request" if presented is None else "the key is not accepted here"
-            raise Problem(
-                401,
-                what,
-                f"send `Authorization: Bearer KEY` or `X-API-Key: KEY` with one of the keys in {keys.setting}",
-                headers={"WWW-Authenticate": 'Bearer realm="headrace", Basic realm="headrace", charset="UTF-8"'},
-            )
+        keys.check(request.headers)
 
     return check
 

@@ -1,11 +1,10 @@
 """What travels through the request path: the request, a table of candidates from their sources to the answer, a trace of the stages."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 
@@ -137,14 +136,21 @@ class RecommendationRequest:
         return self.exclude.union(self.items) if self.kind == SIMILAR else self.exclude
 
 
-@dataclass
+@dataclass(slots=True)
 class Stage:
-    """What a stage or a source left (`count`), what it removed by reason, and how long it took."""
+    """What a stage or a source left (`count`), what it removed by reason, and how long it took: the time in its `with`."""
 
     name: str
     count: int = 0
     removed: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def __enter__(self) -> Self:
+        self.seconds = -time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter()
 
 
 class Trace:
@@ -163,21 +169,14 @@ class Trace:
         """Another time budget, still counted from the request's arrival."""
         self._deadline = self.started + deadline_ms / 1_000
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        yield from self._timed(Stage(name), self.stages)
+    def stage(self, name: str) -> Stage:
+        """To be entered: `with trace.stage("rank") as stage`."""
+        self.stages.append(stage := Stage(name))
+        return stage
 
-    @contextmanager
-    def source(self, name: str) -> Iterator[Stage]:
-        yield from self._timed(Stage(name), self.sources)
-
-    def _timed(self, stage: Stage, into: list[Stage]) -> Iterator[Stage]:
-        into.append(stage)
-        begun = time.perf_counter()
-        try:
-            yield stage
-        finally:
-            stage.seconds = time.perf_counter() - begun
+    def source(self, name: str) -> Stage:
+        self.sources.append(source := Stage(name))
+        return source
 
     @property
     def degraded(self) -> list[str]:

@@ -135,7 +135,7 @@ def build_collector(settings: Settings, clock: Clock = system_clock) -> FastAPI:
     @app.post("/", **_EVENTS_DOCS)
     async def post_events(request: Request) -> Response:
         may_write(request)  # as a dependency it would be called in another thread, which costs as much as the rest
-        batch = validator.validate(await read_json(request, settings.max_body_bytes))
+        batch = validator.validate(await read_json(request.headers, request.receive, settings.max_body_bytes))
         return json_response(await acknowledger.take(batch.records, batch.refused))
 
     @app.get("/metrics", dependencies=[Depends(may_read)], include_in_schema=False)

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, Final, TypeVar
@@ -33,14 +34,25 @@ class Pace:
 
 
 class Engine:
+    """Its requests come from one event loop. What counts them is written by one thread each, so counting needs no lock either."""
+
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # Requests, and what they were expected to take: taken in, by the event loop; done, by the engine's thread.
+        self._taken, self._taken_s = 0, 0.0
+        self._done, self._done_s = 0, 0.0
         self._thread.start()
-        self.queued_s = 0.0
-        """What the requests taken in are expected to take, all together."""
-        self.waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests taken in and not done."""
+        return self._taken - self._done
+
+    @property
+    def queued_s(self) -> float:
+        """What those are expected to take, all together."""
+        return self._taken_s - self._done_s if self.waiting else 0.0
 
     def fits(self, needs_s: float, left_s: float) -> bool:
         """Whether a request taken in now can be expected to be answered in time.
@@ -51,23 +63,13 @@ class Engine:
             return left_s > 0
         return self.queued_s + needs_s <= _USED_SHARE * left_s
 
-    async def answer(self, work: Callable[[], T], needs_s: float) -> T:
-        """Do a request's work in its turn; `needs_s` is what it is expected to take. Raises what it raises."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = work()
-            except Exception as error:  # noqa: BLE001 - whoever waits for the work hears of it
-                loop.call_soon_threadsafe(_fail, done, error)
-            else:
-                loop.call_soon_threadsafe(_finish, done, result)
-            finally:
-                self._count(-needs_s, -1)
-
-        self._count(needs_s, 1)
-        self._jobs.put(run)
+    async def answer(self, work: Callable[[], T], pace: Pace) -> T:
+        """Do a request's work in its turn; `pace` is of such work, and hears how long it took. Raises what it raises."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        needs_s = pace.seconds
+        self._taken += 1
+        self._taken_s += needs_s
+        self._jobs.put(partial(self._answer, work, pace, needs_s, done))
         return await done
 
     def change(self, job: Callable[[], T]) -> "Future[T]":
@@ -88,34 +90,23 @@ class Engine:
         self._jobs.put(None)
         self._thread.join()
 
-    def _count(self, seconds: float, requests: int) -> None:
-        with self._lock:
-            self.waiting += requests
-            self.queued_s = max(0.0, self.queued_s + seconds) if self.waiting else 0.0
+    def _answer(self, work: Callable[[], T], pace: Pace, needs_s: float, done: "asyncio.Future[T]") -> None:
+        tell: Callable[[Any], None] = done.set_result
+        begun = perf_counter()
+        try:
+            told: Any = work()
+        except Exception as error:  # noqa: BLE001 - whoever waits for the work hears of it
+            tell, told = done.set_exception, error
+        pace.note(perf_counter() - begun)
+        self._done += 1
+        self._done_s += needs_s
+        done.get_loop().call_soon_threadsafe(_tell, done, tell, told)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
 
 
-def _finish(done: "asyncio.Future[Any]", result: Any) -> None:
+def _tell(done: "asyncio.Future[Any]", tell: Callable[[Any], None], told: Any) -> None:
     if not done.done():  # else its client went away
-        done.set_result(result)
-
-
-def _fail(done: "asyncio.Future[Any]", error: Exception) -> None:
-    if not done.done():
-        done.set_exception(error)
-
-
-def timed(pace: Pace, work: Callable[[], T]) -> Callable[[], T]:
-    """The work, its duration noted."""
-
-    def run() -> T:
-        begun = perf_counter()
-        try:
-            return work()
-        finally:
-            pace.note(perf_counter() - begun)
-
-    return run
+        tell(told)

@@ -230,7 +230,9 @@ def add_items_route(app: FastAPI, settings: Settings, clock: Clock, metrics: Rec
     @app.post(names.ITEMS_PATH, **_DOCS)
     async def post_items(request: Request) -> Response:
         may_manage(request)
-        return json_response(await door.take(await read_json(request, settings.max_body_bytes)))
+        return json_response(
+            await door.take(await read_json(request.headers, request.receive, settings.max_body_bytes))
+        )
 
     return door
 

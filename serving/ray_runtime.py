@@ -65,6 +65,7 @@ def environment(folder: Path, *, haproxy: bool) -> dict[str, str]:
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_SERVE_ENABLE_HA_PROXY": str(int(haproxy)),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.entry.middlewares",
         # Files and ports that two stacks on one machine must not share.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive
 
 from headrace.clock import Clock, system_clock
 from headrace.identity import shard_of
@@ -22,7 +23,8 @@ from serving.api import AskIn, Question, RankIn, RecommendIn, SimilarIn, check_u
 from serving.auth import Keys, require
 from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.committer import log_writer
-from serving.engine import Engine, Pace, timed
+from serving.engine import Engine, Pace
+from serving.entry import ShortWay, way_of
 from serving.follower import Follower
 from serving.hydrate import hydrate
 from serving.impressions import ImpressionLog, Shown
@@ -48,9 +50,16 @@ from serving.web import JSON_TYPE, Problem, add_docs, json_response, new_app, re
 logger = logging.getLogger(__name__)
 
 LOG_FAILURES_EVERY_S: Final = 10.0
+FALLBACK: Final = "fallback"
 SHED_WAITS_S: Final = 0.05
 """Before it hears so: a client that comes back at once must not take the processor from the requests that were taken in."""
-FALLBACK: Final = "fallback"
+MOST_SHED_WAITING: Final = 500
+"""Beyond so many at a time it hears at once."""
+QUESTIONS: Final = (
+    (c.RECOMMEND, RecommendIn, RECOMMEND_DOCS),
+    (c.RANK, RankIn, RANK_DOCS),
+    (c.SIMILAR, SimilarIn, SIMILAR_DOCS),
+)
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
 _WAIT_SHARE: Final = 0.75
@@ -112,10 +121,6 @@ class Recommender:
         return body_of(slate, request_id, explain=asked.explain)
 
 
-class ShedError(Problem):
-    """A request that is not taken in."""
-
-
 class Door:
     """Takes requests in as long as they can be expected to be answered in time; the others are shed, or answered cheaply."""
 
@@ -127,12 +132,18 @@ class Door:
         self._engine = engine
         self._seen = seen
         self._metrics = metrics
-        self._full, self._cheap = Pace(_FULL_S), Pace(_CHEAP_S)
+        self._full, self._cheap, self._profile = Pace(_FULL_S), Pace(_CHEAP_S), Pace(_CHEAP_S)
+        self._shed_waiting = 0
+        self._least = self._cheap if settings.overload == FALLBACK else self._full
 
-    def look(self, trace: Trace) -> None:
-        """Before the body is read: raises a 429 `Problem` where not even the cheapest answer would be in time."""
-        if not self._engine.fits(self._cheap.seconds, trace.left_s()):
-            self._shed("queue")
+    async def look(self, trace: Trace) -> None:
+        """Before the body is read: raises a 429 `Problem` where not even the cheapest answer would be in time.
+
+        A body comes with its headers, as a rule: nothing else is then taken in until its request is. One that is late waits for its client
+        and not for us, and is looked at again once it is there.
+        """
+        if not self._engine.fits(self._least.seconds, trace.left_s()):
+            await self._shed("queue")
 
     async def answer(self, asked: Question, trace: Trace) -> bytes:
         """Raises a 429 `Problem`."""
@@ -145,14 +156,15 @@ class Door:
         if not self._engine.fits(pace.seconds, trace.left_s()):
             pace, work = self._cheap, self._recommender.answer_cheaply
             if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
-                self._shed("deadline")
+                await self._shed("deadline")
         self._metrics.queue.set(self._engine.waiting)
-        return await self._engine.answer(timed(pace, partial(work, asked, request, trace)), pace.seconds)
+        return await self._engine.answer(partial(work, asked, request, trace), pace)
 
     async def profile(self, user_key: str, trace: Trace) -> bytes:
-        if not self._engine.fits(self._cheap.seconds, trace.left_s()):
-            self._shed("deadline")
-        return await self._engine.answer(partial(self._recommender.profile, user_key, trace), self._cheap.seconds)
+        """Raises a 429 `Problem`."""
+        if not self._engine.fits(self._profile.seconds, trace.left_s()):
+            await self._shed("deadline")
+        return await self._engine.answer(partial(self._recommender.profile, user_key, trace), self._profile)
 
     async def _wait_until_seen(self, asked: AskIn, token: str, trace: Trace) -> None:
         try:
@@ -167,9 +179,15 @@ class Door:
         if not is_seen:
             trace.degrade(c.NOT_SEEN)
 
-    def _shed(self, reason: str) -> None:
-        self._metrics.shed.labels(reason).inc()
-        raise ShedError(
+    async def _shed(self, reason: str) -> None:
+        self._metrics.shed[reason].inc()
+        if self._shed_waiting < MOST_SHED_WAITING:
+            self._shed_waiting += 1
+            try:
+                await asyncio.sleep(SHED_WAITS_S)
+            finally:
+                self._shed_waiting -= 1
+        raise Problem(
             429, "too many requests at once", "try again after Retry-After seconds", headers={"Retry-After": "1"}
         )
 
@@ -184,7 +202,8 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     recommender = Recommender(settings, replica.live, impressions, metrics, clock)
     seen = Seen(lambda: replica.live.readers.client if replica.live.readers else None, lambda: replica.reached)
     door = Door(settings, recommender, engine, seen, metrics)
-    may_read = require(Keys(settings.read_keys, "HEADRACE_READ_KEYS"))
+    keys = Keys(settings.read_keys, "HEADRACE_READ_KEYS")
+    may_read = require(keys)
     refresher.refresh_once()
 
     @asynccontextmanager
@@ -202,28 +221,23 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     add_docs(app, may_read, lambda: openapi_of(app))
     items = add_items_route(app, settings, clock, metrics)
 
-    async def ask(request: Request, kind: type[Any]) -> Response:
+    async def ask(kind: type[Any], headers: Mapping[str, str], receive: Receive) -> bytes:
         trace = Trace(settings.deadline_ms)
-        may_read(request)  # as a dependency it would be called in another thread, which costs as much as the rest
-        try:
-            door.look(trace)
-            asked = parse(kind, await read_json(request, settings.max_body_bytes))
-            return Response(await door.answer(asked, trace), media_type=JSON_TYPE)
-        except ShedError:
-            await asyncio.sleep(SHED_WAITS_S)
-            raise
+        keys.check(headers)
+        await door.look(trace)
+        asked = parse(kind, await read_json(headers, receive, settings.max_body_bytes))
+        return await door.answer(asked, trace)
 
-    @app.post("/v1/recommend", **RECOMMEND_DOCS)
-    async def post_recommend(request: Request) -> Response:
-        return await ask(request, RecommendIn)
+    async def answered_before(_: Request) -> Response:
+        raise AssertionError("questions take the short way; their routes are for the document")
 
-    @app.post("/v1/rank", **RANK_DOCS)
-    async def post_rank(request: Request) -> Response:
-        return await ask(request, RankIn)
-
-    @app.post("/v1/similar", **SIMILAR_DOCS)
-    async def post_similar(request: Request) -> Response:
-        return await ask(request, SimilarIn)
+    ways: dict[str, ASGIApp] = {}
+    for kind, body, docs in QUESTIONS:
+        path = f"/v1/{kind}"
+        app.post(path, name=f"post_{kind}", **docs)(answered_before)
+        ways[path] = way_of(partial(ask, body), partial(metrics.count_request, kind))
+    app.add_middleware(ShortWay, ways=ways)
+    app.state.ways = ways
 
     @app.get("/v1/users/{user_key:path}/profile", **PROFILE_DOCS)
     async def get_profile(request: Request, user_key: str) -> Response:

@@ -1,7 +1,7 @@
 """What both HTTP applications share: bodies read within a limit, JSON, and refusals with a reason and a remedy."""
 
 import importlib.metadata
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -9,8 +9,9 @@ from fastapi import Depends, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 JSON_TYPE: Final = "application/json"
 _REMEDIES: Final = {404: "see /docs for the paths", 405: "see /docs for the methods of this path"}
@@ -60,8 +61,12 @@ class Problem(Exception):
         self.headers = dict(headers or {})
         self.detail = dict(detail or {})
 
+    @property
+    def body(self) -> bytes:
+        return orjson.dumps({"error": self.error, "remedy": self.remedy, **self.detail})
+
     def response(self) -> Response:
-        return json_response({"error": self.error, "remedy": self.remedy, **self.detail}, self.status, self.headers)
+        return Response(self.body, self.status, self.headers, JSON_TYPE)
 
 
 def product_version() -> str:
@@ -72,12 +77,12 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
     return Response(orjson.dumps(content), status, dict(headers or {}), JSON_TYPE)
 
 
-async def read_json(request: Request, max_bytes: int) -> Any:
+async def read_json(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> Any:
     """The decoded body. Raises `Problem`: 413 past the limit (never reading further), 415 encoded, 400 not JSON."""
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise Problem(415, f"content-encoding {encoding[:40]!r} is not supported", "send the body as plain JSON")
-    body = await _read_body(request, max_bytes)
+    body = await _read_body(headers, receive, max_bytes)
     if not body.strip():
         raise Problem(400, "the body is empty", "send JSON in UTF-8")
     try:
@@ -86,20 +91,20 @@ async def read_json(request: Request, max_bytes: int) -> Any:
         raise Problem(400, f"the body is not JSON: {error}", "send JSON in UTF-8, nested at most 1024 deep") from error
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    too_large = Problem(413, f"the body exceeds {max_bytes} bytes", "send it in smaller parts")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
-                raise too_large
-    except ClientDisconnect as gone:
-        raise Problem(400, "the client went away before its body was complete", "send it again") from gone
-    return bytes(body)
+async def _read_body(headers: Mapping[str, str], receive: Receive, max_bytes: int) -> bytearray:
+    declared = headers.get("content-length", "")
+    is_too_large = declared.isdecimal() and int(declared) > max_bytes
+    body, more = bytearray(), True
+    while more and not is_too_large:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Problem(400, "the client went away before its body was complete", "send it again")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        is_too_large = len(body) > max_bytes
+    if is_too_large:
+        raise Problem(413, f"the body exceeds {max_bytes} bytes", "send it in smaller parts")
+    return body
 
 
 def new_app(title: str, description: str, **options: Any) -> FastAPI:
@@ -150,16 +155,13 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
     return Problem(error.status_code, str(error.detail).lower(), remedy, headers=error.headers).response()
 
 
-ASGIApp = Callable[[Any, Any, Any], Awaitable[None]]
-
-
 class SlashAtMount:
     """Lets `/prefix` reach the route `/` of an application mounted there, without a redirect to a slash."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == scope.get("root_path", ""):
             scope = {**scope, "path": scope["path"] + "/"}
         await self._app(scope, receive, send)

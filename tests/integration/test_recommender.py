@@ -133,6 +133,13 @@ def test_every_question_is_answered_through_haproxy(stack: Stack):
     assert (profile["user_key"], profile["known"], profile["features"]["user_activity"]["views_1h"]) == ("u", False, 0)
 
 
+def test_questions_go_past_ray_serve_which_marks_all_others_with_an_id(stack: Stack):
+    asked = stack.ask("rank", user_id="u", items=["x"])
+    assert asked.status_code == 200
+    assert "x-request-id" not in asked.headers
+    assert "x-request-id" in stack.http.get("/healthz").headers
+
+
 def test_wrong_requests_are_4xx_through_haproxy_too(stack: Stack):
     assert stack.ask(user_id="u", n=10_000).status_code == 422
     assert stack.http.post("/v1/events", content=b"{", headers=WRITE).status_code == 400

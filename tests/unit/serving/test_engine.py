@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving.engine import Engine, Pace, timed
+from serving.engine import Engine, Pace
 from tests.conftest import wait_until
 
 
@@ -37,11 +37,11 @@ def test_requests_and_changes_are_done_one_after_another_in_the_order_in_which_t
 
     async def ask() -> list[str]:
         gate = Gate()
-        first = asyncio.create_task(engine.answer(gate, 0.1))
+        first = asyncio.create_task(engine.answer(gate, Pace(0.1)))
         await asyncio.to_thread(gate.entered.wait, 20)
         later = []
         for number in range(3):
-            later.append(asyncio.create_task(engine.answer(note(f"request {number}"), 0.1)))
+            later.append(asyncio.create_task(engine.answer(note(f"request {number}"), Pace(0.1))))
             await asyncio.sleep(0)
             engine.change(note(f"change {number}"))
         assert done == []
@@ -64,7 +64,7 @@ def test_a_change_is_never_made_during_a_request(engine: Engine) -> None:
         return state["left"], sum(1 for _ in range(2_000)) and state["right"]
 
     async def ask() -> list[tuple[int, int]]:
-        return [await engine.answer(look, 0.0) for _ in range(300)]
+        return [await engine.answer(look, Pace(0.0)) for _ in range(300)]
 
     over = threading.Event()
 
@@ -89,23 +89,23 @@ def test_a_failure_reaches_whoever_waits_and_the_next_is_answered(engine: Engine
         raise error
 
     with pytest.raises(type(error)) as raised:
-        asyncio.run(engine.answer(fail, 0.1))
+        asyncio.run(engine.answer(fail, Pace(0.1)))
     assert raised.value is error
     assert engine.change(fail).exception(20) is error
-    assert asyncio.run(engine.answer(lambda: "next", 0.1)) == "next"
+    assert asyncio.run(engine.answer(lambda: "next", Pace(0.1))) == "next"
     wait_until(lambda: (engine.waiting, engine.queued_s) == (0, 0.0))
 
 
 def test_a_client_that_went_away_costs_the_others_nothing(engine: Engine) -> None:
     async def ask() -> str:
         gate = Gate()
-        gone = asyncio.create_task(engine.answer(gate, 0.1))
+        gone = asyncio.create_task(engine.answer(gate, Pace(0.1)))
         await asyncio.to_thread(gate.entered.wait, 20)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
         gate.open.set()
-        return await engine.answer(lambda: "next", 0.1)
+        return await engine.answer(lambda: "next", Pace(0.1))
 
     assert asyncio.run(ask()) == "next"
     wait_until(lambda: engine.waiting == 0)
@@ -114,7 +114,7 @@ def test_a_client_that_went_away_costs_the_others_nothing(engine: Engine) -> Non
 def test_a_request_fits_where_what_waits_and_itself_take_four_fifths_of_the_time_left(engine: Engine) -> None:
     async def ask() -> None:
         gate = Gate()
-        waiting = asyncio.create_task(engine.answer(gate, 0.05))
+        waiting = asyncio.create_task(engine.answer(gate, Pace(0.05)))
         await asyncio.to_thread(gate.entered.wait, 20)
         assert (engine.waiting, engine.queued_s) == (1, 0.05)
         assert engine.fits(0.03, 0.1)
@@ -144,7 +144,7 @@ def test_closing_finishes_what_was_taken_in() -> None:
     assert not engine._thread.is_alive()
 
 
-def test_a_pace_follows_what_work_takes_and_failed_work_counts() -> None:
+def test_a_pace_follows_what_work_takes_and_failed_work_counts(engine: Engine) -> None:
     pace = Pace(1.0)
     pace.note(3.0)
     assert pace.seconds == pytest.approx(1.1)
@@ -153,6 +153,6 @@ def test_a_pace_follows_what_work_takes_and_failed_work_counts() -> None:
         raise LookupError("gone")
 
     with pytest.raises(LookupError, match="gone"):
-        timed(pace, fail)()
+        asyncio.run(engine.answer(fail, pace))
     assert pace.seconds == pytest.approx(1.1 * 0.95, abs=1e-3)
-    assert timed(pace, lambda: 5)() == 5
+    assert asyncio.run(engine.answer(lambda: 5, pace)) == 5

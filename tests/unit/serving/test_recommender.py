@@ -1,6 +1,7 @@
 """The recommendation API over ASGI, on an empty data directory: no store, no model, no catalogue."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +266,34 @@ def test_under_overload_the_order_of_popularity_may_be_the_answer(engine: Loaded
     body = call(app, "POST", "/v1/recommend", json={"user_id": "u"}, headers=KEY).json()
     assert ids(body) == ["a", "b"]
     assert body["degraded"] == ["overload: ranker left out", "catalogue: from snapshot"]
+
+
+def test_only_so_many_of_those_shed_are_held_back_at_a_time(
+    engine: Loaded, app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fourth of them hears at once, while the others still wait."""
+    monkeypatch.setattr("serving.recommender.MOST_SHED_WAITING", 3)
+    monkeypatch.setattr("serving.recommender.SHED_WAITS_S", 0.5)
+    engine.backlog_s = 60.0
+
+    async def flood() -> list[asyncio.Task[httpx.Response]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            asked = [
+                asyncio.create_task(client.post("/v1/recommend", json={"user_id": "u"}, headers=KEY)) for _ in range(4)
+            ]
+            first, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            answers = await asyncio.gather(*asked)
+            assert [answer.status_code for answer in answers] == [429] * 4
+            return list(first)
+
+    assert len(asyncio.run(flood())) == 1
+
+
+def test_a_request_is_shed_before_its_body_is_read(engine: Loaded, app: FastAPI) -> None:
+    engine.backlog_s = 60.0
+
+    async def body() -> AsyncIterator[bytes]:
+        raise AssertionError("the body is asked for")
+        yield b""
+
+    assert call(app, "POST", "/v1/recommend", content=body(), headers=KEY).status_code == 429

@@ -60,7 +60,8 @@ def scores(activity: Activity, count: int) -> tuple[Floats, Floats]:
         weights[place] = POPULARITY.get(feature, Weight(0.0, 0.0))
     read = np.flatnonzero(weights.any(axis=1))
     values = np.nan_to_num(activity.table()[:count][:, read]) @ weights[read]
-    return values[:, 0], values[:, 1]
+    overall, trend = np.ascontiguousarray(values.T)  # each of its own: `take` copies all of what does not lie together
+    return overall, trend
 
 
 def _best(scores: Floats, by_id: Ints) -> Ints:

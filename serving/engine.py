@@ -42,6 +42,7 @@ class Engine:
         # Requests, and what they were expected to take: taken in, by the event loop; done, by the engine's thread.
         self._taken, self._taken_s = 0, 0.0
         self._done, self._done_s = 0, 0.0
+        self._ended = 0.0  # when the last request was done, as `perf_counter` says
         self._thread.start()
 
     @property
@@ -64,12 +65,15 @@ class Engine:
         return self.queued_s + needs_s <= _USED_SHARE * left_s
 
     async def answer(self, work: Callable[[], T], pace: Pace) -> T:
-        """Do a request's work in its turn; `pace` is of such work, and hears how long it took. Raises what it raises."""
+        """Do a request's work in its turn; `pace` is of such work, and hears how long it took. Raises what it raises.
+
+        What it took is what those behind it waited for it: also what came between it and the request before.
+        """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         needs_s = pace.seconds
         self._taken += 1
         self._taken_s += needs_s
-        self._jobs.put(partial(self._answer, work, pace, needs_s, done))
+        self._jobs.put(partial(self._answer, work, pace, needs_s, done, perf_counter()))
         return await done
 
     def change(self, job: Callable[[], T]) -> "Future[T]":
@@ -90,14 +94,17 @@ class Engine:
         self._jobs.put(None)
         self._thread.join()
 
-    def _answer(self, work: Callable[[], T], pace: Pace, needs_s: float, done: "asyncio.Future[T]") -> None:
+    def _answer(
+        self, work: Callable[[], T], pace: Pace, needs_s: float, done: "asyncio.Future[T]", taken: float
+    ) -> None:
         tell: Callable[[Any], None] = done.set_result
-        begun = perf_counter()
         try:
             told: Any = work()
         except Exception as error:  # noqa: BLE001 - whoever waits for the work hears of it
             tell, told = done.set_exception, error
-        pace.note(perf_counter() - begun)
+        now = perf_counter()
+        pace.note(now - max(taken, self._ended))
+        self._ended = now
         self._done += 1
         self._done_s += needs_s
         done.get_loop().call_soon_threadsafe(_tell, done, tell, told)

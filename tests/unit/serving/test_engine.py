@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -156,3 +157,23 @@ def test_a_pace_follows_what_work_takes_and_failed_work_counts(engine: Engine) -
         asyncio.run(engine.answer(fail, pace))
     assert pace.seconds == pytest.approx(1.1 * 0.95, abs=1e-3)
     assert asyncio.run(engine.answer(lambda: 5, pace)) == 5
+
+
+def test_what_comes_between_two_requests_counts_for_the_one_that_waited_for_it(engine: Engine) -> None:
+    pace = Pace(0.0)
+
+    async def ask() -> float:
+        gate = Gate()
+        engine.change(gate)
+        await asyncio.to_thread(gate.entered.wait, 20)
+        waiting = asyncio.create_task(engine.answer(lambda: None, pace))
+        await asyncio.sleep(0)
+        begun = perf_counter()
+        await asyncio.to_thread(lambda: None)
+        waited = perf_counter() - begun
+        gate.open.set()
+        await waiting
+        return waited
+
+    waited = asyncio.run(ask())
+    assert pace.seconds >= 0.05 * waited > 0

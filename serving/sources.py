@@ -126,7 +126,7 @@ def by_popularity(rows: Ints, catalogue: Catalogue) -> Found:
     """Rows with their popularity as scores."""
     overall = catalogue.orders.overall
     if len(overall) >= len(catalogue):
-        return rows, overall.take(rows)
+        return rows, overall[rows]
     scores = np.zeros(len(rows))
     scored = rows < len(overall)
     scores[scored] = overall[rows[scored]]

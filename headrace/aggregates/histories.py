@@ -24,6 +24,8 @@ from headrace.arrays import Bytes, Floats, Int, Ints, Mask
 from headrace.kernel import kernel
 
 _UUID_TEXT: Final = 36
+_FEW: Final = 200
+"""Texts that Python takes apart faster than Arrow."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Histories:
         """A column of all entries. Raises StateMismatchError on text that is none."""
         kind = self.kinds[which]
         if _is_text(kind):
-            return self._strings(self.cells[which].tolist())
+            return self._few_texts(which) if len(self.times) <= _FEW else list(self._texts(which).to_pylist())
         if kind == pay.TYPE:
             types = self.spec.types
             return [types[place] for place in self.cells[which, :-1].tolist()]
@@ -67,29 +69,33 @@ class Histories:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(picked)), type=declared)
 
     def _values(self, which: int, kind: pa.DataType) -> pa.Array:
-        if not _is_text(self.kinds[which]):
-            return pa.array(self.column(which) if self.kinds[which] == pay.TYPE else self._numbers(which), kind)
+        if _is_text(self.kinds[which]):
+            return self._texts(which)
+        return pa.array(self.column(which) if self.kinds[which] == pay.TYPE else self._numbers(which), kind)
+
+    def _texts(self, which: int) -> pa.Array:
         offsets = pa.py_buffer(self.cells[which].astype(np.int32))
-        strings = pa.StringArray.from_buffers(len(self.times), offsets, pa.py_buffer(self.text))
+        texts = pa.StringArray.from_buffers(len(self.times), offsets, pa.py_buffer(self.text))
         try:
-            strings.validate(full=True)
+            texts.validate(full=True)
         except pa.ArrowInvalid as error:
             raise StateMismatchError(damaged(self.spec)) from error
-        return strings
+        return texts
 
-    def _numbers(self, which: int) -> Ints | Floats:
-        cells = self.cells[which, :-1]
-        return cells.view(np.float64) if self.kinds[which] == pay.FLOAT else cells
-
-    def _strings(self, begins: list[int]) -> list[str]:
+    def _few_texts(self, which: int) -> list[str]:
+        begins = self.cells[which].tolist()
         data = self.text[begins[0] : begins[-1]].tobytes()
         try:
             text = data.decode()
-            if len(text) == len(data):  # a byte is a character, so text need not be made of each piece
+            if len(text) == len(data):  # a character is a byte, so a piece needs no decoding of its own
                 return [text[a - begins[0] : b - begins[0]] for a, b in pairwise(begins)]
             return [data[a - begins[0] : b - begins[0]].decode() for a, b in pairwise(begins)]
         except UnicodeDecodeError as error:
             raise StateMismatchError(damaged(self.spec)) from error
+
+    def _numbers(self, which: int) -> Ints | Floats:
+        cells = self.cells[which, :-1]
+        return cells.view(np.float64) if self.kinds[which] == pay.FLOAT else cells
 
 
 def _is_text(kind: Int) -> bool:
@@ -126,10 +132,10 @@ def _decode(
             since, start, at = get_entry(rows, at, end)
             time += since
             times[i] = time
-            if at == BROKEN or not _find_fields(rows, start, at, kinds, types, cells[:, i], ends[:, i]):
+            if at == BROKEN or not _find_fields(rows, start, at, kinds, types, cells, ends, i):
                 firsts[-1] = BROKEN
                 return firsts, times, cells, rows[:0].copy()
-            room += _text_room(kinds, cells[:, i], ends[:, i])
+            room += _text_room(kinds, cells, ends, i)
     text = np.empty(room, np.uint8)
     at = np.int64(0)
     for column in range(len(kinds)):
@@ -148,28 +154,28 @@ def _decode(
 
 
 @kernel
-def _find_fields(rows: Bytes, start: Int, end: Int, kinds: Ints, types: int, starts: Ints, ends: Ints) -> bool:
-    """Where each column begins and ends in a payload; False where one does not fit."""
+def _find_fields(
+    rows: Bytes, start: Int, end: Int, kinds: Ints, types: int, starts: Ints, ends: Ints, entry: Int
+) -> bool:
+    """Where each column begins and ends in an entry's payload; False where one does not fit. Shapes (columns, entries)."""
     after = identifier_end(rows, start, end)
     for column in range(len(kinds)):
-        starts[column], ends[column] = start, after
-        if kinds[column] == pay.TIME:
-            continue
-        if kinds[column] != pay.ID:
-            starts[column], after = _field(rows, after, end, kinds[column])
-            ends[column] = after
-        if ends[column] == BROKEN or (kinds[column] == pay.TYPE and rows[starts[column]] >= types):
+        at = start
+        if kinds[column] != pay.ID and kinds[column] != pay.TIME:
+            at, after = _field(rows, after, end, kinds[column])
+        starts[column, entry], ends[column, entry] = at, after
+        if after == BROKEN or (kinds[column] == pay.TYPE and rows[at] >= types):
             return False
     return True
 
 
 @kernel
-def _text_room(kinds: Ints, starts: Ints, ends: Ints) -> Int:
+def _text_room(kinds: Ints, starts: Ints, ends: Ints, entry: Int) -> Int:
     """Most bytes that the texts of an entry take."""
     room = np.int64(0)
     for column in range(len(kinds)):
         if kinds[column] == pay.ID or kinds[column] >= pay.STRING:
-            room += max(_UUID_TEXT, ends[column] - starts[column])
+            room += max(_UUID_TEXT, ends[column, entry] - starts[column, entry])
     return room
 
 

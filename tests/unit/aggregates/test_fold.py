@@ -146,6 +146,23 @@ def test_every_function_equals_the_oracle_on_many_streams(
         assert_equals_oracle(spec, events, rows, newest + after)
 
 
+@settings(deadline=None)
+@given(STREAMS, SPECS, LATER)
+def test_rows_read_together_give_what_each_gives_alone_and_what_a_table_holds(
+    events: list[oracles.Event], spec: ViewSpec, later: int
+) -> None:
+    rows = fold(spec, events)
+    layout = Layout(spec)
+    together = StreamRows(layout, rows)
+    t_us = (together.newest_us or NOON) + later
+    values, table = together.values(t_us), together.table(t_us)
+    for place, row in enumerate(rows):
+        for name, column in StreamRows(layout, [row]).values(t_us).items():
+            np.testing.assert_equal(column[0], values[name][place], err_msg=name)
+            held = table[name][place].as_py()
+            np.testing.assert_equal(column[0], np.nan if held is None and isinstance(column, np.ndarray) else held)
+
+
 def many_keys(keys: int, count: int, seed: int) -> list[oracles.Event]:
     """Events of many keys over four hours, some of them at one time."""
     random = np.random.default_rng(seed)

@@ -127,6 +127,17 @@ def test_no_kernel_reads_or_writes_outside_its_arrays(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("query", ["zzzz", "zäz"])
+def test_text_that_is_no_text_is_refused(query: str) -> None:
+    events = [event(f"e{i}", NOON + i, query=text, item_id="i") for i, text in enumerate([query, "é"])]
+    row = fold(SPEC, events)[0]
+    assert row is not None
+    damaged = checked(row.replace(query.encode(), b"z\xffzz"))
+    for read in (StreamRows(Layout(SPEC), [damaged]).values, StreamRows(Layout(SPEC), [damaged]).table):
+        with pytest.raises(StateMismatchError, match="headrace backfill"):
+            read(LATER, ["queries"])
+
+
 def test_rows_that_are_not_there_read_as_never_seen() -> None:
     values = StreamRows(Layout(SPEC), [None, a_row(), None]).values(LATER)
     alone = StreamRows(Layout(SPEC), [None]).values(LATER)

@@ -23,6 +23,10 @@ _USED_SHARE: Final = 0.8
 """Of the time left, what waiting and work may take as expected: the rest is for what is not."""
 
 
+def nothing(*_: object) -> None:
+    pass
+
+
 class Pace:
     """Running mean of how long some work takes. Starts at what it is expected to take."""
 
@@ -64,8 +68,10 @@ class Engine:
             return left_s > 0
         return self.queued_s + needs_s <= _USED_SHARE * left_s
 
-    async def answer(self, work: Callable[[], T], pace: Pace) -> T:
+    async def answer(self, work: Callable[[], T], pace: Pace, afterwards: Callable[[T], None] = nothing) -> T:
         """Do a request's work in its turn; `pace` is of such work, and hears how long it took. Raises what it raises.
+
+        `afterwards` is done with the answer once that is on its way: nobody but the next request waits for it.
 
         What it took is what those behind it waited for it: also what came between it and the request before.
         """
@@ -73,7 +79,7 @@ class Engine:
         needs_s = pace.seconds
         self._taken += 1
         self._taken_s += needs_s
-        self._jobs.put(partial(self._answer, work, pace, needs_s, done, perf_counter()))
+        self._jobs.put(partial(self._answer, work, pace, afterwards, needs_s, done, perf_counter()))
         return await done
 
     def change(self, job: Callable[[], T]) -> "Future[T]":
@@ -95,19 +101,30 @@ class Engine:
         self._thread.join()
 
     def _answer(
-        self, work: Callable[[], T], pace: Pace, needs_s: float, done: "asyncio.Future[T]", taken: float
+        self,
+        work: Callable[[], T],
+        pace: Pace,
+        afterwards: Callable[[T], None],
+        needs_s: float,
+        done: "asyncio.Future[T]",
+        taken: float,
     ) -> None:
-        tell: Callable[[Any], None] = done.set_result
+        tell = done.get_loop().call_soon_threadsafe
         try:
-            told: Any = work()
+            told = work()
         except Exception as error:  # noqa: BLE001 - whoever waits for the work hears of it
-            tell, told = done.set_exception, error
+            tell(_tell, done, done.set_exception, error)
+        else:
+            tell(_tell, done, done.set_result, told)
+            try:
+                afterwards(told)
+            except Exception:
+                logger.exception("what follows an answer failed")
         now = perf_counter()
         pace.note(now - max(taken, self._ended))
         self._ended = now
         self._done += 1
         self._done_s += needs_s
-        done.get_loop().call_soon_threadsafe(_tell, done, tell, told)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -1,6 +1,6 @@
 """A bundle put to work for one replica's catalogue: retrieval, neighbours, ranking. All by rows of the catalogue."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ class BundleModel:
         """
         self._bundle = bundle
         self._activity_features = [number.name for number in bundle.preprocessing.activity_numbers]
-        self._row_of: Callable[[str], int | None] = catalogue.row_of.get
+        self._row_of = catalogue.row_of
         every = np.arange(len(catalogue) if count is None else count)
         try:
             bundled = catalogue.rows(bundle.items.item_ids)

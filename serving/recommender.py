@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from serving.api import AskIn, Question, RankIn, RecommendIn, SimilarIn, check_u
 from serving.auth import Keys, require
 from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.committer import log_writer
-from serving.engine import Engine, Pace
+from serving.engine import Engine, Pace, nothing
 from serving.entry import ShortWay, way_of
 from serving.follower import Follower
 from serving.hydrate import hydrate
@@ -53,6 +54,7 @@ LOG_FAILURES_EVERY_S: Final = 10.0
 FALLBACK: Final = "fallback"
 SHED_WAITS_S: Final = 0.05
 """Before it hears so: a client that comes back at once must not take the processor from the requests that were taken in."""
+NOTED_S: Final = 0.5
 MOST_SHED_WAITING: Final = 500
 """Beyond so many at a time it hears at once."""
 QUESTIONS: Final = (
@@ -66,8 +68,19 @@ _WAIT_SHARE: Final = 0.75
 """Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a client is told, and what there is to note of it."""
+
+    asked: Question
+    request: RecommendationRequest
+    slate: Slate
+    request_id: str
+    body: bytes
+
+
 class Recommender:
-    """Answers requests, in the engine's thread: the pipeline, its last resort, metrics, impressions."""
+    """Answers requests, in the engine's thread: the pipeline, its last resort, then metrics and impressions."""
 
     def __init__(
         self, settings: Settings, live: Live, impressions: ImpressionLog, metrics: RecommenderMetrics, clock: Clock
@@ -84,8 +97,8 @@ class Recommender:
     def reader(self) -> FeatureReader | None:
         return self._live.readers.request if self._live.readers else None
 
-    def answer(self, asked: Question, request: RecommendationRequest, trace: Trace) -> bytes:
-        """The body of the answer. Never fails for lack of a store, a model or a catalogue."""
+    def answer(self, asked: Question, request: RecommendationRequest, trace: Trace) -> Answer:
+        """Never fails for lack of a store, a model or a catalogue."""
         request_id = new_request_id()
         state = self._live.state
         means = Means(self.reader, self._clock, self._age_bound_us, self._rank.seconds, asked.explain)
@@ -95,13 +108,13 @@ class Recommender:
         except Exception:
             logger.exception("the request path failed; answering with the order of popularity")
             slate = last_resort(request, state, self._clock, trace)
-        return self._told(asked, request, slate, request_id)
+        return _told(asked, request, slate, request_id)
 
-    def answer_cheaply(self, asked: Question, request: RecommendationRequest, trace: Trace) -> bytes:
+    def answer_cheaply(self, asked: Question, request: RecommendationRequest, trace: Trace) -> Answer:
         """Under overload: the order of popularity, and said so."""
         request_id = new_request_id()
         trace.degrade(c.OVERLOADED)
-        return self._told(asked, request, popular_slate(request, self._live.state, self._clock, trace), request_id)
+        return _told(asked, request, popular_slate(request, self._live.state, self._clock, trace), request_id)
 
     def profile(self, user_key: str, trace: Trace) -> bytes:
         """Raises a 503 `Problem` where the store cannot be read."""
@@ -110,15 +123,20 @@ class Recommender:
             raise Problem(503, "the online store does not answer", "try again later", headers={"Retry-After": "1"})
         return profile_of(user_key, user, user.rows.complete_us, user.rows.newest_us)
 
-    def _told(self, asked: Question, request: RecommendationRequest, slate: Slate, request_id: str) -> bytes:
-        if request.user_key is not None:
-            self._impressions.add(Shown(slate, request_id, asked.who, asked.context, self._clock()))
-        self._metrics.record(request.kind, slate)
+    def note(self, answer: Answer) -> None:
+        """What was shown into the log, what it took into the metrics, what failed into the replica's log."""
+        slate, asked = answer.slate, answer.asked
+        if answer.request.user_key is not None:
+            self._impressions.add(Shown(slate, answer.request_id, asked.who, asked.context, self._clock()))
+        self._metrics.record(answer.request.kind, slate)
         for reason, error in slate.trace.errors.items():
             if time.monotonic() - self._last_logged.get(reason, -LOG_FAILURES_EVERY_S) >= LOG_FAILURES_EVERY_S:
                 self._last_logged[reason] = time.monotonic()
                 logger.warning("%s: %s: %s", reason, type(error).__name__, error)
-        return body_of(slate, request_id, explain=asked.explain)
+
+
+def _told(asked: Question, request: RecommendationRequest, slate: Slate, request_id: str) -> Answer:
+    return Answer(asked, request, slate, request_id, body_of(slate, request_id, explain=asked.explain))
 
 
 class Door:
@@ -158,7 +176,8 @@ class Door:
             if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
                 await self._shed("deadline")
         self._metrics.queue.set(self._engine.waiting)
-        return await self._engine.answer(partial(work, asked, request, trace), pace)
+        told = await self._engine.answer(partial(work, asked, request, trace), pace, self._recommender.note)
+        return told.body
 
     async def profile(self, user_key: str, trace: Trace) -> bytes:
         """Raises a 429 `Problem`."""
@@ -257,6 +276,8 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     @app.get("/metrics", **METRICS_DOCS)
     async def get_metrics(request: Request) -> Response:
         may_read(request)
+        # What was answered before is noted first, unless the engine is stuck, which is when metrics are wanted most.
+        await asyncio.wait([asyncio.wrap_future(engine.change(nothing))], timeout=NOTED_S)
         text = await asyncio.to_thread(exposition, metrics.registry)
         return Response(text, media_type="text/plain; version=0.0.4")
 

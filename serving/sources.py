@@ -13,8 +13,8 @@ from serving.catalogue import Catalogue
 from serving.interfaces import MODEL_ERRORS, Model
 from serving.state import ServingState, User
 
-POOL: Final = 500
-"""What the two-tower index is asked for, at least."""
+POOL: Final = 300
+"""What the two-tower index is asked for, at least: what the ranker sees, and half as many again for filters to take away."""
 # The most that each other source gives.
 SEEDS, NEIGHBOURS, UNFINISHED, TRENDING, NEW = 5, 60, 10, 40, 20
 

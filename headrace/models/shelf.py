@@ -4,7 +4,7 @@ It gives the scores of `headrace.models.scorer`, which encodes what it needs ane
 `headrace.models.inputs`; R rows asked for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from headrace.models.towers import TwoTowers
 
 FIRST: Final = Catalogue.FIRST
 """Tables begin with a row of padding and one of any item that is not known, as training's do."""
+UNKNOWN: Final = 1
 MOST_EXPLAINED: Final = 5
 _BATCH: Final = 16_384
 _SPARE: Final = 1_024
@@ -113,14 +114,12 @@ class Shelf:
         """The item tower's. Shape (R, D)."""
         return np.ascontiguousarray(self._packing.tower(self._table_IW[rows + FIRST]))
 
-    def user(self, features: Mapping[str, Any], t_us: int, row_of: Callable[[str], int | None]) -> UserView:
-        """Columns of one user (B = 1) at t; `row_of` gives an item's row. Raises ValueError where the vector is not finite."""
+    def user(self, features: Mapping[str, Any], t_us: int, row_of: Mapping[str, int]) -> UserView:
+        """Columns of one user (B = 1) at t; `row_of` has the items' rows. Raises ValueError where the vector is not finite."""
+        row = row_of.get
 
         def code_of(item_id: Any) -> int:
-            row = row_of(item_id)
-            if row is not None:
-                return row + FIRST
-            return 1 if item_id else 0
+            return row(item_id, UNKNOWN - FIRST) + FIRST if item_id else 0
 
         inputs = self.preprocessing.user(features, t_us, code_of)
         state = self._fused.user(inputs, self._table_IW)

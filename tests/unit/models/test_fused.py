@@ -64,7 +64,7 @@ def test_vectors_and_scores_are_those_of_the_modules(config: ModelConfig, histor
     shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, {"item_id": ITEMS, **content})
     asked, scorer = user_with(history), bundle.scorer()
     seen = shelf.user(
-        {name: [value] for name, value in asked.items()}, T_US, {item: row for row, item in enumerate(ITEMS)}.get
+        {name: [value] for name, value in asked.items()}, T_US, {item: row for row, item in enumerate(ITEMS)}
     )
     vector = scorer.user_vector(asked, T_US)
     assert np.allclose(seen.vector[0], vector, rtol=1e-4, atol=1e-4 * np.abs(vector).max())

@@ -9,6 +9,7 @@ from tests.unit.models.tiny_shop import T_US
 
 BUNDLE = tiny_shop.bundle()
 CONTENT = {name: list(BUNDLE.snapshot.features[name]) for name in ("item_id", *BUNDLE.preprocessing.content_features)}
+ROW_OF = {"a": 0, "b": 1, "c": 2, "d": 3}
 
 
 def shelf(content: dict[str, list[object]] = CONTENT) -> Shelf:
@@ -19,14 +20,10 @@ def one_row(row: int) -> dict[str, list[object]]:
     return {name: [value] for name, value in tiny_shop.request_of(row).items()}
 
 
-def row_of(item_id: str) -> int | None:
-    return {"a": 0, "b": 1, "c": 2, "d": 3}.get(item_id)
-
-
 @pytest.mark.parametrize("user", [0, 1, 2])
 def test_vectors_and_scores_are_those_of_the_plain_scorer(user: int) -> None:
     scorer, built = BUNDLE.scorer(), shelf()
-    seen = built.user(one_row(user), T_US, row_of)
+    seen = built.user(one_row(user), T_US, ROW_OF)
     assert np.allclose(seen.vector[0], scorer.user_vector(tiny_shop.request_of(user), T_US), atol=1e-6)
     views = np.array([[5.0], [np.nan], [2.0]])
     items = {name: [column[2], column[0], column[3]] for name, column in CONTENT.items()}
@@ -39,7 +36,7 @@ def test_an_item_that_is_put_reads_as_if_it_had_been_there_from_the_start() -> N
     grown.put(np.array([3, 2]), grown.encode({name: [column[3], column[2]] for name, column in CONTENT.items()}))
     rows = np.arange(4)
     assert np.array_equal(grown.vectors(rows), shelf().vectors(rows))
-    seen = grown.user(one_row(1), T_US, row_of)
+    seen = grown.user(one_row(1), T_US, ROW_OF)
     assert np.array_equal(grown.rank(seen, rows, np.zeros((4, 1))), shelf().rank(seen, rows, np.zeros((4, 1))))
 
 
@@ -63,12 +60,12 @@ def test_an_item_that_nobody_knows_stands_in_the_history_as_unknown() -> None:
     expected = BUNDLE.scorer().user_vector(
         {**tiny_shop.request_of(0), "user_activity__recent_items": ["a", "never seen"]}, T_US
     )
-    assert np.allclose(shelf().user(features, T_US, row_of).vector[0], expected, atol=1e-6)
+    assert np.allclose(shelf().user(features, T_US, ROW_OF).vector[0], expected, atol=1e-6)
 
 
 def test_what_weighed_is_named_by_feature_and_by_item_of_the_history_and_every_candidate_has_its_own() -> None:
     built = shelf()
-    seen = built.user(one_row(0), T_US, row_of)
+    seen = built.user(one_row(0), T_US, ROW_OF)
     weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
     assert [len(each) for each in weighed] == [5, 5]
     known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
@@ -78,7 +75,7 @@ def test_what_weighed_is_named_by_feature_and_by_item_of_the_history_and_every_c
 
 def test_the_weight_of_an_input_is_what_a_small_change_of_it_does_to_the_score() -> None:
     built = shelf()
-    seen = built.user(one_row(0), T_US, row_of)
+    seen = built.user(one_row(0), T_US, ROW_OF)
     number = BUNDLE.preprocessing.activity_numbers[0]
     views = np.array([[5.0]])
     entries = {entry["feature"]: entry["weight"] for entry in built.explain(seen, np.array([0]), views, ["a", "b"])[0]}

@@ -1,6 +1,6 @@
 """First stage of a request: the user's rows from the store, then one t, then the features as of it."""
 
-from typing import Final
+from typing import Any, Final
 
 from headrace import names
 from headrace.clock import Clock
@@ -19,14 +19,15 @@ def hydrate(
     clock: Clock,
     age_bound_us: int,
     trace: Trace,
+    sent: Any | None = None,
 ) -> tuple[User, int | None]:
     """The user, and the age of the features: t minus the time up to which the user's shard is complete.
 
     State first, then t: after the clock, the user's newest event, and every event in the replica's columns. Features that are older
-    than the bound count as unavailable; a user who is quiet is not old.
+    than the bound count as unavailable; a user who is quiet is not old. `sent` is what the reader gave for `ask(wanted(user_key))`.
     """
     newest_us = state.activity.newest_us if state.activity is not None else 0
-    rows = fetch(user_key, reader, trace) if user_key is not None else None
+    rows = fetch(user_key, reader, trace, sent) if user_key is not None else None
     if rows is None:
         return User(None, max(clock(), newest_us + 1), {}), None
     t_us = max(clock(), rows.newest_us + 1, newest_us + 1)
@@ -47,7 +48,13 @@ def hydrate(
         return User(None, t_us, {}), age_us
 
 
-def fetch(user_key: str, reader: FeatureReader | None, trace: Trace) -> Fetched | None:
+def wanted(user_key: str) -> dict[str, list[str]]:
+    """Rows that a request reads."""
+    keys = [user_key]  # one list, so it is placed once
+    return {view: keys for view in USER_VIEWS}
+
+
+def fetch(user_key: str, reader: FeatureReader | None, trace: Trace, sent: Any | None) -> Fetched | None:
     """The user's rows; None, and named as degraded, where they cannot be had in time."""
     if reader is None:
         trace.degrade(c.NO_USER_FEATURES)
@@ -56,9 +63,8 @@ def fetch(user_key: str, reader: FeatureReader | None, trace: Trace) -> Fetched 
     if left_s <= 0:
         trace.degrade(c.LATE_FEATURES)
         return None
-    keys = [user_key]  # one list, so it is placed once
     try:
-        return reader.fetch({view: keys for view in USER_VIEWS}, within_s=left_s / 2)
+        return reader.fetch(wanted(user_key), within_s=left_s / 2, sent=sent)
     except STORE_ERRORS as error:
         trace.degrade(c.NO_USER_FEATURES, error)
         return None

@@ -46,9 +46,12 @@ class Fetched(Protocol):
 
 
 class FeatureReader(Protocol):
-    """What the request path needs of the online store. `within_s`: no longer than that."""
+    """What the request path needs of the online store. `within_s`: no longer than that. `sent`: what `ask` gave, which may be None."""
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched: ...
+    def ask(self, wanted: Mapping[str, Sequence[str]], /) -> Any | None: ...
+    def fetch(
+        self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None, sent: Any | None = None
+    ) -> Fetched: ...
     def close(self) -> None: ...
 
 

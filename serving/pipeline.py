@@ -30,19 +30,24 @@ _ORIGIN_NAMED: Final = {cat.SNAPSHOT: c.FROM_SNAPSHOT, cat.BUNDLE: c.FROM_BUNDLE
 
 @dataclass(frozen=True)
 class Means:
-    """What a request needs besides itself and the shared state. `rank_s`: what ranking is expected to take."""
+    """What a request needs besides itself and the shared state. `rank_s`: what ranking is expected to take; `sent`: what was asked of the
+    store already.
+    """
 
     reader: FeatureReader | None
     clock: Clock
     age_bound_us: int
     rank_s: float = 0.0
     explain: bool = False
+    sent: Any | None = None
 
 
 def answer(request: RecommendationRequest, state: ServingState, means: Means, trace: Trace) -> Slate:
     """A slate of min(n, eligible) items for one request; for RANK, of those that were given."""
     with trace.stage("hydrate") as stage:
-        user, age_us = hydrate(request.user_key, state, means.reader, means.clock, means.age_bound_us, trace)
+        user, age_us = hydrate(
+            request.user_key, state, means.reader, means.clock, means.age_bound_us, trace, means.sent
+        )
         stage.count = len(user.history)
 
     with trace.stage("retrieve") as stage:

@@ -27,7 +27,7 @@ from serving.committer import log_writer
 from serving.engine import Engine, Pace, nothing
 from serving.entry import ShortWay, way_of
 from serving.follower import Follower
-from serving.hydrate import hydrate
+from serving.hydrate import hydrate, wanted
 from serving.impressions import ImpressionLog, Shown
 from serving.interfaces import FeatureReader
 from serving.items import add_items_route
@@ -97,11 +97,16 @@ class Recommender:
     def reader(self) -> FeatureReader | None:
         return self._live.readers.request if self._live.readers else None
 
-    def answer(self, asked: Question, request: RecommendationRequest, trace: Trace) -> Answer:
+    def ask_store(self, user_key: str | None) -> Any | None:
+        """So that the user's rows are here when the request has its turn; called by the event loop, in the order of the turns."""
+        reader = self.reader
+        return reader.ask(wanted(user_key)) if reader is not None and user_key is not None else None
+
+    def answer(self, asked: Question, request: RecommendationRequest, trace: Trace, sent: Any | None) -> Answer:
         """Never fails for lack of a store, a model or a catalogue."""
         request_id = new_request_id()
         state = self._live.state
-        means = Means(self.reader, self._clock, self._age_bound_us, self._rank.seconds, asked.explain)
+        means = Means(self.reader, self._clock, self._age_bound_us, self._rank.seconds, asked.explain, sent)
         try:
             slate = answer(request, state, means, trace)
             self._rank.note(next(stage.seconds for stage in trace.stages if stage.name == "rank"))
@@ -116,9 +121,9 @@ class Recommender:
         trace.degrade(c.OVERLOADED)
         return _told(asked, request, popular_slate(request, self._live.state, self._clock, trace), request_id)
 
-    def profile(self, user_key: str, trace: Trace) -> bytes:
+    def profile(self, user_key: str, trace: Trace, sent: Any | None) -> bytes:
         """Raises a 503 `Problem` where the store cannot be read."""
-        user, _ = hydrate(user_key, self._live.state, self.reader, self._clock, 2**62, trace)
+        user, _ = hydrate(user_key, self._live.state, self.reader, self._clock, 2**62, trace, sent)
         if user.rows is None:
             raise Problem(503, "the online store does not answer", "try again later", headers={"Retry-After": "1"})
         return profile_of(user_key, user, user.rows.complete_us, user.rows.newest_us)
@@ -170,20 +175,25 @@ class Door:
         if asked.after is not None:
             await self._wait_until_seen(asked, asked.after, trace)
         request = asked.to_request()
-        pace, work = self._full, self._recommender.answer
-        if not self._engine.fits(pace.seconds, trace.left_s()):
-            pace, work = self._cheap, self._recommender.answer_cheaply
+        recommender = self._recommender
+        if self._engine.fits(self._full.seconds, trace.left_s()):
+            pace, work = (
+                self._full,
+                partial(recommender.answer, asked, request, trace, recommender.ask_store(request.user_key)),
+            )
+        else:
+            pace, work = self._cheap, partial(recommender.answer_cheaply, asked, request, trace)
             if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
                 await self._shed("deadline")
         self._metrics.queue.set(self._engine.waiting)
-        told = await self._engine.answer(partial(work, asked, request, trace), pace, self._recommender.note)
-        return told.body
+        return (await self._engine.answer(work, pace, recommender.note)).body
 
     async def profile(self, user_key: str, trace: Trace) -> bytes:
         """Raises a 429 `Problem`."""
         if not self._engine.fits(self._profile.seconds, trace.left_s()):
             await self._shed("deadline")
-        return await self._engine.answer(partial(self._recommender.profile, user_key, trace), self._profile)
+        sent = self._recommender.ask_store(user_key)
+        return await self._engine.answer(partial(self._recommender.profile, user_key, trace, sent), self._profile)
 
     async def _wait_until_seen(self, asked: AskIn, token: str, trace: Trace) -> None:
         try:

@@ -59,11 +59,17 @@ class GuardedReader:
     def close(self) -> None:
         self._reader.close()
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched:
+    def ask(self, wanted: Mapping[str, Sequence[str]], /) -> Any | None:
+        """As OnlineReader has it; nothing is asked of a store that is left alone."""
+        return None if time.monotonic() < self._closed_until else self._reader.ask(wanted)
+
+    def fetch(
+        self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None, sent: Any | None = None
+    ) -> Fetched:
         if time.monotonic() < self._closed_until:
             raise StoreRestsError("the store failed a moment ago")
         try:
-            fetched = self._reader.fetch(wanted, within_s=within_s)
+            fetched = self._reader.fetch(wanted, within_s=within_s, sent=sent)
         except (redis.ConnectionError, redis.TimeoutError, OSError):
             self._failures += 1
             if self._failures > 1:

@@ -8,8 +8,9 @@ import redis
 from headrace.aggregates.read import StreamRows
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
+from headrace.stores.online_line import KeptLine, Sent
 from headrace.stores.online_raw import RawRows
-from headrace.stores.online_wire import Answer, KeptLine, ViewKeys, place_all, read
+from headrace.stores.online_wire import Answer, ViewKeys, place_all, read
 from headrace.stores.plain_rows import OnePlainRow, PlainLayout, PlainRows
 from headrace.stores.shards import ShardStatus, check_deployment
 from headrace.stores.state_rows import MixedRows, StateReader
@@ -43,9 +44,9 @@ class OnlineReader:
     def __init__(
         self, client: "redis.Redis", definitions: Definitions, settings: Settings, *, keeps_line: bool = False
     ) -> None:
-        """`keeps_line`: on a connection of its own, for one thread. On a cluster there is no such thing."""
+        """`keeps_line`: on a connection of its own, for one thread. To a cluster, and with TLS, there is no such thing."""
         self._redis = client
-        self._line = KeptLine(client) if keeps_line and isinstance(client, redis.Redis) else None
+        self._line = KeptLine(client) if keeps_line and _is_plain(client) else None
         self._state = StateReader(client, settings, definitions)
         self._plain = definitions.plain
         self._settings = settings
@@ -74,30 +75,42 @@ class OnlineReader:
 
         return read_rows
 
-    def _read(self, placed: Sequence[ViewKeys], shards: Sequence[int], within_s: float | None) -> Answer:
-        if self._line is not None:
-            return self._line.read(placed, shards, within_s)
-        return read(self._redis, placed, shards)
+    def _read(
+        self, placed: Sequence[ViewKeys], shards: Sequence[int], within_s: float | None, sent: Sent | None
+    ) -> Answer:
+        if self._line is None or not (shards or any(each.keys for each in placed)):
+            return read(self._redis, placed, shards)
+        answer = self._line.take(sent, within_s) if sent is not None else None
+        return answer or self._line.read(placed, shards, within_s)
 
     def close(self) -> None:
         """Give up the connection of its own, if it has one. The client is its owner's to close."""
         if self._line is not None:
             self._line.close()
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]], within_s: float | None = None) -> Snapshot:
+    def ask(self, wanted: Mapping[str, Sequence[str]]) -> Sent | None:
+        """Send a question whose answer `fetch` is going to take, from any thread and without waiting; None where that cannot be done."""
+        if self._line is None:
+            return None
+        placed, stream_shards = self._place(wanted)
+        return self._line.send(placed, stream_shards)
+
+    def fetch(
+        self, wanted: Mapping[str, Sequence[str]], within_s: float | None = None, sent: Sent | None = None
+    ) -> Snapshot:
         """Rows of `{view: entity keys}`, in one round trip; `within_s` may shorten the time-out of a reader that keeps its line.
+
+        `sent` is what `ask` gave for the same. Questions are answered in the order in which they were sent, so they are taken in it.
 
         Raises DeploymentError where the store was made with another number of shards, redis.RedisError when the store does
         not answer, StateMismatchError on rows that are damaged or of a definition nobody knows.
         """
-        shards = self._settings.shards
         if not self._checked:
-            check_deployment(self._redis, record=False, shards=shards)
+            check_deployment(self._redis, record=False, shards=self._settings.shards)
             self._checked = True
-        placed = place_all(wanted, shards)
-        stream_shards = sorted({n for each in placed if each.view not in self._plain for n in each.shards})
+        placed, stream_shards = (sent.wanted, sent.statuses) if sent is not None else self._place(wanted)
         # The status is read before the rows: a commit in between makes rows newer than it says, never older.
-        answer = self._read(placed, stream_shards, within_s)
+        answer = self._read(placed, stream_shards, within_s, sent)
         statuses = [ShardStatus.parse(raw) for raw in answer.statuses]
         found = dict(zip(wanted, answer.rows, strict=True))
         self._state.note(statuses)
@@ -109,6 +122,18 @@ class OnlineReader:
         complete = min((status.complete_us(self._settings.log_partitions) for status in statuses), default=0)
         waiting = tuple(name for name in self._state.state.waiting if name.partition(".")[0] in wanted)
         return Snapshot(streams, plain, complete, waiting)
+
+    def _place(self, wanted: Mapping[str, Sequence[str]]) -> tuple[Sequence[ViewKeys], Sequence[int]]:
+        """Keys by view, and the shards whose status says how complete the streams among them are."""
+        placed = place_all(wanted, self._settings.shards)
+        return placed, sorted({n for each in placed if each.view not in self._plain for n in each.shards})
+
+
+def _is_plain(client: object) -> bool:
+    """Whether this is a client of one server that is spoken to without TLS."""
+    return isinstance(client, redis.Redis) and not issubclass(
+        client.connection_pool.connection_class, redis.connection.SSLConnection
+    )
 
 
 def _plain_rows(layout: PlainLayout, rows: RawRows) -> PlainRows | OnePlainRow:

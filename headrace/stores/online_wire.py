@@ -28,7 +28,7 @@ _ARRAY: Final = -2
 _FEW: Final = 8
 _RECEIVE_BYTES: Final = 1 << 18
 _RECEIVE_FEW_BYTES: Final = 1 << 14
-"""To begin with, for a few keys: a large buffer is fresh memory from the system each time."""
+NO_BYTES: Final = np.zeros(0, np.uint8)
 
 
 class KeyColumns(NamedTuple):
@@ -83,39 +83,17 @@ def read(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) 
 
     Raises redis.RedisError.
     """
+    if not statuses and not any(each.keys for each in wanted):
+        return Answer([], [RawRows.join([]) for _ in wanted])
     if isinstance(client, redis.Redis):
         connection = client.connection_pool.get_connection()
         try:
-            return _read_raw(connection, wanted, statuses, None)
+            return _exchange(connection, wanted, statuses)
         finally:
             client.connection_pool.release(connection)
     with no_cluster_as_no_connection(), client.pipeline(transaction=False) as pipeline:
         queue(pipeline, wanted, statuses)
         return collect(pipeline.execute(), wanted, statuses)
-
-
-class KeptLine:
-    """A connection to one server that one thread keeps: to borrow one from a pool for each read is a good part of it."""
-
-    def __init__(self, client: "redis.Redis") -> None:
-        self._connection = client.connection_pool.make_connection()
-
-    def read(self, wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None) -> Answer:
-        """As `read`; `within_s` may shorten the client's own time-out. A line that broke while it lay idle is taken up once more."""
-        was_open = self._connection._sock is not None
-        try:
-            self._connection.connect()
-            return _read_raw(self._connection, wanted, statuses, within_s)
-        except redis.TimeoutError:
-            raise
-        except redis.ConnectionError:
-            if not was_open:
-                raise
-        self._connection.connect()
-        return _read_raw(self._connection, wanted, statuses, within_s)
-
-    def close(self) -> None:
-        self._connection.disconnect()
 
 
 async def read_async(client: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int] = ()) -> Answer:
@@ -153,25 +131,38 @@ def _by_shard(wanted: Sequence[ViewKeys]) -> dict[int, list[tuple[int, int]]]:
     return places
 
 
-def _read_raw(connection: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None) -> Answer:
-    commands = [_status_command(shard) for shard in statuses]
-    count = sum(len(each.keys) for each in wanted)
-    if count:
-        commands += [b"*%d\r\n$4\r\nMGET\r\n" % (count + 1), *[_words(each) for each in wanted]]
-    if not commands:
-        return Answer([], [RawRows.join([]) for _ in wanted])
+def _exchange(connection: Any, wanted: Sequence[ViewKeys], statuses: Sequence[int]) -> Answer:
+    command, replies = command_of(wanted, statuses)
     try:
-        if within_s is not None:
-            connection._get_socket().settimeout(min(within_s, connection.socket_timeout or within_s))
-        connection.send_packed_command([b"".join(commands)], check_health=within_s is None)
-        room = _RECEIVE_FEW_BYTES if count <= 2 * _FEW else _RECEIVE_BYTES
-        buffer, starts, lengths = _receive(connection, len(statuses) + (count > 0), room)
+        connection.send_packed_command([command])
+        buffer, starts, lengths, _ = receive(connection, replies, room_for(wanted), NO_BYTES)
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
+    return answer_of(buffer, starts, lengths, wanted, statuses)
+
+
+def command_of(wanted: Sequence[ViewKeys], statuses: Sequence[int]) -> tuple[bytes, int]:
+    """What to send, and how many replies that has."""
+    count = sum(len(each.keys) for each in wanted)
+    commands = [_status_command(shard) for shard in statuses]
+    if count:
+        commands += [b"*%d\r\n$4\r\nMGET\r\n" % (count + 1), *[_words(each) for each in wanted]]
+    return b"".join(commands), len(statuses) + (count > 0)
+
+
+def room_for(wanted: Sequence[ViewKeys]) -> int:
+    """Bytes to begin with: for a few keys few, since a large buffer is fresh memory from the system each time."""
+    return _RECEIVE_FEW_BYTES if all(each.columns is None for each in wanted) else _RECEIVE_BYTES
+
+
+def answer_of(
+    buffer: Bytes, starts: Ints, lengths: Ints, wanted: Sequence[ViewKeys], statuses: Sequence[int]
+) -> Answer:
+    """What `receive` found of the replies to `command_of` the same."""
     heads = [*(at for at, length in enumerate(lengths.tolist()) if length <= _ARRAY), len(lengths)]
     replies = [RawRows(buffer, starts[head + 1 : end], lengths[head + 1 : end]) for head, end in pairwise(heads)]
-    rows = replies[-1] if count else RawRows.join([])
+    rows = replies[-1] if len(replies) > len(statuses) else RawRows.join([])
     bounds = pairwise(accumulate([len(each.keys) for each in wanted], initial=0))
     return Answer([_mapping(fields) for fields in replies[: len(statuses)]], [rows.part(a, b) for a, b in bounds])
 
@@ -211,25 +202,30 @@ def _mapping(fields: RawRows) -> dict[bytes, bytes]:
     return dict(zip(values, values, strict=True))
 
 
-def _receive(connection: Any, replies: int, room: int) -> tuple[Bytes, Ints, Ints]:
-    """Read until so many replies, each an array of strings, are complete; `room` bytes to begin with. Raises redis.RedisError."""
+def receive(connection: Any, replies: int, room: int, begun: Bytes) -> tuple[Bytes, Ints, Ints, Bytes]:
+    """Read until so many replies, each an array of strings, are complete; `begun` is what has come of them already.
+
+    Gives the buffer, where the strings lie in it, and what has come behind them. `room`: bytes to begin with. Raises redis.RedisError.
+    """
     sock = connection._get_socket()
-    buffer = np.empty(room, np.uint8)
+    buffer = np.empty(max(room, len(begun)), np.uint8)
+    buffer[: len(begun)] = begun
     starts, lengths = np.empty(1_024, np.int64), np.empty(1_024, np.int64)
-    filled, at, count, left = 0, 0, 0, replies
+    filled, at, count, left = len(begun), 0, 0, replies
     while left > 0:
-        if filled == len(buffer):
-            buffer = np.concatenate([buffer, np.empty_like(buffer)])
-        filled += _receive_into(connection, sock, memoryview(buffer)[filled:])  # type: ignore[arg-type]
-        while True:
+        if filled > at:
             at, count, left = _scan(buffer, filled, at, starts, lengths, count, left)
-            if count < len(starts):
-                break
-            starts = np.concatenate([starts, np.empty_like(starts)])
-            lengths = np.concatenate([lengths, np.empty_like(lengths)])
+            if count == len(starts):
+                starts = np.concatenate([starts, np.empty_like(starts)])
+                lengths = np.concatenate([lengths, np.empty_like(lengths)])
+                continue
         if left < 0:
             raise _refusal(buffer[at:filled].tobytes())
-    return buffer, starts[:count], lengths[:count]
+        if left > 0:
+            if filled == len(buffer):
+                buffer = np.concatenate([buffer, np.empty_like(buffer)])
+            filled += _receive_into(connection, sock, memoryview(buffer)[filled:])  # type: ignore[arg-type]
+    return buffer, starts[:count], lengths[:count], buffer[at:filled]
 
 
 def _receive_into(connection: Any, sock: Any, room: memoryview) -> int:

@@ -113,3 +113,26 @@ def test_a_reader_that_keeps_its_line_can_be_told_to_wait_less(server: ValkeySer
     finally:
         os.kill(pid, signal.SIGCONT)
     assert titles(reader, ["i3"]) == ["i3" * 20]
+
+
+def test_questions_may_be_sent_before_their_answers_are_wanted_and_taken_in_any_order(server: ValkeyServer) -> None:
+    reader = reader_of(server, keeps_line=True)
+    wanted = [{"items": [each]} for each in IDS[:6]]
+    assert reader.ask(wanted[0]) is None  # nothing waits for a line to be opened
+    assert titles(reader, ["i1"]) == ["i1" * 20]
+    sent = [reader.ask(each) for each in wanted]
+    assert None not in sent
+    for place in (2, 0, 5, 4):  # two are never taken
+        found = reader.fetch(wanted[place], sent=sent[place]).plain["items"].values()["title"]
+        assert list(found) == [IDS[place] * 20]
+    assert titles(reader, ["i3"]) == ["i3" * 20]
+
+
+def test_a_question_whose_line_broke_is_asked_anew(server: ValkeyServer) -> None:
+    reader = reader_of(server, keeps_line=True)
+    assert titles(reader, ["i1"]) == ["i1" * 20]
+    wanted = {"items": ["i2"]}
+    sent = reader.ask(wanted)
+    server.kill()
+    server.start()
+    assert list(reader.fetch(wanted, sent=sent).plain["items"].values()["title"]) == ["i2" * 20]

@@ -61,7 +61,12 @@ class Reader:
     damage: Exception | None = None
     asked: list[tuple[Any, float | None]] = field(default_factory=list)
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Fetched:
+    def ask(self, wanted: Mapping[str, Sequence[str]], /) -> Any | None:
+        return None
+
+    def fetch(
+        self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None, sent: Any | None = None
+    ) -> Fetched:
         self.asked.append((wanted, within_s))
         if self.error is not None:
             raise self.error

@@ -123,7 +123,12 @@ class Flaky:
         self.error = error
         self.asked = 0
 
-    def fetch(self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None) -> Any:
+    def ask(self, wanted: Mapping[str, Sequence[str]], /) -> Any | None:
+        return None
+
+    def fetch(
+        self, wanted: Mapping[str, Sequence[str]], /, within_s: float | None = None, sent: Any | None = None
+    ) -> Any:
         self.asked += 1
         if self.error is not None:
             raise self.error

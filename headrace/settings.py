@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-MICROS = 1_000_000
+MICROS = 1_000_000  # compiled into kernels
 
 
 class Settings(BaseSettings):

@@ -269,10 +269,10 @@ def test_content_that_training_used_reaches_the_index_and_the_shelf(stack: Setti
     with serving(stack) as service:
         model: Any = service.state.model
         rows = service.state.catalogue.rows(ITEMS[:4])
-        stored = model._shelf._rows(torch.from_numpy(rows + 2))
+        stored = model._shelf._rows(rows + 2)
         encoded = model._shelf._packing.ranked(stored, stored[..., :0])
-        assert torch.equal(encoded.inputs.content_NF[0], expected.content_NF)
-        assert torch.equal(encoded.inputs.categories_NC[0], expected.categories_NC.float())
+        assert torch.equal(encoded.inputs.content_NF, expected.content_NF)
+        assert torch.equal(encoded.inputs.categories_NC, expected.categories_NC.float())
         assert np.allclose(model._shelf.vectors(rows), bundle.scorer().item_vectors(named), atol=1e-6)
 
 

@@ -74,7 +74,7 @@ def answer(request: RecommendationRequest, state: ServingState, means: Means, tr
     if means.explain:
         trace.explained = explain(slate, removed, user, as_read, state, trace)
     version = state.model.version if state.model else None
-    return slate_of(slate, request, state.catalogue, user.t_us, trace, age_us, version)
+    return slate_of(slate, request, state.catalogue, user.t_us, trace, age_us, version, user.hidden)
 
 
 def slate_of(
@@ -85,8 +85,13 @@ def slate_of(
     trace: Trace,
     age_us: int | None = None,
     version: str | None = None,
+    hidden: Collection[str] = frozenset(),
 ) -> Slate:
-    unknown = [item for item in request.items if item not in catalogue.row_of and item not in request.exclude]
+    unknown = [
+        item
+        for item in request.items
+        if item not in catalogue.row_of and item not in request.exclude and item not in hidden
+    ]
     left = request.n - len(items) if request.kind == RANK and not request.wanted.narrows else 0
     item_ids = [catalogue.item_ids[row] for row in items.rows.tolist()]
     return Slate(item_ids, items, t_us, age_us, version, trace, unknown[:left])

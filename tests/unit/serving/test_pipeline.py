@@ -457,6 +457,8 @@ def test_rank_keeps_all_given_items_and_those_that_nobody_knows_come_last_in_the
     assert list(slate.unknown) == ["x", "z"]
     assert slate.trace.degraded == ["retrieval: unknown item"]
     assert list(slate_of(ask(4, RANK, "x", "a", "c", "z", "d")).unknown) == ["x"]
+    hid = Reader(["x", "a"], ["hide", "view"])
+    assert list(slate_of(ask(4, RANK, "x", "a", "c", "z"), reader=hid).unknown) == ["z"]
 
 
 def test_rank_leaves_out_what_is_excluded_and_adds_nothing_from_popularity() -> None:

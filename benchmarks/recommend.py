@@ -51,6 +51,7 @@ from headrace.settings import Settings
 from headrace.stores.models import read_champion
 
 MILLION: Final = 1_000_000
+CORES: Final = os.cpu_count() or 1
 INDEX_RECALL: Final = "index_recall_at_500"
 EXPLAINED: Final = 500
 # A replica embeds what its model has not seen before it is ready.
@@ -84,7 +85,10 @@ class Million:
 class Benchmark:
     """Measures the sides. `prepared` is the data directory that ours serves from a copy of, `folder` where all else goes."""
 
-    def __init__(self, prepared: Path, shop: Shop, seconds: float, folder: Path, interrupts: Interrupts) -> None:
+    def __init__(
+        self, prepared: Path, shop: Shop, seconds: float, replicas: int, folder: Path, interrupts: Interrupts
+    ) -> None:
+        self._replicas = replicas
         self.visitors = visitors(Settings(data=prepared), shop.users, shop.seed)
         self._prepared = prepared
         self._seconds = seconds
@@ -133,7 +137,12 @@ class Benchmark:
     def _stack(self, prepared: Path, name: str) -> Iterator[Settings]:
         data = self._folder / name
         copy(prepared, data)
-        settings = Settings(data=data, feature_repo=ROOT / "feature_repo", http_port=free_port())
+        settings = Settings(
+            data=data,
+            feature_repo=ROOT / "feature_repo",
+            http_port=free_port(),
+            recommender_replicas=self._replicas,
+        )
         with Stack(settings, say, self._interrupts) as stack, ours(stack, READY_S) as running:
             yield running
 
@@ -273,6 +282,7 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change that config, as `headrace train` does"
     )
     parser.add_argument("--seconds", type=float, default=20, help="of a round; three times that for the overload")
+    parser.add_argument("--replicas", type=int, default=CORES, help="of the recommender; default: one for each core")
     parser.add_argument("--million", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--million-items", type=int, default=MILLION, help="the size of the large catalogue")
     parser.add_argument("--no-stock", action="store_true")
@@ -290,7 +300,7 @@ def main() -> None:
         sites = Sites((given.site or folder / "site").resolve(), interrupts, say, system_clock)
         prepared = sites.prepared(shop)
         large = sites.grown(shop, given.million_items) if given.million else None
-        benchmark = Benchmark(prepared, shop, given.seconds, folder, interrupts)
+        benchmark = Benchmark(prepared, shop, given.seconds, given.replicas, folder, interrupts)
         why_not = "--no-stock" if given.no_stock else why_no_stock(given.stock)
         base = benchmark.noop()
         if why_not:
@@ -298,7 +308,7 @@ def main() -> None:
         other = None if why_not else benchmark.stock(given.stock)
         ours = benchmark.ours()
         grown = benchmark.million(large, given.million_items) if large else None
-    shape = {**asdict(shop), "visitors": len(benchmark.visitors)}
+    shape = {**asdict(shop), "visitors": len(benchmark.visitors), "replicas": given.replicas}
     report(base, other, why_not, ours, grown, shape)
 
 

@@ -22,5 +22,5 @@ def stages_of(answer: Answer) -> dict[str, dict[str, Any]]:
 
 
 def saw_event(answer: Answer) -> bool:
-    """Whether it was computed with an event of a user who had none: the user's history is not empty."""
-    return bool(stages_of(answer)["hydrate"]["count"] >= 1)
+    """Whether it was computed with an event of a user who had none: else the user is unknown, or not read at all."""
+    return not any(reason.startswith("hydrate: ") for reason in answer["degraded"])

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import orjson
 
-from benchmarks.answers import explained, saw_event
+from benchmarks.answers import saw_event
 from benchmarks.asking import Asked, Phase, Target, asked, asking
 from benchmarks.posting import Poster
 from benchmarks.probes import ProbeError
@@ -130,7 +130,7 @@ async def _probe(events: Poster, requests: Poster, view: dict[str, str], clock: 
     }
     refusals = await _until_ok(events, orjson.dumps(event))
     acknowledged_s = time.perf_counter()
-    question = orjson.dumps(explained({"user_id": view["user_id"], "n": SLATE}))
+    question = orjson.dumps({"user_id": view["user_id"], "n": SLATE})
     answers = failures = 0
     while time.perf_counter() - acknowledged_s < GIVE_UP_S:
         answer = await requests.post(question)

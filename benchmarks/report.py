@@ -38,9 +38,18 @@ def publish(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]],
 
 def results() -> Path:
     """Where this run's results go."""
-    folder = RESULTS / "smaller" if sys.argv[1:] else RESULTS
+    folder = RESULTS / "smaller" if _options() else RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _options() -> list[str]:
+    """Those given that change what is measured: where prepared data is kept does not."""
+    given = sys.argv[1:]
+    if "--site" in given:
+        at = given.index("--site")
+        del given[at : at + 2]
+    return given
 
 
 def percentiles(seconds: Sequence[float] | Floats) -> dict[str, float]:

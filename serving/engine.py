@@ -19,8 +19,8 @@ T = TypeVar("T")
 
 _WEIGHT: Final = 0.05
 """Of the newest in a running mean."""
-_USED_SHARE: Final = 0.8
-"""Of the time left, what waiting and work may take as expected: the rest is for what is not."""
+_USED_SHARE: Final = 0.6
+"""Of the time left, what waiting and work may take as expected: the rest is for what is not, and for the ways to us and back."""
 
 
 def nothing(*_: object) -> None:

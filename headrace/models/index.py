@@ -122,16 +122,23 @@ class ItemIndex:
             raise ValueError(f"recall_target is {recall_target}: choose from {_LEAST_RECALL} to 1")
         faiss.omp_set_num_threads(1)
         nlist = max(1, min(round(4 * count**0.5), count))
-        built = _inverted_lists(vectors_ND, nlist, seed)
+        centres_LD, list_N = _clustered(vectors_ND, nlist, seed)
         best_QK = _flat(vectors_ND).search(queries_QD, min(k, count))[1]
-        nprobe = _enough_probes(built, best_QK, queries_QD, recall_target)
-        while True:
-            facts = IndexFacts("ivf", count, width, nlist, nprobe)
-            index = cls(facts, vectors_ND, queries_QD, _probing(built, nprobe))
-            recall = index.recall(queries_QD, best_QK)
-            if recall >= recall_target or nprobe == nlist:
-                return replace(index, facts=replace(facts, recall_at_500=recall))
-            nprobe = min(nlist, nprobe + max(1, nprobe // 8))
+        # Bytes are a quarter of the memory to read. Where items lie so close that bytes do not tell them apart, more lists do not help.
+        for in_bytes in (True, False):
+            built = _inverted_lists(vectors_ND, centres_LD, list_N, in_bytes)
+            nprobe = _enough_probes(built, list_N, best_QK, queries_QD, recall_target)
+            most = min(nlist, nprobe + nprobe // 4) if in_bytes else nlist
+            while True:
+                facts = IndexFacts("ivf", count, width, nlist, nprobe)
+                index = cls(facts, vectors_ND, queries_QD, _probing(built, nprobe))
+                recall = index.recall(queries_QD, best_QK)
+                if recall >= recall_target or (nprobe == nlist and not in_bytes):
+                    return replace(index, facts=replace(facts, recall_at_500=recall))
+                if nprobe >= most:
+                    break
+                nprobe = min(most, nprobe + max(1, nprobe // 8))
+        raise AssertionError("full floats in all lists are searched exactly")
 
     def __len__(self) -> int:
         """Rows in all, R: those of the build and those that were added."""
@@ -326,13 +333,11 @@ def _flat(vectors_ND: Floats) -> Any:
     return index
 
 
-def _inverted_lists(vectors_ND: Floats, nlist: int, seed: int) -> Any:
-    """Lists of vectors that lie near each other, each read in the order of its centre's product with the query.
-
-    Rows are assigned by distance, not by product as faiss would for this metric: a third to half as many lists then do
-    for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
+def _clustered(vectors_ND: Floats, nlist: int, seed: int) -> tuple[Floats, Rows]:
+    """Centres of vectors that lie near each other, and the list of each: by distance, not by product as faiss would assign them for this
+    metric. A third to half as many lists then do for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
     """
-    count, width = vectors_ND.shape
+    width = vectors_ND.shape[1]
     means = faiss.Kmeans(
         width, nlist, niter=10, seed=seed, max_points_per_centroid=_POINTS_PER_LIST, min_points_per_centroid=1
     )
@@ -340,10 +345,19 @@ def _inverted_lists(vectors_ND: Floats, nlist: int, seed: int) -> Any:
     centres_LD = np.asarray(means.centroids)
     by_distance = faiss.IndexFlatL2(width)
     by_distance.add(centres_LD)
-    list_N = np.ascontiguousarray(by_distance.search(vectors_ND, 1)[1][:, 0])
-    by_product = _flat(centres_LD)
-    byte = faiss.ScalarQuantizer.QT_8bit  # a quarter of the memory to read, and recall is measured with it
-    built = faiss.IndexIVFScalarQuantizer(by_product, width, nlist, byte, faiss.METRIC_INNER_PRODUCT, False)
+    return centres_LD, np.ascontiguousarray(by_distance.search(vectors_ND, 1)[1][:, 0])
+
+
+def _inverted_lists(vectors_ND: Floats, centres_LD: Floats, list_N: Rows, in_bytes: bool) -> Any:
+    """Lists of vectors, each read in the order of its centre's product with the query."""
+    count, width = vectors_ND.shape
+    by_product, metric = _flat(centres_LD), faiss.METRIC_INNER_PRODUCT
+    built: Any
+    if in_bytes:
+        byte = faiss.ScalarQuantizer.QT_8bit
+        built = faiss.IndexIVFScalarQuantizer(by_product, width, len(centres_LD), byte, metric, False)
+    else:
+        built = faiss.IndexIVFFlat(by_product, width, len(centres_LD), metric)
     built.train(vectors_ND)
     rows_N = np.arange(count, dtype=np.int64)
     built.add_core(count, *(faiss.swig_ptr(array) for array in (vectors_ND, rows_N, list_N)))
@@ -355,18 +369,12 @@ def _probing(built: Any, nprobe: int) -> Any:
     return built
 
 
-def _enough_probes(built: Any, best_QK: Rows, queries_QD: Floats, recall_target: float) -> int:
+def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats, recall_target: float) -> int:
     """The fewest lists that hold the wanted share of the best rows, mean over the queries.
 
     A row is found exactly where its list is read, and lists are read in the order of the query's product with their
     centres: so each row's need is the place of its list in that order.
     """
-    lists = built.invlists
-    list_N = np.empty(built.ntotal, dtype=np.int64)
-    for number in range(built.nlist):
-        size = lists.list_size(number)
-        if size:
-            list_N[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
     order_QL = built.quantizer.search(queries_QD, built.nlist)[1]
     place_QL = np.empty_like(order_QL)
     np.put_along_axis(place_QL, order_QL, np.arange(built.nlist)[None], axis=1)

@@ -112,14 +112,14 @@ def test_a_client_that_went_away_costs_the_others_nothing(engine: Engine) -> Non
     wait_until(lambda: engine.waiting == 0)
 
 
-def test_a_request_fits_where_what_waits_and_itself_take_four_fifths_of_the_time_left(engine: Engine) -> None:
+def test_a_request_fits_where_what_waits_and_itself_take_three_fifths_of_the_time_left(engine: Engine) -> None:
     async def ask() -> None:
         gate = Gate()
         waiting = asyncio.create_task(engine.answer(gate, Pace(0.05)))
         await asyncio.to_thread(gate.entered.wait, 20)
         assert (engine.waiting, engine.queued_s) == (1, 0.05)
-        assert engine.fits(0.03, 0.1)
-        assert not engine.fits(0.031, 0.1)
+        assert engine.fits(0.01, 0.1)
+        assert not engine.fits(0.011, 0.1)
         gate.open.set()
         await waiting
 

@@ -270,3 +270,19 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         ItemIndex.build(vectors, vectors[:0], exact_below=0)
     with pytest.raises(ValueError, match=r"recall_target is 0\.9: choose from 0\.95 to 1"):
         ItemIndex.build(vectors, vectors, exact_below=0, recall_target=0.9)
+
+
+def test_near_duplicates_that_bytes_do_not_tell_apart_are_kept_in_floats() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(60, 16))
+    vectors = (centres[rng.integers(60, size=20_000)] + 1e-4 * rng.normal(size=(20_000, 16))).astype(np.float32)
+    liked = centres[rng.integers(60, size=(100, 2))].sum(axis=1) + 0.3 * rng.normal(size=(100, 16))
+    index = ItemIndex.build(vectors, liked.astype(np.float32))
+    assert index.recall_at_500 >= 0.97
+    assert index.nprobe < index.facts.nlist / 4
+    apart, queries = clustered(20_000)
+    in_bytes = ItemIndex.build(apart, queries)
+    assert in_bytes.recall_at_500 >= 0.97
+    bytes_of_the_lists = 20_000 * 8 + in_bytes.facts.nlist * 16 * 4
+    assert in_bytes.memory_bytes == 20_000 * 16 + bytes_of_the_lists
+    assert index.memory_bytes == 20_000 * 64 + bytes_of_the_lists

@@ -51,7 +51,6 @@ from headrace.settings import Settings
 from headrace.stores.models import read_champion
 
 MILLION: Final = 1_000_000
-CORES: Final = os.cpu_count() or 1
 INDEX_RECALL: Final = "index_recall_at_500"
 EXPLAINED: Final = 500
 # A replica embeds what its model has not seen before it is ready.
@@ -282,7 +281,7 @@ def main() -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change that config, as `headrace train` does"
     )
     parser.add_argument("--seconds", type=float, default=20, help="of a round; three times that for the overload")
-    parser.add_argument("--replicas", type=int, default=CORES, help="of the recommender; default: one for each core")
+    parser.add_argument("--replicas", type=int, default=1, help="of the recommender; default: 1, as `make up` has it")
     parser.add_argument("--million", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--million-items", type=int, default=MILLION, help="the size of the large catalogue")
     parser.add_argument("--no-stock", action="store_true")

@@ -10,6 +10,8 @@ Rules, the same everywhere:
 - A history is the last L of `recent_items`, `recent_types` and `recent_times`; lists of unequal length are cut to their
   newest common part; the time from an event to t is cut into powers of two of a second.
 - A feature that the request lacks reads as null.
+
+One module, though a long one: the rules for columns and for a single user must agree, and stand side by side.
 """
 
 import json

@@ -93,13 +93,14 @@ class KeptLine:
             waits_s = connection.socket_timeout
             connection._get_socket().settimeout(waits_s if within_s is None else min(within_s, waits_s or within_s))
             room = room_for(first.wanted)
-            buffer, starts, lengths, self._begun = receive(connection, first.replies, room, self._begun)
+            buffer, starts, lengths, behind = receive(connection, first.replies, room, self._begun)
         except BaseException:
             self.close()  # what is left of the answer must not be taken for the next one's
             raise
         with self._lock:
-            if self._sent and self._sent[0] is first:
+            if self._sent and self._sent[0] is first:  # else the line broke since, and what came behind is of no line
                 self._sent.popleft()
+                self._begun = behind
         return answer_of(buffer, starts, lengths, first.wanted, first.statuses)
 
     def _hang_up(self) -> None:

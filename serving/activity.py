@@ -54,6 +54,9 @@ class Activity:
         self._raws: list[Raw] = []
         self._values = np.zeros((0, len(self.features)))
         self._hop = np.zeros(0, np.int64)
+        self._changes = 0
+        self._current = (-1, 0)
+        """A hop of which all values are, after so many changes."""
 
     def __len__(self) -> int:
         return len(self._raws)
@@ -75,6 +78,7 @@ class Activity:
         self._values[rows[gone]] = self._blank
         self._hop[rows] = np.where(gone, _NEVER_OLD, _READ_ME)
         self.newest_us = max(self.newest_us, newest_us)
+        self._changes += 1
 
     def at(self, rows: Ints, t_us: int) -> Floats:
         """Values as of t, NaN for null. Shape (len(rows), features). `t_us` must be after `newest_us`."""
@@ -97,8 +101,13 @@ class Activity:
 
     def old_rows(self, t_us: int, most: int | None = None) -> Ints:
         """Rows whose values are not those of t; of more than `most`, those that were computed longest ago."""
+        hop, changes = t_us // self.hop_us, self._changes
+        if self._current == (hop, changes):
+            return np.zeros(0, np.int64)
         hops = self._hop[: len(self)]
-        old = np.flatnonzero((hops != t_us // self.hop_us) & (hops != _NEVER_OLD))
+        old = np.flatnonzero((hops != hop) & (hops != _NEVER_OLD))
+        if not len(old):
+            self._current = hop, changes
         if most is not None and len(old) > most:
             old = np.sort(old[np.argpartition(hops[old], most - 1)[:most]])
         return old
@@ -113,6 +122,7 @@ class Activity:
         same = np.array([self._raws[row] is raw for row, raw in zip(rows.tolist(), raws, strict=True)], np.bool_)
         self._values[rows[same]] = values[same]
         self._hop[rows[same]] = t_us // self.hop_us
+        self._changes += 1
 
     def table(self) -> Floats:
         """The values of all rows as they were last computed. Shape (rows, features)."""

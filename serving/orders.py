@@ -6,6 +6,7 @@ import numpy as np
 
 from headrace import names
 from headrace.arrays import Floats, Ints
+from headrace.kernel import kernel
 from serving import catalogue as cat
 from serving.activity import Activity
 from serving.catalogue import Catalogue, Orders
@@ -41,13 +42,11 @@ def make_orders(catalogue: Catalogue, activity: Activity | None, by_id: Ints, as
     """
     count = len(by_id)
     overall, trend = (np.zeros(count), np.zeros(count)) if activity is None else scores(activity, count)
-    shown = catalogue.state[:count] == cat.AVAILABLE
-    newest = _best(catalogue.listed_us[:count].astype(np.float64), by_id)
-    trending = _best(trend, by_id)
+    shown = by_id[catalogue.state[by_id] == cat.AVAILABLE]
     return Orders(
-        popular=_best(overall, by_id),
-        trending=trending[(trend[trending] > 0) & shown[trending]][:TOP],
-        newest=newest[shown[newest]][:TOP],
+        popular=_most_first(overall, by_id),
+        trending=_first(trend, shown[trend[shown] > 0]),
+        newest=_first(catalogue.listed_us, shown),
         overall=overall,
         as_of_us=as_of_us,
     )
@@ -58,12 +57,34 @@ def scores(activity: Activity, count: int) -> tuple[Floats, Floats]:
     weights = np.zeros((len(activity.features), 2))
     for place, feature in enumerate(activity.features):
         weights[place] = POPULARITY.get(feature, Weight(0.0, 0.0))
+    overall, trend = np.zeros(count), np.zeros(count)
     read = np.flatnonzero(weights.any(axis=1))
-    values = np.nan_to_num(activity.table()[:count][:, read]) @ weights[read]
-    overall, trend = np.ascontiguousarray(values.T)  # each of its own: `take` copies all of what does not lie together
+    _weigh(activity.table()[:count], read, weights[read], overall, trend)
     return overall, trend
 
 
-def _best(scores: Floats, by_id: Ints) -> Ints:
-    """Rows, the highest score first."""
-    return by_id[np.argsort(-scores[by_id], kind="stable")]
+@kernel
+def _weigh(values: Floats, read: Ints, weights: Floats, overall: Floats, trend: Floats) -> None:
+    """Without the GIL, which requests want: of a large catalogue it takes long."""
+    for row in range(len(overall)):
+        for place in range(len(read)):
+            value = values[row, read[place]]
+            if not np.isnan(value):
+                overall[row] += value * weights[place, 0]
+                trend[row] += value * weights[place, 1]
+
+
+def _most_first(scores: Floats, by_id: Ints) -> Ints:
+    """All rows, the highest score first. Of a large catalogue most have none, and those stand by id already."""
+    acted = scores[by_id] > 0
+    some = by_id[acted]
+    return np.concatenate([some[np.argsort(-scores[some], kind="stable")], by_id[~acted]])
+
+
+def _first(scores: Floats | Ints, by_id: Ints) -> Ints:
+    """The TOP of these rows, the highest score first."""
+    found = scores[by_id]
+    if len(found) > TOP:
+        least = np.partition(found, len(found) - TOP)[len(found) - TOP]
+        by_id, found = by_id[found >= least], found[found >= least]
+    return by_id[np.argsort(-found, kind="stable")][:TOP]

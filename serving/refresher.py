@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.5
 ORDERS_EVERY_S: Final = 1.0
 SNAPSHOT_EVERY_S: Final = 30.0
+SNAPSHOT_PAUSE_S: Final = 0.001
 # New orders may take at most this share of the time, so that a large catalogue does not starve requests.
 ORDERS_SHARE: Final = 0.03
 REFUSED_RETRY_S: Final = 10.0
@@ -47,6 +48,8 @@ class Refresher:
         self._replica = replica
         self._clock = clock
         self._metrics = metrics
+        # However long they take: orders must not go out of date by that.
+        self._most_s = settings.feature_age_bound_s / 2
         self._snapshot_path = settings.data / "serving" / "snapshot.arrow"
         self._saved_at = -SNAPSHOT_EVERY_S
         self._bundle: Bundle | None = None
@@ -85,6 +88,7 @@ class Refresher:
         self.refresh_store()
         self.refresh_model()
         self.refresh_orders()
+        self.tidy()
         self.live.refreshed = True
 
     def refresh_store(self) -> None:
@@ -150,7 +154,7 @@ class Refresher:
         logger.info("bundle %s in service", bundle.version)
 
     def refresh_orders(self) -> None:
-        """Orders as of now; every so often a snapshot on disk; a worn index built anew."""
+        """Orders as of now."""
         state, count = self.live.state, self._replica.count()
         self._metrics.catalogue_items.set(count)
         if state.activity is None:
@@ -158,6 +162,9 @@ class Refresher:
         now_us = max(self._clock(), state.activity.newest_us + 1)
         orders = make_orders(state.catalogue, state.activity, self._order_of_ids(state.catalogue, count), now_us)
         self._replica.take_orders(orders)
+
+    def tidy(self) -> None:
+        """A worn index built anew; every so often a snapshot on disk."""
         self._replica.renew_index()
         if time.monotonic() - self._saved_at >= SNAPSHOT_EVERY_S:
             self._save()
@@ -174,9 +181,11 @@ class Refresher:
                 self.refresh_store()
                 self.refresh_model()
                 if time.monotonic() >= next_orders:
-                    begun = time.monotonic()
+                    worked_s = time.thread_time()
                     self.refresh_orders()
-                    next_orders = begun + max(ORDERS_EVERY_S, (time.monotonic() - begun) / ORDERS_SHARE)
+                    worked_s = time.thread_time() - worked_s
+                    next_orders = time.monotonic() + min(max(ORDERS_EVERY_S, worked_s / ORDERS_SHARE), self._most_s)
+                    self.tidy()
             except STORE_ERRORS as error:
                 self._note_problem("store", error)
             except Exception:
@@ -220,7 +229,7 @@ class Refresher:
             return
         self._saved_at = time.monotonic()
         try:
-            snapshot.save(catalogue, self._snapshot_path)
+            snapshot.save(catalogue, self._snapshot_path, lambda: self._stop.wait(SNAPSHOT_PAUSE_S))
         except OSError as error:
             self._note_problem("snapshot", error)
         else:

@@ -1,6 +1,7 @@
 """The last good snapshot on disk: catalogue, availability, popularity order. What answers when nothing else is left."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,8 @@ _SCHEMA: Final = pa.schema(
     ]
 )
 """Items in the order of popularity; `trending` and `newest` are places in those orders, null for items that are not in them."""
+_NUMBERS: Final = ("state", "listed_us", "overall", "trending", "newest")
+_AT_ONCE: Final = 512
 _AS_OF: Final = b"as_of_us"
 _CHECK_BYTES: Final = 8
 """At the end of the file: xxh64 of what comes before."""
@@ -37,26 +40,32 @@ class SnapshotError(ValueError):
     """A snapshot file that cannot be used."""
 
 
-def save(catalogue: Catalogue, path: Path) -> None:
-    """Replace the file in one step: a reader sees the old snapshot or the new one, never half of it."""
+def save(catalogue: Catalogue, path: Path, pause: Callable[[], object] = lambda: None) -> None:
+    """Replace the file in one step: a reader sees the old snapshot or the new one, never half of it.
+
+    A few items at a time become columns, with a `pause` after each: no other thread runs Python meanwhile, and requests would wait.
+    """
     orders = catalogue.orders
     rows = catalogue.most_popular_first()
-    content = catalogue.content_of(rows, list(_NAMES))
     columns = [
-        pa.array(content["item_id"], pa.string()),
         pa.array(catalogue.state[rows]),
         pa.array(catalogue.listed_us[rows]),
-        *(pa.array(content[name], _SCHEMA.field(column).type) for name, column in _NAMES.items()),
         pa.array(_popularity(orders, rows)),
         *(_places(order, rows) for order in (orders.trending, orders.newest)),
     ]
+    numbers = pa.table(columns, names=_NUMBERS)
     schema = _SCHEMA.with_metadata({_AS_OF: str(orders.as_of_us).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         content = pa.BufferOutputStream()
         with ipc.new_file(content, schema) as writer:
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            for start in range(0, len(rows), _AT_ONCE):
+                found = catalogue.content_of(rows[start : start + _AT_ONCE], list(_NAMES))
+                part = {_NAMES.get(name, name): values for name, values in found.items()}
+                part |= {name: numbers[name][start : start + _AT_ONCE].combine_chunks() for name in _NUMBERS}
+                writer.write_batch(pa.RecordBatch.from_pydict(part, schema))
+                pause()
         with draft.open("wb") as file:
             file.write(content.getvalue())
             file.write(xxhash.xxh64_digest(content.getvalue()))

@@ -1,9 +1,13 @@
 """Retrieval: which items' vectors have the largest inner product with a user's.
 
 Exact while the catalogue is small; above that inverted lists (IVF), of which a search reads the `nprobe` nearest: as few
-as reach the wanted recall on real users' vectors. What has come since the build stands in a small side, searched
-exactly. Shape suffixes: N rows of the build, S rows of the side, R rows in all, D width, B queries, K results, Q queries
-that recall is measured on. One module, though a long one: build, search, change and file of an index share what it is made of.
+as reach the wanted recall on real users' vectors. The lists hold codes, half a byte for each dimension of what lies between a vector and
+its centre, which are scored many at a time from registers (Andre, Kermarrec, Le Scouarnec, "Cache locality is not enough", VLDB 2015;
+faiss's fast scan). The best by codes, `depth` times as many as are wanted, are scored again by their vectors. What has
+come since the build stands in a small side, searched exactly.
+
+Shape suffixes: N rows of the build, S rows of the side, R rows in all, D width, L lists, B queries, C candidates by codes, K results, Q
+queries that recall is measured on. One module, though a long one: build, search, change and file of an index share what it is made of.
 """
 
 import json
@@ -16,7 +20,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from headrace.kernel import kernel
+from headrace.kernel import fast_kernel, kernel
 
 FILE: Final = "index.faiss"
 EXACT_BELOW: Final = 20_000
@@ -25,6 +29,12 @@ FEW: Final = 5_000
 _LEAST_RECALL: Final = 0.95
 # k-means learns from this many vectors for each list: more take longer and find no better lists.
 _POINTS_PER_LIST: Final = 64
+# How many times the wanted results are scored by their vectors: the first that reaches the wanted recall.
+_DEPTHS: Final = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
+# Of the rows that lists may miss, the share that codes may miss.
+_LEFT_TO_CODES: Final = 0.1
+_TRAINED_ON: Final = 65_536
+_BITS: Final = 4
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -41,6 +51,8 @@ class IndexFacts:
     width: int
     nlist: int = 0
     nprobe: int = 0
+    depth: float = 1.0
+    """Rows that are scored by their vectors, for each result."""
     recall_at_500: float = 1.0
     """Of the 500 best rows by exact search, the mean share that is found."""
 
@@ -48,7 +60,7 @@ class IndexFacts:
         if self.kind == "exact":
             return f"exact, {self.count} items"
         return (
-            f"{self.kind}, {self.count} items, {self.nprobe} of {self.nlist} lists read, "
+            f"{self.kind}, {self.count} items, {self.nprobe} of {self.nlist} lists read, depth {self.depth:g}, "
             f"recall@500 {self.recall_at_500:.4f}"
         )
 
@@ -59,6 +71,7 @@ class IndexFacts:
             "index_recall_at_500": self.recall_at_500,
             "index_nprobe": float(self.nprobe),
             "index_nlist": float(self.nlist),
+            "index_depth": self.depth,
         }
 
 
@@ -122,23 +135,20 @@ class ItemIndex:
             raise ValueError(f"recall_target is {recall_target}: choose from {_LEAST_RECALL} to 1")
         faiss.omp_set_num_threads(1)
         nlist = max(1, min(round(4 * count**0.5), count))
-        centres_LD, list_N = _clustered(vectors_ND, nlist, seed)
+        built, list_N = _inverted_lists(vectors_ND, _centres(vectors_ND, nlist, seed))
         best_QK = _flat(vectors_ND).search(queries_QD, min(k, count))[1]
-        # Bytes are a quarter of the memory to read. Where items lie so close that bytes do not tell them apart, more lists do not help.
-        for in_bytes in (True, False):
-            built = _inverted_lists(vectors_ND, centres_LD, list_N, in_bytes)
-            nprobe = _enough_probes(built, list_N, best_QK, queries_QD, recall_target)
-            most = min(nlist, nprobe + nprobe // 4) if in_bytes else nlist
-            while True:
-                facts = IndexFacts("ivf", count, width, nlist, nprobe)
-                index = cls(facts, vectors_ND, queries_QD, _probing(built, nprobe))
+        left = _LEFT_TO_CODES * (1 - recall_target)
+        nprobe = _enough_probes(built, list_N, best_QK, queries_QD, recall_target + left)
+        while nprobe <= nlist:
+            built.nprobe = nprobe
+            for depth in _DEPTHS:
+                index = cls(IndexFacts("ivf", count, width, nlist, nprobe, depth), vectors_ND, queries_QD, built)
                 recall = index.recall(queries_QD, best_QK)
-                if recall >= recall_target or (nprobe == nlist and not in_bytes):
-                    return replace(index, facts=replace(facts, recall_at_500=recall))
-                if nprobe >= most:
-                    break
-                nprobe = min(most, nprobe + max(1, nprobe // 8))
-        raise AssertionError("full floats in all lists are searched exactly")
+                if recall >= recall_target:
+                    return replace(index, facts=replace(index.facts, recall_at_500=recall))
+            nprobe += max(1, nprobe // 8)
+        # Vectors that no code tells apart.
+        return cls(IndexFacts("exact", count, width), vectors_ND, queries_QD, _flat(vectors_ND))
 
     def __len__(self) -> int:
         """Rows in all, R: those of the build and those that were added."""
@@ -166,9 +176,9 @@ class ItemIndex:
     @property
     def memory_bytes(self) -> int:
         """What the index holds beside the vectors of the build."""
-        codes = self.facts.count * int(self._built.code_size if self.facts.nlist else 4 * self.facts.width)
+        codes = self.facts.count * (self._built.code_size if self.facts.nlist else 4 * self.facts.width)
         lists = self.facts.count * 8 + self.facts.nlist * self.facts.width * 4 if self.facts.nlist else 0
-        return codes + lists + self.side_SD.nbytes + self.side_rows_S.nbytes
+        return int(codes + lists + self.side_SD.nbytes + self.side_rows_S.nbytes)
 
     def search(self, queries_BD: Floats, k: int, allowed: "Mask | Allowed | None" = None) -> Results:
         """The k best rows of each query, best first, and their inner products: (B, K) int64 and float32.
@@ -275,10 +285,11 @@ class ItemIndex:
             )
         if facts.kind == "exact":
             return cls(facts, vectors_ND, queries_QD, _flat(vectors_ND))
-        built = faiss.deserialize_index(stored)
+        built: Any = faiss.deserialize_index(stored)
         if (built.ntotal, built.d) != vectors_ND.shape:
             raise ValueError(f"its lists hold {built.ntotal} vectors {built.d} wide, not {facts.count}, {facts.width}")
-        return cls(facts, vectors_ND, queries_QD, _probing(built, facts.nprobe))
+        built.nprobe = facts.nprobe
+        return cls(facts, vectors_ND, queries_QD, built)
 
     def _allowing_all(self) -> Allowed:
         if len(self.side_rows_S):
@@ -299,16 +310,20 @@ class ItemIndex:
             return _ordered(self._built.search(queries_BD, wanted, params=parameters))
         # The fewer rows are allowed, the more lists hold the k best of them.
         nprobe = min(self.facts.nlist, -(-self.nprobe * self.facts.count // allowed.built_count))
-        results = _ordered(self._probe(queries_BD, wanted, nprobe, allowed.selector))
-        if nprobe < self.facts.nlist and (results[0] < 0).any():
-            return _ordered(self._probe(queries_BD, wanted, self.facts.nlist, allowed.selector))
-        return results
+        scored = min(int(np.ceil(wanted * self.facts.depth)), allowed.built_count)
+        rows_BC = self._probe(queries_BD, scored, nprobe, allowed.selector)
+        if nprobe < self.facts.nlist and (rows_BC[:, wanted - 1] < 0).any():
+            rows_BC = self._probe(queries_BD, scored, self.facts.nlist, allowed.selector)
+        scores_BC = np.empty(rows_BC.shape, np.float32)
+        _score(self.vectors_ND, queries_BD, rows_BC, scores_BC)
+        return _top(rows_BC, scores_BC, wanted)
 
-    def _probe(self, queries_BD: Floats, k: int, nprobe: int, selector: Any | None) -> tuple[Floats, Rows]:
-        if selector is None and nprobe == self.nprobe:
-            return self._built.search(queries_BD, k)  # type: ignore[no-any-return]
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
-        return self._built.search(queries_BD, k, params=parameters)  # type: ignore[no-any-return]
+    def _probe(self, queries_BD: Floats, k: int, nprobe: int, selector: Any | None) -> Rows:
+        """Rows by their codes, best first; -1 behind the last."""
+        parameters = None
+        if selector is not None or nprobe != self.nprobe:
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
+        return self._built.search(queries_BD, k, params=parameters)[1]  # type: ignore[no-any-return]
 
 
 def _matrix(what: str, given: npt.ArrayLike) -> Floats:
@@ -333,40 +348,36 @@ def _flat(vectors_ND: Floats) -> Any:
     return index
 
 
-def _clustered(vectors_ND: Floats, nlist: int, seed: int) -> tuple[Floats, Rows]:
-    """Centres of vectors that lie near each other, and the list of each: by distance, not by product as faiss would assign them for this
-    metric. A third to half as many lists then do for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
+def _centres(vectors_ND: Floats, nlist: int, seed: int) -> Floats:
+    """Centres of vectors that lie near each other: by distance, not by product as faiss would find them for this metric. A third to half
+    as many lists then do for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
     """
     width = vectors_ND.shape[1]
     means = faiss.Kmeans(
         width, nlist, niter=10, seed=seed, max_points_per_centroid=_POINTS_PER_LIST, min_points_per_centroid=1
     )
     means.train(vectors_ND)
-    centres_LD = np.asarray(means.centroids)
+    return np.asarray(means.centroids)
+
+
+def _inverted_lists(vectors_ND: Floats, centres_LD: Floats) -> tuple[Any, Rows]:
+    """Lists of the vectors nearest to each centre, to be read in the order of its product with the query; and the list of each, (N,)."""
+    count, width = vectors_ND.shape
     by_distance = faiss.IndexFlatL2(width)
     by_distance.add(centres_LD)
-    return centres_LD, np.ascontiguousarray(by_distance.search(vectors_ND, 1)[1][:, 0])
-
-
-def _inverted_lists(vectors_ND: Floats, centres_LD: Floats, list_N: Rows, in_bytes: bool) -> Any:
-    """Lists of vectors, each read in the order of its centre's product with the query."""
-    count, width = vectors_ND.shape
-    by_product, metric = _flat(centres_LD), faiss.METRIC_INNER_PRODUCT
-    built: Any
-    if in_bytes:
-        byte = faiss.ScalarQuantizer.QT_8bit
-        built = faiss.IndexIVFScalarQuantizer(by_product, width, len(centres_LD), byte, metric, False)
-    else:
-        built = faiss.IndexIVFFlat(by_product, width, len(centres_LD), metric)
-    built.train(vectors_ND)
-    rows_N = np.arange(count, dtype=np.int64)
-    built.add_core(count, *(faiss.swig_ptr(array) for array in (vectors_ND, rows_N, list_N)))
-    return built
-
-
-def _probing(built: Any, nprobe: int) -> Any:
-    built.nprobe = nprobe
-    return built
+    lists = len(centres_LD)
+    built: Any = faiss.IndexIVFPQFastScan(by_distance, width, lists, width, _BITS, faiss.METRIC_INNER_PRODUCT)
+    built.by_residual = True
+    built.train(vectors_ND[:: -(-count // _TRAINED_ON)])
+    built.add(vectors_ND)
+    by_product = _flat(centres_LD)
+    by_product.this.disown()
+    built.quantizer, built.own_fields = by_product, True
+    list_N = np.empty(count, np.int64)
+    for number in range(len(centres_LD)):
+        if size := built.invlists.list_size(number):
+            list_N[faiss.rev_swig_ptr(built.invlists.get_ids(number), size)] = number
+    return built, list_N
 
 
 def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats, recall_target: float) -> int:
@@ -383,14 +394,33 @@ def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats, 
     return int(np.searchsorted(found, recall_target - 1e-9)) + 1
 
 
+@fast_kernel
+def _score(vectors_ND: Floats, queries_BD: Floats, rows_BC: Rows, scores_BC: Floats) -> None:
+    """Products of each query with its rows; minus infinity where there is none."""
+    for b in range(len(rows_BC)):
+        for c in range(rows_BC.shape[1]):
+            row = rows_BC[b, c]
+            total = np.float32(0.0 if row >= 0 else -np.inf)
+            if row >= 0:
+                for d in range(vectors_ND.shape[1]):
+                    total += vectors_ND[row, d] * queries_BD[b, d]
+            scores_BC[b, c] = total
+
+
 def _best(scores_BS: Floats, rows_S: Rows, k: int) -> Results:
-    """The k best of scored rows."""
-    if k < len(rows_S):
-        place_BK = np.argpartition(-scores_BS, k - 1, axis=1)[:, :k]
-        scores_BK, rows_BK = np.take_along_axis(scores_BS, place_BK, axis=1), rows_S[place_BK]
-    else:
-        scores_BK, rows_BK = scores_BS, np.broadcast_to(rows_S, scores_BS.shape)
-    return _sorted(rows_BK, scores_BK)
+    """The k best of rows that all queries have scored."""
+    return _top(np.broadcast_to(rows_S, scores_BS.shape), scores_BS, k)
+
+
+def _top(rows_BC: Rows, scores_BC: Floats, k: int) -> Results:
+    """The k best of each query's rows, best first."""
+    if k < rows_BC.shape[1]:
+        place_BK = np.argpartition(-scores_BC, k - 1, axis=1)[:, :k]
+        rows_BC, scores_BC = (
+            np.take_along_axis(rows_BC, place_BK, axis=1),
+            np.take_along_axis(scores_BC, place_BK, axis=1),
+        )
+    return _sorted(rows_BC, scores_BC)
 
 
 def _ordered(found: tuple[Floats, Rows]) -> Results:

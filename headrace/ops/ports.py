@@ -1,8 +1,17 @@
 """Ports on this machine: a free one, and who holds one that is not."""
 
+import random
 import socket
+from pathlib import Path
+from typing import Final
 
 import psutil
+
+# Above the ports of Ray's workers, below those that Linux gives to outgoing connections by default.
+_FIRST: Final = 20_000
+_LAST: Final = 32_767
+OUTGOING: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_ATTEMPTS: Final = 100
 
 
 class PortHeldError(RuntimeError):
@@ -10,6 +19,16 @@ class PortHeldError(RuntimeError):
 
 
 def free_port() -> int:
+    """A port that nobody listens on. Where the system says which ports it gives to outgoing connections, none of those: what is started
+    takes its time, and one might have it by then.
+    """
+    last = min(_LAST, int(OUTGOING.read_text().split()[0]) - 1) if OUTGOING.exists() else 0
+    drawn = (random.SystemRandom().randint(_FIRST, last) for _ in range(_ATTEMPTS if last > _FIRST else 0))
+    found = next((port for port in drawn if is_free(port)), None)
+    return _any_port() if found is None else found
+
+
+def _any_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -106,7 +106,8 @@ def test_one_probe_less_would_not_reach_it(built: tuple[ItemIndex, Floats, Float
     best = np.array([[row for row, _ in brute_force(vectors, query, 500)] for query in queries])
     place = np.argsort(np.argsort(-(queries @ centres(index).T), axis=1), axis=1)
     need = np.take_along_axis(place, lists(index)[best], axis=1)
-    assert (need < index.nprobe).mean() >= 0.97 > (need < index.nprobe - 1).mean()
+    # Of the three in a hundred that may be missed, codes may miss a tenth.
+    assert (need < index.nprobe).mean() >= 0.973 > (need < index.nprobe - 1).mean()
 
 
 def centres(index: ItemIndex) -> Floats:
@@ -272,17 +273,32 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         ItemIndex.build(vectors, vectors, exact_below=0, recall_target=0.9)
 
 
-def test_near_duplicates_that_bytes_do_not_tell_apart_are_kept_in_floats() -> None:
+@pytest.mark.parametrize("width", [16, 15])
+def test_near_duplicates_are_told_apart_by_their_vectors(width: int) -> None:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(60, 16))
-    vectors = (centres[rng.integers(60, size=20_000)] + 1e-4 * rng.normal(size=(20_000, 16))).astype(np.float32)
-    liked = centres[rng.integers(60, size=(100, 2))].sum(axis=1) + 0.3 * rng.normal(size=(100, 16))
+    centres = rng.normal(size=(60, width))
+    vectors = (centres[rng.integers(60, size=20_000)] + 1e-4 * rng.normal(size=(20_000, width))).astype(np.float32)
+    liked = centres[rng.integers(60, size=(100, 2))].sum(axis=1) + 0.3 * rng.normal(size=(100, width))
     index = ItemIndex.build(vectors, liked.astype(np.float32))
     assert index.recall_at_500 >= 0.97
     assert index.nprobe < index.facts.nlist / 4
-    apart, queries = clustered(20_000)
-    in_bytes = ItemIndex.build(apart, queries)
-    assert in_bytes.recall_at_500 >= 0.97
-    bytes_of_the_lists = 20_000 * 8 + in_bytes.facts.nlist * 16 * 4
-    assert in_bytes.memory_bytes == 20_000 * 16 + bytes_of_the_lists
-    assert index.memory_bytes == 20_000 * 64 + bytes_of_the_lists
+    assert index.memory_bytes == 20_000 * (8 + 8) + index.facts.nlist * width * 4
+
+
+def test_a_few_far_from_all_centres_are_found_among_many_that_are_near() -> None:
+    """Codes are made for the many: the few cost depth, or lists, and no recall."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 16))
+    near = centres[rng.integers(40, size=29_000)] + 0.01 * rng.normal(size=(29_000, 16))
+    far = centres[rng.integers(40, size=1_000)] + rng.normal(size=(1_000, 16))
+    queries = centres[rng.integers(40, size=(100, 2))].sum(axis=1) + 0.3 * rng.normal(size=(100, 16))
+    index = ItemIndex.build(np.concatenate([near, far]).astype(np.float32), queries.astype(np.float32))
+    assert index.recall_at_500 >= 0.97
+    assert (index.kind, index.nprobe < index.facts.nlist) == ("ivf", True)
+
+
+def test_scores_are_those_of_the_vectors(built: tuple[ItemIndex, Floats, Floats]) -> None:
+    index, vectors, queries = built
+    rows, scores = index.search(queries, 100)
+    exact = np.take_along_axis(queries @ vectors.T, rows, axis=1)
+    assert np.allclose(scores, exact, rtol=1e-5, atol=1e-5)

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from headrace.ops.ports import PortHeldError, check_free, free_port, is_free
+from headrace.ops.ports import OUTGOING, PortHeldError, check_free, free_port, is_free
 
 
 def test_a_port_in_use_is_refused_with_its_holder_and_the_setting_to_change() -> None:
@@ -20,3 +20,9 @@ def test_a_port_in_use_is_refused_with_its_holder_and_the_setting_to_change() ->
 
 def test_a_free_port_is_free() -> None:
     assert is_free(free_port())
+
+
+@pytest.mark.skipif(not OUTGOING.exists(), reason="the system does not say which ports it gives to connections")
+def test_a_free_port_is_not_given_to_a_connection_meanwhile() -> None:
+    first, last = map(int, OUTGOING.read_text().split())
+    assert not any(first <= free_port() <= last for _ in range(50))

@@ -174,7 +174,10 @@ def test_the_sweep_finds_what_a_hop_made_old_and_keeps_nothing_of_a_row_that_cha
     columns.keep(rows, t_us, *computed)
     assert columns.old_rows(t_us).tolist() == [1]
     assert columns.at(np.array([0, 1, 2]), t_us)[:, 0].tolist() == [1, 2, 0]
-    assert columns.old_rows(t_us).tolist() == []
+    assert columns.old_rows(t_us).tolist() == columns.old_rows(t_us).tolist() == []
+    stored.fold(event("a", NOON, "click", event_id="third"))
+    take(columns, stored, "a")
+    assert columns.old_rows(t_us).tolist() == [0]
     assert columns.old_rows(t_us + MINUTE).tolist() == [0, 1]
 
 

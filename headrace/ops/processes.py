@@ -1,7 +1,8 @@
 """The processes of a running stack: who they are, written down so that another command can end exactly them.
 
 A process is known by its number and the time it was created: a number that the system gave to somebody else since is
-never ended. Descendants (Ray's raylet, HAProxy) are written down too, because they outlive a killed parent.
+never ended. Descendants (Ray's raylet, HAProxy) are written down too, because they outlive a killed parent. What a supervisor started and
+had no time to write down, when it was killed, is known by its environment.
 """
 
 import fcntl
@@ -17,6 +18,7 @@ import psutil
 
 RECORD_FILE = "processes.json"
 LOCK_FILE = "stack.lock"
+MARK = "HEADRACE_PART_OF"
 # Creation times come in clock ticks of 10 ms.
 SAME_CREATION_S = 0.5
 
@@ -54,6 +56,25 @@ def running(ref: ProcessRef) -> psutil.Process | None:
         return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
+
+
+def mark(name: str, run_dir: Path) -> dict[str, str]:
+    """The variable that makes a process, and those that it starts, known as this part of this stack."""
+    return {MARK: f"{name}@{run_dir.resolve()}"}
+
+
+def marked(run_dir: Path) -> list[ProcessRef]:
+    """Those that run. Not this process, nor one that it was started by."""
+    ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter(["create_time"]):
+        try:
+            name, _, of = process.environ().get(MARK, "").partition("@")
+        except psutil.Error:  # ended meanwhile, or another user's
+            continue
+        if of == str(run_dir.resolve()) and process.pid not in ours:
+            found.append(ProcessRef(name, process.pid, process.info["create_time"]))
+    return found
 
 
 def with_descendants(refs: Iterable[ProcessRef]) -> list[ProcessRef]:
@@ -120,11 +141,9 @@ def holder(run_dir: Path) -> ProcessRef | None:
 
 
 def end_leftovers(run_dir: Path, patience_s: float = 3.0) -> list[ProcessRef]:
-    """End what a killed supervisor left: the recorded processes and their descendants. Returns those that ran."""
+    """End what a killed supervisor left: processes that are recorded or marked, and their descendants. Returns those that ran."""
     record = read_record(run_dir)
-    if record is None:
-        return []
-    ended = end(record.processes, patience_s)
+    ended = end([*marked(run_dir), *(record.processes if record else ())], patience_s)
     (run_dir / RECORD_FILE).unlink(missing_ok=True)
     return ended
 

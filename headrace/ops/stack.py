@@ -29,17 +29,18 @@ from headrace.ops.processes import (
     end,
     end_leftovers,
     holder,
+    mark,
     read_record,
     running,
     with_descendants,
 )
 from headrace.ops.status import add_serving_rows
+from headrace.ops.valkey import NAME as VALKEY
 from headrace.ops.valkey import ValkeyServer, embedded_server, forget_address, write_address
 from headrace.settings import Settings
 
 FLOWS: Final = {"flow-features": "flows.features", "flow-lake": "flows.lake"}
 SERVING: Final = "serving"
-VALKEY: Final = "valkey"
 # Where `headrace demo` keeps its own data directory, inside the user's.
 DEMO: Final = "demo"
 
@@ -145,7 +146,7 @@ class Stack:
             with self._interrupts.held():
                 process = subprocess.Popen(
                     [sys.executable, "-m", module, *arguments],
-                    env=environment_of(self.settings),
+                    env=self._environment_of(name),
                     stdin=subprocess.DEVNULL,
                     stdout=None if show else subprocess.PIPE,
                     stderr=None if show else errors,
@@ -166,9 +167,12 @@ class Stack:
             time.sleep(3600)
 
     def _start_module(self, name: str, module: str) -> Child:
-        child = Child(name, [sys.executable, "-m", module], environment_of(self.settings), self.log_of(name))
+        child = Child(name, [sys.executable, "-m", module], self._environment_of(name), self.log_of(name))
         self._start(_Part(child, child.start))
         return child
+
+    def _environment_of(self, name: str) -> dict[str, str]:
+        return environment_of(self.settings) | mark(name, self.settings.run_dir)
 
     def _start(self, part: _Part) -> None:
         with self._interrupts.held():

@@ -3,15 +3,19 @@
 import json
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import redis
 
 from headrace.ops.child import Child
 from headrace.ops.ports import free_port, is_free
+from headrace.ops.processes import mark
 from headrace.settings import Settings
 from headrace.stores.redis_client import ADDRESS_FILE
 
+NAME = "valkey"
 LOOPBACK = "127.0.0.1"
 PORT_FILE = "valkey.port"
 
@@ -19,9 +23,11 @@ PORT_FILE = "valkey.port"
 class ValkeyServer:
     """A server with its data in `directory`. It may be killed and started again: same address, same data."""
 
-    def __init__(self, directory: Path, port: int, log: Path) -> None:
+    def __init__(
+        self, directory: Path, port: int, log: Path, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.port = port
-        self.child = Child("valkey", server_command(directory, port), {}, log)
+        self.child = Child(NAME, server_command(directory, port), environment, log)
         self._directory = directory
 
     @property
@@ -82,7 +88,8 @@ def server_command(directory: Path, port: int) -> list[str]:
 
 def embedded_server(settings: Settings) -> ValkeyServer:
     """The server of this data directory, not started. Its port: the setting, else its last one, else a free one."""
-    return ValkeyServer(settings.data / "valkey", _choose_port(settings), settings.log_dir / "valkey.log")
+    log, marks = settings.log_dir / "valkey.log", mark(NAME, settings.run_dir)
+    return ValkeyServer(settings.data / "valkey", _choose_port(settings), log, marks)
 
 
 def write_address(settings: Settings, server: ValkeyServer) -> None:

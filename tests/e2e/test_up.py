@@ -14,8 +14,8 @@ import pytest
 from headrace.ops.api import Api
 from headrace.ops.keys import with_kept_keys
 from headrace.ops.ports import free_port, is_free
-from headrace.ops.processes import ProcessRef, holder, read_record, running, with_descendants
-from headrace.ops.stack import SERVING, down
+from headrace.ops.processes import ProcessRef, holder, marked, read_record, running, with_descendants
+from headrace.ops.stack import down
 from headrace.settings import Settings
 from tests.conftest import ROOT, wait_until
 
@@ -109,7 +109,7 @@ def test_a_second_up_names_the_holder_a_killed_one_is_cleaned_up_and_ctrl_c_leav
 def test_down_ends_what_a_killed_up_left(stack_settings: Settings) -> None:
     settings = stack_settings
     process = headrace(settings, "up")
-    wait_until(lambda: any(ref.name == SERVING for ref in all_of(settings)), READY_S)
+    wait_until(lambda: any(ref.name == "flow-lake" for ref in all_of(settings)), READY_S)
     left = all_of(settings)
     process.kill()
     process.communicate()
@@ -118,6 +118,7 @@ def test_down_ends_what_a_killed_up_left(stack_settings: Settings) -> None:
     assert code == 0
     assert {"valkey", "flow-features", "flow-lake"} <= {name.split(" ")[0] for name in json.loads(output)["ended"]}
     assert [ref for ref in left if running(ref)] == []
+    assert marked(settings.run_dir) == []
     assert run(settings, "down") == (0, "Nothing was running. ended:")
     code, output = run(settings, "status")
     assert code == 1

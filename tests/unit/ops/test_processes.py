@@ -13,7 +13,17 @@ import psutil
 import pytest
 
 from headrace.ops import processes
-from headrace.ops.processes import ProcessTable, StackHeldError, end, reference, running, with_descendants
+from headrace.ops.processes import (
+    ProcessTable,
+    StackHeldError,
+    end,
+    end_leftovers,
+    mark,
+    marked,
+    reference,
+    running,
+    with_descendants,
+)
 from tests.conftest import wait_until
 
 SLEEPER = "import time; time.sleep(600)"
@@ -21,15 +31,18 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPE
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
 
 
-Spawn = Callable[[str], subprocess.Popen[str]]
+Spawn = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
 def spawn() -> Iterator[Spawn]:
     started: list[subprocess.Popen[str]] = []
 
-    def start(code: str) -> subprocess.Popen[str]:
-        started.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True))
+    def start(code: str, **variables: str) -> subprocess.Popen[str]:
+        environment = os.environ | variables
+        started.append(
+            subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        )
         return started[-1]
 
     yield start
@@ -74,6 +87,30 @@ def test_ending_takes_descendants_along_and_kills_the_deaf(spawn: Spawn) -> None
     ended = end(refs, patience_s=0.5)
     assert len(ended) == 3
     assert with_descendants(ended) == []
+
+
+def test_what_a_killed_supervisor_had_no_time_to_write_down_is_ended_too_and_another_stacks_is_not(
+    tmp_path: Path, spawn: Spawn
+) -> None:
+    own, others = (
+        spawn(PARENT, **mark("flow-lake", tmp_path / "run")),
+        spawn(SLEEPER, **mark("flow-lake", tmp_path / "other")),
+    )
+    wait_until(lambda: len(marked(tmp_path / "run")) == 2)
+    ended = end_leftovers(tmp_path / "run")
+    assert sorted(ref.name for ref in ended) == ["flow-lake", "flow-lake"]
+    assert marked(tmp_path / "run") == []
+    assert own.wait(5) != 0
+    assert others.poll() is None
+
+
+def test_whoever_ends_leftovers_is_none(tmp_path: Path, spawn: Spawn) -> None:
+    code = f"""
+import pathlib
+from headrace.ops.processes import end_leftovers
+print(end_leftovers(pathlib.Path({str(tmp_path)!r})), flush=True)
+"""
+    assert output(spawn(code, **mark("supervisor", tmp_path))).readline() == "[]\n"
 
 
 def test_a_second_holder_is_refused_and_told_who_and_since_when(tmp_path: Path) -> None:

@@ -191,12 +191,7 @@ def explain(
 ) -> dict[str, Any]:
     """What was removed and why, who found each item, and which features weighed in its score."""
     ids: Callable[[Ints], list[str]] = lambda rows: [state.catalogue.item_ids[row] for row in rows.tolist()]  # noqa: E731
-    weighed: list[Any] = []
-    if state.model is not None and as_read is not None and len(slate):
-        try:
-            weighed = state.model.explain(as_read, slate.rows, activity_of(slate.rows, user.t_us, state))
-        except MODEL_ERRORS as error:
-            trace.degrade(c.RANKER_FAILED, error)
+    weighed = what_weighed(slate, user, as_read, state, trace)
     return {
         "removed": {reason: ids(each.rows) for reason, each in removed.items()},
         "items": [
@@ -204,6 +199,20 @@ def explain(
             for place, (item, bits) in enumerate(zip(ids(slate.rows), slate.found_by.tolist(), strict=True))
         ],
     }
+
+
+def what_weighed(slate: Candidates, user: User, as_read: Any, state: ServingState, trace: Trace) -> list[Any]:
+    """For each item the features that weighed most in its score; none where there is no model, or no time to ask it."""
+    if state.model is None or as_read is None or not len(slate):
+        return []
+    if trace.left_s() <= 0:
+        trace.degrade(c.LATE_EXPLANATION)
+        return []
+    try:
+        return list(state.model.explain(as_read, slate.rows, activity_of(slate.rows, user.t_us, state)))
+    except MODEL_ERRORS as error:
+        trace.degrade(c.RANKER_FAILED, error)
+        return []
 
 
 def note_origin(catalogue: Catalogue, oldest_us: int, trace: Trace) -> None:

@@ -17,7 +17,7 @@ from headrace.clock import Clock
 from headrace.models.bundle import Bundle, BundleError, check_fit
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
-from headrace.stores.models import BundleRef, read_champion
+from headrace.stores.models import BundleRef, read_champion, read_pointer, write_pointer
 from serving import catalogue as cat
 from serving import snapshot
 from serving.catalogue import Catalogue, Orders
@@ -51,6 +51,7 @@ class Refresher:
         # However long they take: orders must not go out of date by that.
         self._most_s = settings.feature_age_bound_s / 2
         self._snapshot_path = settings.data / "serving" / "snapshot.arrow"
+        self._last_good = settings.data / "serving" / "last_good.json"
         self._saved_at = -SNAPSHOT_EVERY_S
         self._bundle: Bundle | None = None
         self._bundle_ref: BundleRef | None = None
@@ -136,22 +137,44 @@ class Refresher:
         if ref is None or ref == self._bundle_ref or self._was_refused(ref):
             return
         try:
-            bundle = Bundle.load(_inside(ref.path, self._settings))
-            self._check_fit(bundle)
-            model = self._replica.swap_model(bundle, self._clock())
+            self._put_in_service(ref)
         except BundleError as error:
             self._refused = (ref, time.monotonic())
             self._metrics.refused_bundles.inc()
             self._note_problem("champion", f"version {ref.version} is refused: {error}")
-            return
+            if self._bundle is None:
+                self._serve_last_good(ref)
+        else:
+            self._refused = None
+            self.live.problems.pop("champion", None)
+
+    def _put_in_service(self, ref: BundleRef) -> None:
+        """Raises BundleError, and then what was in service stays."""
+        bundle = Bundle.load(_inside(ref.path, self._settings))
+        self._check_fit(bundle)
+        model = self._replica.swap_model(bundle, self._clock())
         if self.live.state.catalogue.origin == cat.NONE:
             self._replica.take_orders(_orders_of(bundle, self.live.state.catalogue), origin=cat.BUNDLE)
-        self._bundle, self._bundle_ref, self._refused = bundle, ref, None
+        self._bundle, self._bundle_ref = bundle, ref
         self._metrics.index_items.set(model.index_size)
         self._metrics.model_in_service(bundle.version)
-        self.live.problems.pop("champion", None)
         self._metrics.swaps.inc()
         logger.info("bundle %s in service", bundle.version)
+        try:
+            write_pointer(self._last_good, ref)
+        except OSError as error:
+            self._note_problem("last good", error)
+        else:
+            self.live.problems.pop("last good", None)
+
+    def _serve_last_good(self, refused: BundleRef) -> None:
+        """A replica that starts while the champion is refused has no old one to keep: it takes what was in service last."""
+        try:
+            last = read_pointer(self._last_good)
+            if last is not None and last != refused:
+                self._put_in_service(last)
+        except (BundleError, OSError, ValueError, LookupError, TypeError) as error:
+            logger.warning("what was in service last cannot be either: %s", error)
 
     def refresh_orders(self) -> None:
         """Orders as of now."""

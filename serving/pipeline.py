@@ -30,8 +30,8 @@ _ORIGIN_NAMED: Final = {cat.SNAPSHOT: c.FROM_SNAPSHOT, cat.BUNDLE: c.FROM_BUNDLE
 
 @dataclass(frozen=True)
 class Means:
-    """What a request needs besides itself and the shared state. `rank_s`: what ranking is expected to take; `sent`: what was asked of the
-    store already.
+    """What a request needs besides itself and the shared state. `rank_s`: what ranking RANKED candidates is expected to take; `sent`: what
+    was asked of the store already.
     """
 
     reader: FeatureReader | None
@@ -124,7 +124,7 @@ def rank(kept: Candidates, user: User, as_read: Any, state: ServingState, needs_
     """Best first by the ranker's score; the order of retrieval where the ranker cannot speak or has no time to."""
     if state.model is None or as_read is None or not len(kept):
         return kept
-    if trace.left_s() <= needs_s:
+    if trace.left_s() <= needs_s * max(1.0, len(kept) / RANKED):
         trace.degrade(c.LATE_RANKER)
         return kept
     try:

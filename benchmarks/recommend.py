@@ -163,7 +163,7 @@ def counters(settings: Settings) -> dict[str, float]:
     address = f"http://{settings.http_host}:{settings.http_port}/metrics"
     lines = httpx.get(address, headers={"authorization": f"Bearer {key}"}, timeout=30.0).text.splitlines()
     samples = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    wanted = ("impressions", "degraded", "shed")
+    wanted = ("impressions", "degraded", "_shed_")
     return {name: float(value) for name, value in samples if any(w in name for w in wanted) and "_created" not in name}
 
 

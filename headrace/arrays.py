@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Floats32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
 Int = int | np.int64

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.aggregates import spec as sp
+from headrace.aggregates.rows import StateMismatchError
 from headrace.aggregates.spec import ViewSpec, arrow_type
 from headrace.arrays import Floats, Ints
 from serving.interfaces import Rows
@@ -43,13 +44,15 @@ def hop_of(spec: ViewSpec) -> int:
 class Activity:
     """State and values by row of the catalogue. `features` are the columns of `at`, by full name. One thread changes it."""
 
-    def __init__(self, spec: ViewSpec, read: Read) -> None:
+    def __init__(self, spec: ViewSpec, read: Read, read_at_once: Read | None = None) -> None:
+        """`read_at_once`: the same for a request, which waits for nobody; raises StateMismatchError where it would have to."""
         self._names = numeric_features(spec)
         self.features = [f"{spec.name}__{name}" for name in self._names]
         self.hop_us = hop_of(spec)
         self.newest_us = 0
         """Time of the newest event in any row: a request's t must be after it."""
         self._read = read
+        self._read_at_once = read_at_once or read
         self._blank = self._table(read([None]).values(1), 1)[0]
         self._raws: list[Raw] = []
         self._values = np.zeros((0, len(self.features)))
@@ -81,11 +84,18 @@ class Activity:
         self._changes += 1
 
     def at(self, rows: Ints, t_us: int) -> Floats:
-        """Values as of t, NaN for null. Shape (len(rows), features). `t_us` must be after `newest_us`."""
+        """Values as of t, NaN for null. Shape (len(rows), features). `t_us` must be after `newest_us`.
+
+        NaN too for rows made by a definition that is not known yet: the sweep asks for it.
+        """
         hops = self._hop.take(rows)  # for rows at random it takes half as long as an index does
         old = rows[(hops != t_us // self.hop_us) & (hops != _NEVER_OLD)]
         if len(old):
-            self.keep(old, t_us, *self.compute(old, t_us))
+            raws = self._raws_of(old)
+            try:
+                self.keep(old, t_us, raws, self._table(self._read_at_once(raws).values(t_us), len(raws)))
+            except (StateMismatchError, LookupError):
+                self._values[old] = np.nan
         return self._values.take(rows, axis=0)
 
     def columns(self, wanted: Sequence[str], rows: Ints, t_us: int) -> Floats:
@@ -114,7 +124,7 @@ class Activity:
 
     def compute(self, rows: Ints, t_us: int) -> tuple[list[Raw], Floats]:
         """Values of some rows and the state they are of. Changes nothing: another thread may do it."""
-        raws = [self._raws[row] for row in rows.tolist()]
+        raws = self._raws_of(rows)
         return raws, self._table(self._read(raws).values(t_us), len(raws))
 
     def keep(self, rows: Ints, t_us: int, raws: Sequence[Raw], values: Floats) -> None:
@@ -127,6 +137,9 @@ class Activity:
     def table(self) -> Floats:
         """The values of all rows as they were last computed. Shape (rows, features)."""
         return self._values[: len(self)]
+
+    def _raws_of(self, rows: Ints) -> list[Raw]:
+        return [self._raws[row] for row in rows.tolist()]
 
     def _table(self, values: Any, count: int) -> Floats:
         table = np.full((count, len(self._names)), np.nan)

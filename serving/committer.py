@@ -179,7 +179,7 @@ class GroupCommitter:
 
     def _take_group(self) -> list[_Waiter]:
         """The first waiter and as many more as fit in one group."""
-        group, size = [self._waiting.pop(0)], 0
+        group = [self._waiting.pop(0)]
         size = len(group[0].records)
         while self._waiting and size + len(self._waiting[0].records) <= MAX_GROUP_RECORDS:
             group.append(self._waiting.pop(0))

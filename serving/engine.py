@@ -89,7 +89,7 @@ class Engine:
         def run() -> None:
             try:
                 done.set_result(job())
-            except Exception as error:  # noqa: BLE001 - as above
+            except Exception as error:  # noqa: BLE001 - whoever waits for the change hears of it
                 done.set_exception(error)
 
         self._jobs.put(run)

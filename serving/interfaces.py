@@ -58,7 +58,9 @@ class FeatureReader(Protocol):
 class Model(Protocol):
     """What the request path needs of a trained model. Rows are the catalogue's; what is found comes best first.
 
-    `read_user` gives the user as the model reads one, which the other methods take; it means nothing to anybody else.
+    `read_user` gives the user as the model reads one, which the other methods take; it means nothing to anybody else. `rank` gives a score
+    for each of the R rows, (R,), of `activity` (R, activity features), NaN for null; `retrieve`, `neighbours` and `similar` give rows
+    and their scores, (K,) each. All of them may raise MODEL_ERRORS.
     """
 
     @property

@@ -224,7 +224,7 @@ def _metric_field(name: str) -> str:
 
 def add_items_route(app: FastAPI, settings: Settings, clock: Clock, metrics: RecommenderMetrics) -> ItemsDoor:
     """Adds `POST /v1/items` to the application, which closes the door when it ends."""
-    door = ItemsDoor(settings, clock, metrics.door)
+    door = ItemsDoor(settings, clock, metrics.items_door)
     may_manage = require(Keys(settings.admin_keys, "HEADRACE_ADMIN_KEYS"))
 
     @app.post(names.ITEMS_PATH, **_DOCS)

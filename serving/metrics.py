@@ -33,7 +33,7 @@ ENDPOINTS: Final = {
     "/readyz": "health",
 }
 PROFILE_PREFIX: Final = "/v1/users/"
-DROPPED: Final = ("queue_full", "closed", "invalid", "log_unavailable", "failed")
+DROPPED: Final = ("queue_full", "closed", "log_unavailable", "failed")
 LONGEST_VERSION: Final = 60
 
 
@@ -75,7 +75,7 @@ class RecommenderMetrics:
         """`folder`: where all replicas of this node count; without one, each counts for itself."""
         cells = Cells(names.RECOMMENDER_APP, folder)
         self.registry = _registry_of(cells)
-        self.door = ItemsMetrics(cells)
+        self.items_door = ItemsMetrics(cells)
         self.requests = cells.counters(
             "headrace_requests", "Requests, by endpoint and status of the answer.", "endpoint", "status"
         )

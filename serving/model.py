@@ -6,12 +6,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from headrace import names
 from headrace.arrays import Floats, Ints, Mask
 from headrace.firsts import firsts
 from headrace.models.bundle import Bundle, BundleError
 from headrace.models.columns import Columns
 from headrace.models.index import ItemIndex
-from headrace.models.preprocessing import RECENT_ITEMS
 from headrace.models.shelf import EncodedRows, Shelf, UserView
 from serving.catalogue import Catalogue
 from serving.interfaces import MODEL_ERRORS, Features
@@ -86,7 +86,7 @@ class BundleModel:
         return len(self._index)
 
     def read_user(self, user: Features, t_us: int) -> ReadUser:
-        history = user.get(RECENT_ITEMS)
+        history = user.get(names.RECENT_ITEMS)
         items = [] if history is None or not len(history) or history[0] is None else history[0]
         return ReadUser(self._shelf.user(user, t_us, self._row_of), items)
 

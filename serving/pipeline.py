@@ -30,8 +30,8 @@ _ORIGIN_NAMED: Final = {cat.SNAPSHOT: c.FROM_SNAPSHOT, cat.BUNDLE: c.FROM_BUNDLE
 
 @dataclass(frozen=True)
 class Means:
-    """What a request needs besides itself and the shared state. `rank_s`: what ranking is expected to take; `sent`: what was asked of the
-    store already.
+    """What a request needs besides itself and the shared state. `rank_s`: what ranking RANKED candidates is expected to take; `sent`: what
+    was asked of the store already.
     """
 
     reader: FeatureReader | None
@@ -124,7 +124,7 @@ def rank(kept: Candidates, user: User, as_read: Any, state: ServingState, needs_
     """Best first by the ranker's score; the order of retrieval where the ranker cannot speak or has no time to."""
     if state.model is None or as_read is None or not len(kept):
         return kept
-    if trace.left_s() <= needs_s:
+    if trace.left_s() <= needs_s * max(1.0, len(kept) / RANKED):
         trace.degrade(c.LATE_RANKER)
         return kept
     try:
@@ -191,12 +191,7 @@ def explain(
 ) -> dict[str, Any]:
     """What was removed and why, who found each item, and which features weighed in its score."""
     ids: Callable[[Ints], list[str]] = lambda rows: [state.catalogue.item_ids[row] for row in rows.tolist()]  # noqa: E731
-    weighed: list[Any] = []
-    if state.model is not None and as_read is not None and len(slate):
-        try:
-            weighed = state.model.explain(as_read, slate.rows, activity_of(slate.rows, user.t_us, state))
-        except MODEL_ERRORS as error:
-            trace.degrade(c.RANKER_FAILED, error)
+    weighed = what_weighed(slate, user, as_read, state, trace)
     return {
         "removed": {reason: ids(each.rows) for reason, each in removed.items()},
         "items": [
@@ -204,6 +199,20 @@ def explain(
             for place, (item, bits) in enumerate(zip(ids(slate.rows), slate.found_by.tolist(), strict=True))
         ],
     }
+
+
+def what_weighed(slate: Candidates, user: User, as_read: Any, state: ServingState, trace: Trace) -> list[Any]:
+    """For each item the features that weighed most in its score; none where there is no model, or no time to ask it."""
+    if state.model is None or as_read is None or not len(slate):
+        return []
+    if trace.left_s() <= 0:
+        trace.degrade(c.LATE_EXPLANATION)
+        return []
+    try:
+        return list(state.model.explain(as_read, slate.rows, activity_of(slate.rows, user.t_us, state)))
+    except MODEL_ERRORS as error:
+        trace.degrade(c.RANKER_FAILED, error)
+        return []
 
 
 def note_origin(catalogue: Catalogue, oldest_us: int, trace: Trace) -> None:

@@ -42,10 +42,11 @@ from serving.openapi import (
     SIMILAR_DOCS,
     openapi_of,
 )
-from serving.pipeline import Means, answer, last_resort, popular_slate
+from serving.pipeline import RANKED, Means, answer, last_resort, popular_slate
 from serving.refresher import Refresher
 from serving.replica import Live, Replica
 from serving.seen import Seen
+from serving.state import ServingState
 from serving.web import JSON_TYPE, Problem, add_docs, json_response, new_app, read_json
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ QUESTIONS: Final = (
 )
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
+_ANY_AGE_US: Final = 2**62
 _WAIT_SHARE: Final = 0.75
 """Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
 
@@ -109,11 +111,17 @@ class Recommender:
         means = Means(self.reader, self._clock, self._age_bound_us, self._rank.seconds, asked.explain, sent)
         try:
             slate = answer(request, state, means, trace)
-            self._rank.note(next(stage.seconds for stage in trace.stages if stage.name == "rank"))
+            self._note_ranking(request, state, trace)
         except Exception:
             logger.exception("the request path failed; answering with the order of popularity")
             slate = last_resort(request, state, self._clock, trace)
         return _told(asked, request, slate, request_id)
+
+    def _note_ranking(self, request: RecommendationRequest, state: ServingState, trace: Trace) -> None:
+        """What ranking as many as RANKED takes. One that was left out counts as nothing, so that the estimate comes down after a stall."""
+        if request.kind != c.SIMILAR and state.model is not None:
+            ranked = next(stage for stage in trace.stages if stage.name == "rank")
+            self._rank.note(ranked.seconds / max(1.0, ranked.count / RANKED))
 
     def answer_cheaply(self, asked: Question, request: RecommendationRequest, trace: Trace) -> Answer:
         """Under overload: the order of popularity, and said so."""
@@ -123,9 +131,11 @@ class Recommender:
 
     def profile(self, user_key: str, trace: Trace, sent: Any | None) -> bytes:
         """Raises a 503 `Problem` where the store cannot be read."""
-        user, _ = hydrate(user_key, self._live.state, self.reader, self._clock, 2**62, trace, sent)
+        user, _ = hydrate(user_key, self._live.state, self.reader, self._clock, _ANY_AGE_US, trace, sent)
         if user.rows is None:
-            raise Problem(503, "the online store does not answer", "try again later", headers={"Retry-After": "1"})
+            late = c.LATE_FEATURES in trace.degraded
+            what = "no time was left to ask the online store" if late else "the online store does not answer"
+            raise Problem(503, what, "try again later", headers={"Retry-After": "1"})
         return profile_of(user_key, user, user.rows.complete_us, user.rows.newest_us)
 
     def note(self, answer: Answer) -> None:
@@ -185,8 +195,11 @@ class Door:
             pace, work = self._cheap, partial(recommender.answer_cheaply, asked, request, trace)
             if self._settings.overload != FALLBACK or not self._engine.fits(pace.seconds, trace.left_s()):
                 await self._shed("deadline")
-        self._metrics.queue.set(self._engine.waiting)
-        return (await self._engine.answer(work, pace, recommender.note)).body
+        return (await self._engine.answer(work, pace, self._note)).body
+
+    def _note(self, answer: Answer) -> None:
+        self._recommender.note(answer)
+        self._metrics.queue.set(self._engine.waiting - 1)
 
     async def profile(self, user_key: str, trace: Trace) -> bytes:
         """Raises a 429 `Problem`."""

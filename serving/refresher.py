@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import redis
 
 from headrace.arrays import Ints
 from headrace.clock import Clock
 from headrace.models.bundle import Bundle, BundleError, check_fit
 from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
-from headrace.stores.models import BundleRef, read_champion
+from headrace.stores.models import BundleRef, read_champion, read_pointer, write_pointer
 from serving import catalogue as cat
 from serving import snapshot
 from serving.catalogue import Catalogue, Orders
@@ -51,6 +52,7 @@ class Refresher:
         # However long they take: orders must not go out of date by that.
         self._most_s = settings.feature_age_bound_s / 2
         self._snapshot_path = settings.data / "serving" / "snapshot.arrow"
+        self._last_good = settings.data / "serving" / "last_good.json"
         self._saved_at = -SNAPSHOT_EVERY_S
         self._bundle: Bundle | None = None
         self._bundle_ref: BundleRef | None = None
@@ -97,11 +99,16 @@ class Refresher:
         readers = self.live.readers
         same = readers is not None and registry == self._registry and readers.definitions == self._read_by
         if same and not self._replica.read_anew:
+            self.live.problems.pop("store", None)
             return
         try:
             with self._replica.changing:
                 readers = open_readers(self._settings, REQUEST_TIMEOUT_S)
-                self._read_all(readers)
+                try:
+                    self._read_all(readers)
+                except BaseException:
+                    readers.close()
+                    raise
         except STORE_ERRORS as error:
             self._note_problem("store", error)
             return
@@ -122,7 +129,14 @@ class Refresher:
             self.live.problems.pop("items", None)
         as_of_us = 0 if activity is None else max(now_us, activity.newest_us + 1)
         catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), as_of_us)
-        self._replica.replace_state(catalogue, activity, self._bundle)
+        try:
+            self._replica.replace_state(catalogue, activity, self._bundle)
+        except (
+            BundleError
+        ) as error:  # items as they are now, without a model: the champion is tried again, and refused by name
+            logger.warning("the model in service does not fit the items any more: %s", error)
+            self._replica.replace_state(catalogue, activity, None)
+            self._bundle, self._bundle_ref = None, None
         self._replica.by_activity, self._replica.read_anew = not is_named, False
         self._replica.replace_readers(readers)
 
@@ -133,30 +147,54 @@ class Refresher:
         except (OSError, ValueError, LookupError, TypeError) as error:
             self._note_problem("champion", error)
             return
+        if ref == self._bundle_ref:
+            self.live.problems.pop("champion", None)
         if ref is None or ref == self._bundle_ref or self._was_refused(ref):
             return
         try:
-            bundle = Bundle.load(_inside(ref.path, self._settings))
-            self._check_fit(bundle)
-            model = self._replica.swap_model(bundle, self._clock())
+            self._put_in_service(ref)
         except BundleError as error:
             self._refused = (ref, time.monotonic())
             self._metrics.refused_bundles.inc()
             self._note_problem("champion", f"version {ref.version} is refused: {error}")
-            return
+            if self._bundle is None:
+                self._serve_last_good(ref)
+        else:
+            self._refused = None
+            self.live.problems.pop("champion", None)
+
+    def _put_in_service(self, ref: BundleRef) -> None:
+        """Raises BundleError, and then what was in service stays."""
+        bundle = Bundle.load(_inside(ref.path, self._settings))
+        self._check_fit(bundle)
+        self._replica.swap_model(bundle, self._clock())
         if self.live.state.catalogue.origin == cat.NONE:
             self._replica.take_orders(_orders_of(bundle, self.live.state.catalogue), origin=cat.BUNDLE)
-        self._bundle, self._bundle_ref, self._refused = bundle, ref, None
-        self._metrics.index_items.set(model.index_size)
+        self._bundle, self._bundle_ref = bundle, ref
         self._metrics.model_in_service(bundle.version)
-        self.live.problems.pop("champion", None)
         self._metrics.swaps.inc()
         logger.info("bundle %s in service", bundle.version)
+        try:
+            write_pointer(self._last_good, ref)
+        except OSError as error:
+            self._note_problem("last good", error)
+        else:
+            self.live.problems.pop("last good", None)
+
+    def _serve_last_good(self, refused: BundleRef) -> None:
+        """A replica that starts while the champion is refused has no old one to keep: it takes what was in service last."""
+        try:
+            last = read_pointer(self._last_good)
+            if last is not None and last != refused:
+                self._put_in_service(last)
+        except (BundleError, OSError, ValueError, LookupError, TypeError) as error:
+            logger.warning("what was in service last cannot be either: %s", error)
 
     def refresh_orders(self) -> None:
         """Orders as of now."""
         state, count = self.live.state, self._replica.count()
         self._metrics.catalogue_items.set(count)
+        self._metrics.index_items.set(self._replica.model.index_size if self._replica.model else 0)
         if state.activity is None:
             return
         now_us = max(self._clock(), state.activity.newest_us + 1)
@@ -186,7 +224,7 @@ class Refresher:
                     worked_s = time.thread_time() - worked_s
                     next_orders = time.monotonic() + min(max(ORDERS_EVERY_S, worked_s / ORDERS_SHARE), self._most_s)
                     self.tidy()
-            except STORE_ERRORS as error:
+            except (redis.RedisError, OSError) as error:
                 self._note_problem("store", error)
             except Exception:
                 # The thread must outlive a fault of ours: an old state is better than one that never changes again.
@@ -205,7 +243,9 @@ class Refresher:
         try:
             self._check_fit(self._bundle)
         except BundleError as error:
-            self._note_problem("champion", f"the model in service: {error}")
+            self._note_problem("model", f"the model in service: {error}")
+        else:
+            self.live.problems.pop("model", None)
 
     def _check_names(self, definitions: Definitions) -> None:
         missing = missing_features(definitions)

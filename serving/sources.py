@@ -23,15 +23,15 @@ _NOTHING: Final[Found] = (np.zeros(0, np.int64), np.zeros(0))
 
 
 def retrieve(
-    user: User, reader: Any, request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace
+    user: User, as_read: Any, request: RecommendationRequest, state: ServingState, allowed: Mask | None, trace: Trace
 ) -> Candidates:
-    """Candidates of all sources, each item once. `reader` is the user as the model reads one, None where it could not."""
+    """Candidates of all sources, each item once. `as_read` is the user as the model reads one, None where it could not."""
     model, catalogue = state.model, state.catalogue
     recent = catalogue.rows(list(dict.fromkeys(reversed(user.history))))
     sources: list[tuple[str, Callable[[], Found]]] = []
-    if model is not None and reader is not None:
+    if model is not None and as_read is not None:
         sources += [
-            (c.TWO_TOWER, lambda: model.retrieve(reader, max(POOL, 2 * request.n), allowed)),
+            (c.TWO_TOWER, lambda: model.retrieve(as_read, max(POOL, 2 * request.n), allowed)),
             (c.NEIGHBOURS, lambda: model.neighbours(recent[:SEEDS], NEIGHBOURS)),
         ]
     sources += [

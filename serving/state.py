@@ -10,8 +10,6 @@ from serving.activity import Activity
 from serving.catalogue import Catalogue
 from serving.interfaces import Features, Fetched, Model
 
-RECENT_ITEMS: Final = f"{names.USER_ACTIVITY}__recent_items"
-RECENT_TYPES: Final = f"{names.USER_ACTIVITY}__recent_types"
 HIDING_TYPES: Final = frozenset({names.HIDE, names.DISLIKE})
 _CART_ENDS: Final = frozenset({names.PURCHASE, names.REMOVE_FROM_CART})
 
@@ -58,12 +56,14 @@ class User:
 
     @property
     def _acts(self) -> list[tuple[str, str]]:
-        types = _only(self.features.get(RECENT_TYPES))
-        return list(zip(self._items, types, strict=False))
+        """The newest stand last in both: where one list is longer, its oldest have no partner."""
+        types = _only(self.features.get(names.RECENT_TYPES))
+        count = min(len(self._items), len(types))
+        return list(zip(self._items[len(self._items) - count :], types[len(types) - count :], strict=True))
 
     @cached_property
     def _items(self) -> Sequence[Any]:
-        return _only(self.features.get(RECENT_ITEMS))
+        return _only(self.features.get(names.RECENT_ITEMS))
 
 
 def _only(column: Any) -> Sequence[Any]:

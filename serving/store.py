@@ -28,15 +28,14 @@ from serving.activity import Activity, Raw
 from serving.catalogue import ItemChanges
 from serving.interfaces import FeatureReader, Fetched
 from serving.orders import POPULARITY
-from serving.state import RECENT_ITEMS, RECENT_TYPES
 
 CHUNK: Final = 512
 BULK_TIMEOUT_S: Final = 5.0
-# After a failure the store is left alone that long: a stalled one must not hold up every request.
+# After two failures in a row the store is left alone that long: a stalled one must not hold up every request.
 CLOSED_S: Final = 0.2
 ITEM_VIEWS: Final = (names.ITEM_CATALOGUE, names.ITEM_STATUS, names.ITEM_ACTIVITY)
 # The features that serving knows by name; a model knows its own.
-READ_BY_NAME: Final = (*POPULARITY, RECENT_ITEMS, RECENT_TYPES, AVAILABLE_FIELD)
+READ_BY_NAME: Final = (*POPULARITY, names.RECENT_ITEMS, names.RECENT_TYPES, AVAILABLE_FIELD)
 _STATUS_FIELDS: Final = ("available", "deleted")
 
 
@@ -113,7 +112,9 @@ class Readers:
     def new_activity(self) -> Activity | None:
         """Empty, of the item stream view as the state has it; None where there is no such view."""
         spec = self.definitions.streams.get(names.ITEM_ACTIVITY)
-        return None if spec is None else Activity(spec, self.bulk.read_items(spec.name))
+        if spec is None:
+            return None
+        return Activity(spec, self.bulk.read_items(spec.name), self.bulk.read_items(spec.name, asks=False))
 
     def item_keys(self, shards: Iterable[int] | None = None) -> dict[str, set[str]]:
         """Items with rows, by view; of all shards or of some."""

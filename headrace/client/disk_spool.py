@@ -100,6 +100,7 @@ class DiskSpool:
                     if each.number >= number and each.readable > _from(each, offset, number)
                 ]
                 if not behind:
+                    self._count_lost()
                     return Taken((), self._cursor)
                 segment, start, end = behind[0], _from(behind[0], offset, number), behind[0].readable
             taken = self._read(segment, start, end, most_events, most_bytes)
@@ -135,6 +136,14 @@ class DiskSpool:
                     segment.close()
                 self._segments.clear()
                 self._let_go()
+
+    def _count_lost(self) -> None:
+        """All is taken and acknowledged: what is not counted so was whole when it was written, and is damaged since."""
+        lost = self.appended - self.acknowledged
+        if lost:
+            logger.warning("%d events in the spool in %s were damaged after they were written", lost, self._folder)
+            self.damaged += lost
+            self.acknowledged = self.appended
 
     def _let_go(self) -> None:
         if self._held >= 0:
@@ -287,7 +296,7 @@ class DiskSpool:
 
     def _not_written(self, error: OSError) -> SpoolError:
         return SpoolError(
-            f"the event could not be written to the spool in {self._folder} ({error}): make room, then send it again"
+            f"the event could not be written to the spool in {self._folder} ({error}): make room, then send it again with the same event_id"
         )
 
 

@@ -73,7 +73,8 @@ class Outbox:
         match outcome:
             case EventsAnswer():
                 refused = {each.index: (each.field, each.reason) for each in outcome.refused}
-                if outcome.accepted + len(refused) != len(taken.events):
+                places = range(len(taken.events))
+                if outcome.accepted + len(refused) != len(places) or not all(index in places for index in refused):
                     return self.failed(_miscounted(taken, outcome))
                 return self._settled(taken, refused, outcome.token)
             case RefusedError():
@@ -93,7 +94,7 @@ class Outbox:
     def _settle_refusal(self, taken: Taken, error: RefusedError) -> float:
         """A request that was refused as a whole, either event by event or for what it is: then smaller ones tell which it was."""
         listed = _listed(error.refused)
-        if len(listed) == len(taken.events):
+        if listed.keys() == set(range(len(taken.events))):
             return self._settled(taken, listed, None)
         if len(taken.events) == 1:
             return self._settled(taken, {0: (error.field or "event", error.reason)}, None)

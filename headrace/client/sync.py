@@ -59,7 +59,8 @@ class Client(BaseClient):
         """Take an event to be sent; returns its id. Id and time are added where they are missing.
 
         Has returned when the event is in the spool: with a directory it is then sent, and counted once, whatever fails.
-        Raises RefusedError for a bad event, SpoolFullError, SpoolError, ClosedError: then it was not taken.
+        Raises RefusedError for a bad event, SpoolFullError, ClosedError: then it was not taken. SpoolError: its disk failed, and it may be
+        sent all the same, so send it again with the same `event_id`.
         """
         self._check()
         return self._sending().send(event)
@@ -69,7 +70,7 @@ class Client(BaseClient):
         return self.send({"type": type, **fields})
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Return when every event taken before is on the server's disk, or refused. Raises TimedOutError; nothing is lost then."""
+        """Return when every event taken before is on the server's disk, or refused. Raises TimedOutError, ClosedError: nothing is lost."""
         self._sending().flush(timeout_s)
 
     def close(self, timeout_s: float = 5.0) -> None:

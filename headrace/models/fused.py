@@ -11,11 +11,10 @@ from itertools import accumulate
 import numpy as np
 from torch import Tensor, nn
 
-from headrace.arrays import Ints
+from headrace.arrays import Floats32, Ints
 from headrace.models.encoders import HistoryEncoder, UserEncoder
 from headrace.models.fused_kernels import (
     BlockWeights,
-    Floats32,
     HistoryWeights,
     RankerWeights,
     TowerWeights,

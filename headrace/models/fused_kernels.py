@@ -11,12 +11,9 @@ width of a packed item, K the inputs of the crosses, X their width, U the hidden
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from headrace.arrays import Ints
+from headrace.arrays import Floats32, Ints
 from headrace.kernel import fast_kernel
-
-Floats32 = npt.NDArray[np.float32]
 
 ONE: Final = np.float32(1)
 EPSILON: Final = np.float32(1e-5)

@@ -137,18 +137,9 @@ class ItemIndex:
         nlist = max(1, min(round(4 * count**0.5), count))
         built, list_N = _inverted_lists(vectors_ND, _centres(vectors_ND, nlist, seed))
         best_QK = _flat(vectors_ND).search(queries_QD, min(k, count))[1]
-        left = _LEFT_TO_CODES * (1 - recall_target)
-        nprobe = _enough_probes(built, list_N, best_QK, queries_QD, recall_target + left)
-        while nprobe <= nlist:
-            built.nprobe = nprobe
-            for depth in _DEPTHS:
-                index = cls(IndexFacts("ivf", count, width, nlist, nprobe, depth), vectors_ND, queries_QD, built)
-                recall = index.recall(queries_QD, best_QK)
-                if recall >= recall_target:
-                    return replace(index, facts=replace(index.facts, recall_at_500=recall))
-            nprobe += max(1, nprobe // 8)
-        # Vectors that no code tells apart.
-        return cls(IndexFacts("exact", count, width), vectors_ND, queries_QD, _flat(vectors_ND))
+        lists = cls(IndexFacts("ivf", count, width, nlist), vectors_ND, queries_QD, built)
+        exact = IndexFacts("exact", count, width)
+        return lists._reaching(recall_target, list_N, best_QK) or cls(exact, vectors_ND, queries_QD, _flat(vectors_ND))
 
     def __len__(self) -> int:
         """Rows in all, R: those of the build and those that were added."""
@@ -202,7 +193,7 @@ class ItemIndex:
         return _merged(parts, k)
 
     def allowing(self, allowed_R: Mask) -> Allowed:
-        """A mask over all R rows (nonzero: allowed), made ready. Worth keeping where requests share it."""
+        """A mask over all R rows (nonzero: allowed), made ready. Raises ValueError for another shape."""
         mask_R = np.asarray(allowed_R)
         if mask_R.shape != (len(self),):
             raise ValueError(f"the mask has shape {mask_R.shape}, the index {len(self)} rows")
@@ -222,12 +213,15 @@ class ItemIndex:
         )
 
     def extended(self, new_vectors_MD: Floats) -> "ItemIndex":
-        """An index that finds M more rows, numbered from `len(self)`."""
+        """An index that finds M more rows, numbered from `len(self)`. Raises ValueError as `with_changed` does."""
         new_MD = _matrix("new vectors", new_vectors_MD)
         return self.with_changed(np.arange(len(self), len(self) + len(new_MD)), new_MD)
 
     def with_changed(self, rows_M: Rows | Sequence[int], vectors_MD: Floats) -> "ItemIndex":
-        """An index where these rows have other vectors. Rows from `len(self)` on are new ones, without a gap."""
+        """An index where these rows have other vectors (M, D). Rows from `len(self)` on are new ones, without a gap.
+
+        Raises ValueError for rows that come twice or would leave a gap, and for vectors that are not finite or not D wide.
+        """
         rows_M, vectors_MD = np.asarray(rows_M, dtype=np.int64), _matrix("changed vectors", vectors_MD)
         if rows_M.shape != (len(vectors_MD),) or len(np.unique(rows_M)) != len(rows_M):
             raise ValueError(f"{len(vectors_MD)} changed vectors need as many distinct rows, not {rows_M.shape}")
@@ -288,8 +282,22 @@ class ItemIndex:
         built: Any = faiss.deserialize_index(stored)
         if (built.ntotal, built.d) != vectors_ND.shape:
             raise ValueError(f"its lists hold {built.ntotal} vectors {built.d} wide, not {facts.count}, {facts.width}")
-        built.nprobe = facts.nprobe
         return cls(facts, vectors_ND, queries_QD, built)
+
+    def _reaching(self, recall_target: float, list_N: Rows, best_QK: Rows) -> "ItemIndex | None":
+        """With as few lists, and of those with as little depth, as reach the recall. None where all lists do not, at the greatest depth:
+        vectors that no code tells apart.
+        """
+        missable = _LEFT_TO_CODES * (1 - recall_target)
+        nprobe = _enough_probes(self._built, list_N, best_QK, self.queries_QD, recall_target + missable)
+        while nprobe <= self.facts.nlist:
+            for depth in _DEPTHS:
+                index = replace(self, facts=replace(self.facts, nprobe=nprobe, depth=depth))
+                recall = index.recall(self.queries_QD, best_QK)
+                if recall >= recall_target:
+                    return replace(index, facts=replace(index.facts, recall_at_500=recall))
+            nprobe += max(1, nprobe // 8)
+        return None
 
     def _allowing_all(self) -> Allowed:
         if len(self.side_rows_S):
@@ -320,9 +328,7 @@ class ItemIndex:
 
     def _probe(self, queries_BD: Floats, k: int, nprobe: int, selector: Any | None) -> Rows:
         """Rows by their codes, best first; -1 behind the last."""
-        parameters = None
-        if selector is not None or nprobe != self.nprobe:
-            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
         return self._built.search(queries_BD, k, params=parameters)[1]  # type: ignore[no-any-return]
 
 
@@ -383,8 +389,8 @@ def _inverted_lists(vectors_ND: Floats, centres_LD: Floats) -> tuple[Any, Rows]:
 def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats, recall_target: float) -> int:
     """The fewest lists that hold the wanted share of the best rows, mean over the queries.
 
-    A row is found exactly where its list is read, and lists are read in the order of the query's product with their
-    centres: so each row's need is the place of its list in that order.
+    A row can be found only where its list is read, and lists are read in the order of the query's product with their centres: so each
+    row's need is the place of its list in that order.
     """
     order_QL = built.quantizer.search(queries_QD, built.nlist)[1]
     place_QL = np.empty_like(order_QL)

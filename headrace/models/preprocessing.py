@@ -21,13 +21,12 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 import xxhash
 
 from headrace import names
-from headrace.arrays import Floats, Int, Ints, Mask
+from headrace.arrays import Floats, Floats32, Int, Ints, Mask
 from headrace.kernel import kernel
 from headrace.models import columns
 from headrace.models.columns import Columns
@@ -37,14 +36,11 @@ from headrace.settings import MICROS
 MISSING: Final = 0
 GAP_BUCKETS: Final = 26
 
-RECENT_ITEMS: Final = f"{names.USER_ACTIVITY}__recent_items"
-RECENT_TYPES: Final = f"{names.USER_ACTIVITY}__recent_types"
 RECENT_TIMES: Final = f"{names.USER_ACTIVITY}__recent_times"
-_RECENT: Final = (RECENT_ITEMS, RECENT_TYPES, RECENT_TIMES)
+_RECENT: Final = (names.RECENT_ITEMS, names.RECENT_TYPES, RECENT_TIMES)
 # Free text, and what the filter reads: not inputs of a model.
 NOT_INPUTS: Final = frozenset({f"{names.ITEM_CATALOGUE}__title", f"{names.ITEM_CATALOGUE}__available"})
 
-Floats32 = npt.NDArray[np.float32]
 
 _LOGS: Final = np.log1p(np.arange(1_024.0))
 
@@ -340,8 +336,8 @@ class Preprocessing:
     def _history(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> tuple[Ints, Ints, Ints]:
         if any(name not in features for name in _RECENT):
             return tuple(np.zeros((len(t_us), self.length), dtype=np.int64) for _ in range(3))  # type: ignore[return-value]
-        item_flat, item_offsets = columns.ragged(features[RECENT_ITEMS])
-        type_flat, type_offsets = columns.ragged(features[RECENT_TYPES])
+        item_flat, item_offsets = columns.ragged(features[names.RECENT_ITEMS])
+        type_flat, type_offsets = columns.ragged(features[names.RECENT_TYPES])
         time_flat, time_offsets = columns.ragged(features[RECENT_TIMES])
         items_BL = columns.last_padded(columns.codes(item_flat, code_of_item), item_offsets, self.length)
         types_BL = columns.last_padded(columns.codes(type_flat, TYPES.code), type_offsets, self.length)

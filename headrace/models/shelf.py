@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from headrace import names
-from headrace.arrays import Floats, Ints
+from headrace.arrays import Floats, Floats32, Ints
 from headrace.models.columns import Columns
 from headrace.models.explain import named, weigh
 from headrace.models.fused import Fused
@@ -31,8 +30,6 @@ UNKNOWN: Final = 1
 MOST_EXPLAINED: Final = 5
 _BATCH: Final = 16_384
 _SPARE: Final = 1_024
-
-Floats32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,12 @@ class Shelf:
 
     def put(self, rows: Ints, encoded: EncodedRows) -> None:
         """Replace items, or add some behind the last. Raises ValueError where that would leave a gap."""
+        added = np.sort(rows[rows >= len(self)])
+        if not np.array_equal(added, np.arange(len(self), len(self) + len(added))):
+            raise ValueError(
+                f"rows {added.tolist()[:10]} are not on the shelf of {len(self)} and would not be the next"
+            )
         needed = int(rows.max(initial=-1)) + 1 + FIRST
-        if needed > self._count + len(rows):
-            raise ValueError(f"row {needed - 1 - FIRST} is not on the shelf of {len(self)} and would not be the next")
         if needed > len(self._table_IW):
             spare = needed + max(_SPARE, needed // 8) - len(self._table_IW)
             self._table_IW = np.concatenate([self._table_IW, np.zeros((spare, self._table_IW.shape[1]), np.float32)])

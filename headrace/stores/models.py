@@ -48,11 +48,24 @@ class RegisteredVersion:
 
 def read_champion(settings: Settings) -> BundleRef | None:
     """The bundle in service, by its pointer file alone; None before the first promotion. Costs one small read."""
+    return read_pointer(settings.bundles_dir / POINTER)
+
+
+def read_pointer(file: Path) -> BundleRef | None:
+    """What a file points to; None where it is not there. Raises OSError, ValueError, LookupError, TypeError for one that is none."""
     try:
-        state = json.loads((settings.bundles_dir / POINTER).read_text())
+        state = json.loads(file.read_text())
     except FileNotFoundError:
         return None
     return BundleRef(state["version"], Path(state["path"]), state["promoted_at"])
+
+
+def write_pointer(file: Path, ref: BundleRef) -> None:
+    """In one step: a reader sees the old one or the new one. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps({**asdict(ref), "path": str(ref.path)}))
+    draft.replace(file)
 
 
 class ModelRegistry:
@@ -95,11 +108,7 @@ class ModelRegistry:
             )
         self._client().set_registered_model_alias(names.REGISTERED_MODEL, names.CHAMPION, version)
         champion = BundleRef(version, path, self._clock())
-        pointer = self._settings.bundles_dir / POINTER
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        draft = pointer.with_suffix(f".{os.getpid()}")
-        draft.write_text(json.dumps({**asdict(champion), "path": str(path)}))
-        draft.replace(pointer)
+        write_pointer(self._settings.bundles_dir / POINTER, champion)
         return champion
 
     def champion(self) -> BundleRef | None:

@@ -3,14 +3,17 @@
 What waits for its turn has its rows already read by then, so whoever computes never waits for the store while others wait for it.
 """
 
+import select
+import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import redis
 
-from headrace.stores.online_wire import NO_BYTES, Answer, ViewKeys, answer_of, command_of, receive, room_for
+from headrace.stores.online_wire import NO_BYTES, Answer, ViewKeys, answer_of, command_of, place_of, receive, room_for
 
 
 @dataclass(eq=False)
@@ -28,6 +31,8 @@ class KeptLine:
 
     def __init__(self, client: "redis.Redis") -> None:
         self._connection = client.connection_pool.make_connection()
+        self._connect_s = self._connection.socket_connect_timeout
+        self._place = place_of(self._connection)
         self._lock = threading.Lock()  # of sending, and of what was sent
         self._sent: deque[Sent] = deque()
         self._begun = NO_BYTES
@@ -39,9 +44,10 @@ class KeptLine:
             if not self._is_open:
                 return None
             command, replies = command_of(wanted, statuses)
+            line = self._connection._get_socket()
             try:
-                took = self._connection._get_socket().send(command)
-            except OSError:
+                took = line.send(command) if select.select([], [line], [], 0.0)[1] else 0
+            except (OSError, ValueError):  # ValueError: the other thread has closed it just now
                 took = 0
             if took < len(command):
                 self._hang_up()
@@ -50,31 +56,31 @@ class KeptLine:
             self._sent.append(sent)
             return sent
 
-    def take(self, sent: Sent, within_s: float | None) -> Answer | None:
+    def take(self, sent: Sent, deadline: float | None) -> Answer | None:
         """The answer; None where the line broke since. Answers that come before it are noted where they belong.
 
-        `within_s` may shorten the client's own time-out. Raises redis.RedisError, and then gives the line up.
+        `deadline`, in `time.monotonic`'s seconds, may shorten the client's own time-out. Raises redis.RedisError, and then gives the line
+        up.
         """
         while sent.answer is None:
             with self._lock:
                 if sent not in self._sent:
                     return None
-                first = self._sent[0]
-            first.answer = self._receive(first, within_s)
+                first, line = self._sent[0], self._connection._get_socket()
+            first.answer = self._receive(first, line, deadline)
         return sent.answer
 
-    def read(self, wanted: Sequence[ViewKeys], statuses: Sequence[int], within_s: float | None) -> Answer:
+    def read(self, wanted: Sequence[ViewKeys], statuses: Sequence[int], deadline: float | None) -> Answer:
         """Ask and take the answer. A line that broke while it lay idle is taken up once more. Raises redis.RedisError."""
         for _ in range(2):
             was_open = self._is_open
             if not was_open:
+                self._connection.socket_connect_timeout = _left_s(self._connect_s, deadline)
                 self._connection.connect()
                 self._is_open = True
             sent = self.send(wanted, statuses)
             try:
-                answer = self.take(sent, within_s) if sent is not None else None
-            except redis.TimeoutError:
-                raise
+                answer = self.take(sent, deadline) if sent is not None else None
             except redis.ConnectionError:
                 if not was_open:
                     raise
@@ -87,13 +93,11 @@ class KeptLine:
         with self._lock:
             self._hang_up()
 
-    def _receive(self, first: Sent, within_s: float | None) -> Answer:
-        connection = self._connection
+    def _receive(self, first: Sent, line: socket.socket, deadline: float | None) -> Answer:
         try:
-            waits_s = connection.socket_timeout
-            connection._get_socket().settimeout(waits_s if within_s is None else min(within_s, waits_s or within_s))
+            line.settimeout(_left_s(self._connection.socket_timeout, deadline))
             room = room_for(first.wanted)
-            buffer, starts, lengths, behind = receive(connection, first.replies, room, self._begun)
+            buffer, starts, lengths, behind = receive(line, self._place, first.replies, room, self._begun)
         except BaseException:
             self.close()  # what is left of the answer must not be taken for the next one's
             raise
@@ -108,3 +112,13 @@ class KeptLine:
         self._connection.disconnect()
         self._sent.clear()
         self._begun = NO_BYTES
+
+
+def _left_s(most_s: float | None, deadline: float | None) -> float | None:
+    """Raises redis.TimeoutError where none is left."""
+    if deadline is None:
+        return most_s
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise redis.TimeoutError("no time is left to wait for the store")
+    return min(left_s, most_s or left_s)

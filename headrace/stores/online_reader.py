@@ -1,5 +1,6 @@
 """The fast online read: packed rows to NumPy columns, without protobuf. What the request path uses."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,14 +62,15 @@ class OnlineReader:
         """Look at what somebody else has read of the shards: definitions are asked for again where it says something new."""
         self._state.note(statuses)
 
-    def read_items(self, view: str) -> Callable[[Sequence[bytes | None]], StreamRows | MixedRows]:
+    def read_items(self, view: str, *, asks: bool = True) -> Callable[[Sequence[bytes | None]], StreamRows | MixedRows]:
         """Gives stored rows of a stream view their meaning, for a reader that keeps them (serving's columns of items).
 
-        The function raises LookupError for a view that the state does not have, and what `fetch` raises.
+        The function raises LookupError for a view that the state does not have, and what `fetch` raises. Unless it `asks`, it never waits
+        for the store, any thread may call it, and rows of a definition that is not known yet are a StateMismatchError.
         """
 
         def read_rows(raws: Sequence[bytes | None]) -> StreamRows | MixedRows:
-            rows = self._state.rows(view, raws)
+            rows = self._state.rows(view, raws) if asks else self._state.known_rows(view, raws)
             if rows is None:
                 raise LookupError(f"the stored state has no view '{view}': run `headrace backfill`")
             return rows
@@ -80,8 +82,12 @@ class OnlineReader:
     ) -> Answer:
         if self._line is None or not (shards or any(each.keys for each in placed)):
             return read(self._redis, placed, shards)
-        answer = self._line.take(sent, within_s) if sent is not None else None
-        return answer or self._line.read(placed, shards, within_s)
+        deadline = None if within_s is None else time.monotonic() + within_s
+        try:
+            answer = self._line.take(sent, deadline) if sent is not None else None
+        except redis.ConnectionError:  # it had been sent into a line that was broken already
+            answer = None
+        return answer or self._line.read(placed, shards, deadline)
 
     def close(self) -> None:
         """Give up the connection of its own, if it has one. The client is its owner's to close."""
@@ -98,7 +104,8 @@ class OnlineReader:
     def fetch(
         self, wanted: Mapping[str, Sequence[str]], within_s: float | None = None, sent: Sent | None = None
     ) -> Snapshot:
-        """Rows of `{view: entity keys}`, in one round trip; `within_s` may shorten the time-out of a reader that keeps its line.
+        """Rows of `{view: entity keys}`, in one round trip; `within_s` may shorten the time-outs of a reader that keeps its line. (The
+        first read of all, and one that finds the state made by other definitions, ask the store more than that.)
 
         `sent` is what `ask` gave for the same. Questions are answered in the order in which they were sent, so they are taken in it.
 

@@ -135,7 +135,9 @@ def _exchange(connection: Any, wanted: Sequence[ViewKeys], statuses: Sequence[in
     command, replies = command_of(wanted, statuses)
     try:
         connection.send_packed_command([command])
-        buffer, starts, lengths, _ = receive(connection, replies, room_for(wanted), NO_BYTES)
+        buffer, starts, lengths, _ = receive(
+            connection._get_socket(), place_of(connection), replies, room_for(wanted), NO_BYTES
+        )
     except BaseException:
         connection.disconnect()  # what is left of the answer must not be taken for the next one's
         raise
@@ -202,12 +204,16 @@ def _mapping(fields: RawRows) -> dict[bytes, bytes]:
     return dict(zip(values, values, strict=True))
 
 
-def receive(connection: Any, replies: int, room: int, begun: Bytes) -> tuple[Bytes, Ints, Ints, Bytes]:
+def place_of(connection: Any) -> str:
+    """Where a connection leads, for messages."""
+    return f"{getattr(connection, 'host', 'the store')}:{getattr(connection, 'port', '')}"
+
+
+def receive(line: Any, place: str, replies: int, room: int, begun: Bytes) -> tuple[Bytes, Ints, Ints, Bytes]:
     """Read until so many replies, each an array of strings, are complete; `begun` is what has come of them already.
 
     Gives the buffer, where the strings lie in it, and what has come behind them. `room`: bytes to begin with. Raises redis.RedisError.
     """
-    sock = connection._get_socket()
     buffer = np.empty(max(room, len(begun)), np.uint8)
     buffer[: len(begun)] = begun
     starts, lengths = np.empty(1_024, np.int64), np.empty(1_024, np.int64)
@@ -224,14 +230,13 @@ def receive(connection: Any, replies: int, room: int, begun: Bytes) -> tuple[Byt
         if left > 0:
             if filled == len(buffer):
                 buffer = np.concatenate([buffer, np.empty_like(buffer)])
-            filled += _receive_into(connection, sock, memoryview(buffer)[filled:])  # type: ignore[arg-type]
+            filled += _receive_into(line, place, memoryview(buffer)[filled:])  # type: ignore[arg-type]
     return buffer, starts[:count], lengths[:count], buffer[at:filled]
 
 
-def _receive_into(connection: Any, sock: Any, room: memoryview) -> int:
-    place = f"{getattr(connection, 'host', 'the store')}:{getattr(connection, 'port', '')}"
+def _receive_into(line: Any, place: str, room: memoryview) -> int:
     try:
-        received: int = sock.recv_into(room)
+        received: int = line.recv_into(room)
     except TimeoutError as error:
         raise redis.TimeoutError(f"no answer from {place} in time") from error
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,8 +132,30 @@ def test_questions_may_be_sent_before_their_answers_are_wanted_and_taken_in_any_
 def test_a_question_whose_line_broke_is_asked_anew(server: ValkeyServer) -> None:
     reader = reader_of(server, keeps_line=True)
     assert titles(reader, ["i1"]) == ["i1" * 20]
-    wanted = {"items": ["i2"]}
-    sent = reader.ask(wanted)
+    wanted = [{"items": [each]} for each in ("i2", "i3", "i4")]
+    os.kill(server.child.pid, signal.SIGSTOP)  # so that no answer is here already
+    sent = [reader.ask(each) for each in wanted]
+    assert None not in sent
     server.kill()
     server.start()
-    assert list(reader.fetch(wanted, sent=sent).plain["items"].values()["title"]) == ["i2" * 20]
+    for each, question in zip(wanted, sent, strict=True):
+        assert list(reader.fetch(each, sent=question).plain["items"].values()["title"]) == [each["items"][0] * 20]
+
+
+def test_a_question_waits_no_longer_than_it_may_in_all(server: ValkeyServer) -> None:
+    """However many answers come before its own."""
+    reader = reader_of(server, keeps_line=True)
+    assert titles(reader, ["i1"]) == ["i1" * 20]
+    wanted = {"items": ["i2"]}
+    os.kill(server.child.pid, signal.SIGSTOP)
+    try:
+        sent = [reader.ask(wanted) for _ in range(5)]
+        begun = time.monotonic()
+        with pytest.raises(redis.TimeoutError):
+            reader.fetch(wanted, within_s=0.05, sent=sent[-1])
+        assert time.monotonic() - begun < 0.2
+        with pytest.raises(redis.TimeoutError, match="no time is left"):
+            reader.fetch(wanted, within_s=0.0)
+    finally:
+        os.kill(server.child.pid, signal.SIGCONT)
+    assert titles(reader, ["i3"]) == ["i3" * 20]

@@ -455,6 +455,26 @@ def test_a_damaged_bundle_is_refused_by_name_while_the_old_one_goes_on(shop: Set
         assert service.problems == {}
 
 
+def test_a_replica_that_starts_while_the_champion_is_refused_takes_what_was_in_service_last(shop: Settings) -> None:
+    promote(shop, save_bundle(shop, "v1"))
+    with serving(shop):
+        pass
+    damaged = save_bundle(shop, "v2")
+    (damaged / "weights.pt").write_bytes(b"nothing")
+    promote(shop, damaged)
+    with serving(shop) as service:
+        assert service.version == "v1"
+        assert "version v2 is refused" in service.problems["champion"]
+        assert service.ask().model_version == "v1"
+        promote(shop, save_bundle(shop, "v3"))
+        service.refresher.refresh_model()
+        assert (service.version, service.problems) == ("v3", {})
+    (shop.bundles_dir / "v3" / "weights.pt").write_bytes(b"nothing")
+    with serving(shop) as service:
+        assert service.version is None
+        assert service.ask().trace.degraded == ["retrieval: no model"]
+
+
 def test_a_bundle_of_other_features_is_refused_while_the_old_one_goes_on(shop: Settings) -> None:
     promote(shop, save_bundle(shop, "v1"))
     with serving(shop) as service:

@@ -126,6 +126,21 @@ def test_a_damaged_line_in_the_middle_is_counted_and_passed_over(tmp_path: Path)
     spool.close()
 
 
+def test_a_line_that_is_damaged_after_it_was_written_is_counted_and_waited_for_no_more(tmp_path: Path):
+    spool = DiskSpool(tmp_path, 100_000)
+    for event in (b"1", b"2"):
+        spool.append(event)
+    [path] = segments(tmp_path)
+    with path.open("r+b") as file:  # in place: the spool has it open
+        damaged = path.read_bytes().replace(b" 2\n", b" 5\n")
+        file.write(damaged)
+    assert everything(spool) == [b"1"]
+    assert (spool.damaged, spool.appended, spool.acknowledged) == (1, 2, 2)
+    spool.append(b"3")
+    assert everything(spool) == [b"3"]
+    spool.close()
+
+
 def test_threads_that_append_at_once_lose_nothing_and_share_flushes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     flushes = 0
     flush = os.fsync

@@ -77,6 +77,16 @@ def test_an_answer_that_counts_other_events_acknowledges_none():
     assert "2 events were sent, but 1 acknowledged and 0 refused" in str(box.trouble)
 
 
+@pytest.mark.parametrize("index", [2, -1])
+def test_an_answer_that_refuses_an_event_that_was_not_sent_acknowledges_none(index: int):
+    told: list[RefusedEvent] = []
+    box = outbox("u", "v", on_refused=told.append)
+    assert box.settle(box.take(), answer(0, 0, index)) > 0
+    listed = tuple({"index": each, "field": "price", "reason": "bad"} for each in (0, index))
+    box.settle(box.take(), RefusedError("x", "", "no event was accepted", listed))
+    assert (told, ids(box)) == ([], ["0"])  # halved, to find out which
+
+
 def test_the_last_token_of_each_user_is_kept_for_as_many_users_as_were_asked_for():
     box = outbox("u", "v", "w", remembered_users=2, batch_events=1)
     for token in ("t0", "t1", "t2"):

@@ -51,7 +51,7 @@ def test_a_changed_item_has_another_vector() -> None:
 
 def test_a_row_that_would_leave_a_gap_is_refused() -> None:
     built = shelf()
-    with pytest.raises(ValueError, match="row 9 is not on the shelf of 4"):
+    with pytest.raises(ValueError, match=r"rows \[9\] are not on the shelf of 4"):
         built.put(np.array([9]), built.encode({name: column[:1] for name, column in CONTENT.items()}))
 
 

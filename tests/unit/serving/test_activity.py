@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.aggregates.rows import StateMismatchError
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from serving.activity import Activity, hop_of, numeric_features
 from tests.unit.aggregates.test_batch import HOUR, MINUTE, NOON, aggregate
@@ -147,6 +148,22 @@ def test_a_row_is_computed_once_a_hop_and_anew_after_an_event() -> None:
     stored.counted = 0
     assert columns.at(every, NOON + MINUTE + 1)[:, 0].tolist() == [2, 0, 0]
     assert stored.counted == 1
+
+
+def test_a_request_waits_for_no_definition_and_the_sweep_brings_the_values() -> None:
+    stored = StoredState(item_view())
+
+    def read_at_once(_: Any) -> Any:
+        raise StateMismatchError("a definition that is not known yet")
+
+    columns = Activity(stored.layout.spec, stored.read, read_at_once)
+    columns.grow(2)
+    stored.fold(event("a", NOON))
+    columns.put(np.array([0]), [stored.rows["a"]], NOON)
+    assert np.isnan(columns.at(np.array([0]), NOON + 1)).all()
+    old = columns.old_rows(NOON + 1)
+    columns.keep(old, NOON + 1, *columns.compute(old, NOON + 1))
+    assert columns.at(np.array([0, 1]), NOON + 1)[:, 0].tolist() == [1, 0]
 
 
 def test_what_moves_with_every_microsecond_is_computed_at_each() -> None:

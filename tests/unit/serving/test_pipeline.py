@@ -402,6 +402,13 @@ def test_the_ranker_is_left_out_where_it_is_expected_to_take_longer_than_is_left
     assert (shown(slate), slate.trace.degraded) == (RETRIEVED, ["ranker: deadline"])
 
 
+def test_what_weighed_is_left_out_where_no_time_is_left_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    Ends(monkeypatch, 8)
+    slate = slate_of(explain=True)
+    assert slate.trace.degraded == ["explain: deadline"]
+    assert [each["features"] for each in slate.trace.explained["items"]] == [[], [], []]
+
+
 # Items that are not known, deleted, unavailable, hidden, excluded, filtered.
 
 

@@ -102,6 +102,34 @@ def test_a_store_that_fails_is_asked_again_and_one_that_is_not_there_is_waited_f
     assert run(Seen(lambda: None, dict).events(1, {0: 1}, 0.05)) is False
 
 
+def test_beyond_a_bound_nobody_waits(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 2)
+
+    async def story() -> list[bool]:
+        waits = seen()
+        waiting = [asyncio.create_task(waits.events(1, {0: 1}, 20)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        at_once = await asyncio.wait_for(waits.events(1, {0: 1}, 20), 1)
+        shards.positions[1] = {0: 1}
+        return [at_once, *await asyncio.gather(*waiting), await waits.events(1, {0: 1}, 20)]
+
+    assert run(story()) == [False, True, True, True]
+
+
+def test_a_client_that_goes_away_leaves_no_waiter(shards: Shards) -> None:
+    async def story() -> int:
+        waits = seen()
+        waiting = asyncio.create_task(waits.events(1, {0: 1}, 20))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.sleep(0.05)
+        asked = len(shards.asked)
+        await asyncio.sleep(0.05)
+        return len(shards.asked) - asked
+
+    assert run(story()) == 0
+
+
 def test_items_are_seen_when_the_columns_of_this_replica_have_them() -> None:
     async def story() -> bool:
         columns = {0: 3}

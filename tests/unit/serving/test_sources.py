@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from headrace import names
 from headrace.arrays import Floats, Ints
 from serving import candidates as c
 from serving.candidates import RecommendationRequest, Trace
 from serving.catalogue import Catalogue
 from serving.sources import by_popularity, gather, listed, retrieve, trending_like
-from serving.state import RECENT_ITEMS, RECENT_TYPES, ServingState, User
+from serving.state import ServingState, User
 from tests.unit.serving.small_shop import catalogue, changes
 
 
@@ -87,7 +88,7 @@ def test_an_item_that_came_after_the_orders_has_no_popularity_yet() -> None:
 
 def test_unfinished_business_comes_before_what_trends_newest_first() -> None:
     acts = {"b": "add_to_cart", "d": "add_to_cart", "a": "view", "never": "add_to_cart"}
-    user = User(None, 1, {RECENT_ITEMS: [list(acts)], RECENT_TYPES: [list(acts.values())]})
+    user = User(None, 1, {names.RECENT_ITEMS: [list(acts)], names.RECENT_TYPES: [list(acts.values())]})
     trace = Trace(100_000)
     every = retrieve(user, None, RecommendationRequest("u", 3), ServingState(None, shop()), None, trace)
     first = [

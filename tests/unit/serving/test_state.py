@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from serving.state import RECENT_ITEMS, RECENT_TYPES, User
+from headrace import names
+from serving.state import User
 
 
 def user(*acts: tuple[str | None, str]) -> User:
     items, types = [item for item, _ in acts], [kind for _, kind in acts]
-    return User(None, 1, {RECENT_ITEMS: [items], RECENT_TYPES: [types]})
+    return User(None, 1, {names.RECENT_ITEMS: [items], names.RECENT_TYPES: [types]})
 
 
 def test_the_history_is_all_items_oldest_first() -> None:
@@ -36,8 +37,16 @@ def test_unfinished_is_what_lies_in_the_cart_newest_first(acts: list[tuple[str, 
     assert user(*acts).unfinished == expected
 
 
-@pytest.mark.parametrize("features", [{}, {RECENT_ITEMS: [None]}, {RECENT_ITEMS: []}, {RECENT_ITEMS: [["a"]]}])
+def test_where_the_lists_are_not_as_long_their_newest_belong_together() -> None:
+    acts: dict[str, Any] = {names.RECENT_ITEMS: [["a", "b", "c"]], names.RECENT_TYPES: [["add_to_cart", "hide"]]}
+    found = User(None, 1, acts)
+    assert (found.history, found.unfinished, found.hidden) == (["a", "b", "c"], ["b"], {"c"})
+
+
+@pytest.mark.parametrize(
+    "features", [{}, {names.RECENT_ITEMS: [None]}, {names.RECENT_ITEMS: []}, {names.RECENT_ITEMS: [["a"]]}]
+)
 def test_features_that_are_missing_say_nothing(features: dict[str, Any]) -> None:
     found = User(None, 1, features)
     assert (found.hidden, found.unfinished) == (frozenset(), [])
-    assert found.history == (["a"] if features.get(RECENT_ITEMS) == [["a"]] else [])
+    assert found.history == (["a"] if features.get(names.RECENT_ITEMS) == [["a"]] else [])

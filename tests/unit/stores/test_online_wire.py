@@ -15,16 +15,14 @@ from headrace.stores.shards import row_key
 REPLIES = b"*4\r\n$5\r\nepoch\r\n$1\r\n3\r\n$1\r\na\r\n$0\r\n\r\n*3\r\n$-1\r\n$4\r\n\r\n$1\r\n$2\r\nok\r\n"
 
 
-class Connection:
-    """A connection whose server has answered already, handing over `step` bytes at a time."""
+PLACE = "here:1"
 
-    host, port = "here", 1
+
+class Connection:
+    """A socket whose server has answered already, handing over `step` bytes at a time."""
 
     def __init__(self, reply: bytes, step: int) -> None:
         self._reply, self._step, self._at = reply, step, 0
-
-    def _get_socket(self) -> "Connection":
-        return self
 
     def recv_into(self, room: memoryview) -> int:
         piece = self._reply[self._at : self._at + min(self._step, len(room))]
@@ -35,7 +33,7 @@ class Connection:
 
 @pytest.mark.parametrize("step", range(1, len(REPLIES) + 1))
 def test_replies_are_read_wherever_the_network_cuts_them(step: int) -> None:
-    buffer, starts, lengths, behind = online_wire.receive(Connection(REPLIES, step), 2, 16, online_wire.NO_BYTES)
+    buffer, starts, lengths, behind = online_wire.receive(Connection(REPLIES, step), PLACE, 2, 16, online_wire.NO_BYTES)
     assert len(behind) == 0
     assert RawRows(buffer, starts, lengths).to_list()[1:5] == [b"epoch", b"3", b"a", b""]
     assert RawRows(buffer, starts, lengths).part(6, 9).to_list() == [None, b"\r\n$1", b"ok"]
@@ -45,7 +43,9 @@ def test_replies_are_read_wherever_the_network_cuts_them(step: int) -> None:
 def test_replies_larger_than_the_buffers_are_read_whole() -> None:
     values = [bytes([65 + n % 26]) * (n % 700) for n in range(3_000)]
     reply = b"*3000\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
-    buffer, starts, lengths, _ = online_wire.receive(Connection(reply, 1_000_000), 1, 1 << 10, online_wire.NO_BYTES)
+    buffer, starts, lengths, _ = online_wire.receive(
+        Connection(reply, 1_000_000), PLACE, 1, 1 << 10, online_wire.NO_BYTES
+    )
     assert RawRows(buffer, starts[1:], lengths[1:]).to_list() == values
 
 
@@ -62,14 +62,14 @@ def test_a_refusal_and_a_broken_connection_say_what_happened(
     reply: bytes, error: type[redis.RedisError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        online_wire.receive(Connection(reply, 1_000), 1, 1 << 10, online_wire.NO_BYTES)
+        online_wire.receive(Connection(reply, 1_000), PLACE, 1, 1 << 10, online_wire.NO_BYTES)
 
 
 @pytest.mark.parametrize("step", [*range(1, 40), len(REPLIES), 3 * len(REPLIES)])
 def test_what_came_behind_an_answer_begins_the_next_one(step: int) -> None:
     line, behind = Connection(REPLIES * 3, step), online_wire.NO_BYTES
     for _ in range(3):
-        buffer, starts, lengths, behind = online_wire.receive(line, 2, 16, behind)
+        buffer, starts, lengths, behind = online_wire.receive(line, PLACE, 2, 16, behind)
         assert RawRows(buffer, starts, lengths).to_list()[1:5] == [b"epoch", b"3", b"a", b""]
         assert RawRows(buffer, starts, lengths).part(6, 9).to_list() == [None, b"\r\n$1", b"ok"]
     assert len(behind) == 0

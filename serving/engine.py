@@ -115,20 +115,28 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whoever waits for the work hears of it
             tell(_tell, done, done.set_exception, error)
         else:
-            tell(_tell, done, done.set_result, told)
-            try:
-                afterwards(told)
-            except Exception:
-                logger.exception("what follows an answer failed")
+            tell(self._tell_and_follow, done, told, afterwards)
         now = perf_counter()
         pace.note(now - max(taken, self._ended))
         self._ended = now
         self._done += 1
         self._done_s += needs_s
 
+    def _tell_and_follow(self, done: "asyncio.Future[T]", told: T, afterwards: Callable[[T], None]) -> None:
+        """In the event loop: what follows comes to the queue when the answer has been sent, which needs the interpreter as well."""
+        _tell(done, done.set_result, told)
+        done.get_loop().call_soon(self._jobs.put, partial(_follow, told, afterwards))
+
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
+
+
+def _follow(told: T, afterwards: Callable[[T], None]) -> None:
+    try:
+        afterwards(told)
+    except Exception:
+        logger.exception("what follows an answer failed")
 
 
 def _tell(done: "asyncio.Future[Any]", tell: Callable[[Any], None], told: Any) -> None:

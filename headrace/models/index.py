@@ -35,9 +35,12 @@ _DEPTHS: Final = (1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0)
 _LEFT_TO_CODES: Final = 0.1
 _TRAINED_ON: Final = 65_536
 _BITS: Final = 4
+# Of a float: it is as large as zero.
+_MINUS_ZERO: Final = -(2**31)
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Bits = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
 Results = tuple[Rows, Floats]
 
@@ -103,9 +106,12 @@ class ItemIndex:
     side_rows_S: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     side_SD: Floats = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     _all: Allowed = field(init=False, repr=False)
+    _plain: Any = field(init=False, repr=False)
+    """What a search without a mask is told, made once."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_all", self._allowing_all())
+        object.__setattr__(self, "_plain", faiss.SearchParametersIVF(nprobe=self.facts.nprobe))  # type: ignore[call-arg]
 
     @classmethod
     def build(
@@ -328,7 +334,9 @@ class ItemIndex:
 
     def _probe(self, queries_BD: Floats, k: int, nprobe: int, selector: Any | None) -> Rows:
         """Rows by their codes, best first; -1 behind the last."""
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
+        parameters = self._plain
+        if selector is not None or nprobe != self.nprobe:
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=nprobe)  # type: ignore[call-arg]
         return self._built.search(queries_BD, k, params=parameters)[1]  # type: ignore[no-any-return]
 
 
@@ -415,18 +423,40 @@ def _score(vectors_ND: Floats, queries_BD: Floats, rows_BC: Rows, scores_BC: Flo
 
 def _best(scores_BS: Floats, rows_S: Rows, k: int) -> Results:
     """The k best of rows that all queries have scored."""
-    return _top(np.broadcast_to(rows_S, scores_BS.shape), scores_BS, k)
+    return _top(np.repeat(rows_S[None], len(scores_BS), axis=0), scores_BS, k)
 
 
 def _top(rows_BC: Rows, scores_BC: Floats, k: int) -> Results:
-    """The k best of each query's rows, best first."""
-    if k < rows_BC.shape[1]:
-        place_BK = np.argpartition(-scores_BC, k - 1, axis=1)[:, :k]
-        rows_BC, scores_BC = (
-            np.take_along_axis(rows_BC, place_BK, axis=1),
-            np.take_along_axis(scores_BC, place_BK, axis=1),
-        )
-    return _sorted(rows_BC, scores_BC)
+    """The k best of each query's rows, best first; equal scores in the order of their rows."""
+    keys_BC = np.empty(rows_BC.shape, np.int64)
+    _pack(rows_BC, scores_BC.view(np.int32), keys_BC)
+    keys_BC.sort(axis=1)
+    keys_BK = keys_BC[:, :k]
+    rows_BK, bits_BK = np.empty(keys_BK.shape, np.int64), np.empty(keys_BK.shape, np.int32)
+    _unpack(keys_BK, rows_BK, bits_BK)
+    return rows_BK, bits_BK.view(np.float32)
+
+
+@kernel
+def _pack(rows_BC: Rows, bits_BC: Bits, keys_BC: Rows) -> None:
+    """Numbers that sort as scores do, the highest first, and then as rows: they are sorted several times as fast as pairs."""
+    for b in range(len(rows_BC)):
+        for c in range(rows_BC.shape[1]):
+            bits = np.int64(bits_BC[b, c])
+            if bits == _MINUS_ZERO:
+                bits = np.int64(0)
+            rising = bits if bits >= 0 else bits ^ np.int64(0x7FFFFFFF)
+            keys_BC[b, c] = (~rising << 32) | (rows_BC[b, c] & np.int64(0xFFFFFFFF))
+
+
+@kernel
+def _unpack(keys_BK: Rows, rows_BK: Rows, bits_BK: Bits) -> None:
+    for b in range(len(keys_BK)):
+        for k in range(keys_BK.shape[1]):
+            key = keys_BK[b, k]
+            rows_BK[b, k] = np.int32(key & np.int64(0xFFFFFFFF))
+            rising = ~(key >> 32)
+            bits_BK[b, k] = np.int32(rising if rising >= 0 else rising ^ np.int64(0x7FFFFFFF))
 
 
 def _ordered(found: tuple[Floats, Rows]) -> Results:
@@ -456,15 +486,11 @@ def _order_ties(scores_BK: Floats, rows_BK: Rows) -> None:
 def _merged(parts: Sequence[Results], k: int) -> Results:
     rows_BK, scores_BK = parts[0]
     if len(parts) > 1:
-        rows_BK, scores_BK = _sorted(*(np.concatenate(column, axis=1) for column in zip(*parts, strict=True)))
+        rows_BK, scores_BK = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
+        rows_BK, scores_BK = _top(rows_BK, scores_BK, k)
     rows_BK, scores_BK = rows_BK[:, :k], scores_BK[:, :k]
     short = k - rows_BK.shape[1]
     if short:
         rows_BK = np.pad(rows_BK, ((0, 0), (0, short)), constant_values=-1)
         scores_BK = np.pad(scores_BK, ((0, 0), (0, short)), constant_values=-np.inf)
     return rows_BK, scores_BK
-
-
-def _sorted(rows_BK: Rows, scores_BK: Floats) -> Results:
-    order_BK = np.lexsort((rows_BK, -scores_BK), axis=-1)
-    return np.take_along_axis(rows_BK, order_BK, axis=1), np.take_along_axis(scores_BK, order_BK, axis=1)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import polars as pl
+from deltalake import DeltaTable
 
 from headrace import names
 from headrace.arrays import Mask
 from headrace.settings import Settings
+from headrace.stores.lake import scan_table
 
 AVAILABLE, UNAVAILABLE, DELETED = range(3)
 SETTLED_S: Final = 2.0
@@ -171,7 +172,7 @@ class KnownShop:
 
 def read_shop(settings: Settings) -> KnownShop:
     """The newest row of each item in the lake; nothing has been said of it through the API yet."""
-    rows = pl.scan_delta(str(settings.lake_dir / names.ITEMS_TABLE)).sort("event_timestamp", "created")
+    rows = scan_table(DeltaTable(str(settings.lake_dir / names.ITEMS_TABLE))).sort("event_timestamp", "created")
     newest = rows.unique(names.ITEM_ID, keep="last", maintain_order=True).sort(names.ITEM_ID)
     columns = newest.select(names.ITEM_ID, "category", "brand", "price", "available").collect()
     return KnownShop(

@@ -17,6 +17,7 @@ from headrace.models.snapshot import AVAILABLE as AVAILABLE_FIELD
 from headrace.settings import Settings
 from headrace.stores.change_feed import ChangeFeed
 from headrace.stores.definitions import Definitions, is_registered, load_definitions
+from headrace.stores.lake import scan_table
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.online_wire import place_all, read
 from headrace.stores.plain_rows import PlainLayout
@@ -194,7 +195,7 @@ def first_listed(settings: Settings) -> dict[str, int]:
     """When each item was first heard of, as the lake has it; empty where there is no lake to read: then an item's stored row counts."""
     try:
         table = DeltaTable(str(settings.lake_dir / names.ITEMS_TABLE))
-        first = pl.scan_delta(table).group_by(names.ITEM_ID).agg(pl.col("event_timestamp").min().dt.epoch("us"))
+        first = scan_table(table).group_by(names.ITEM_ID).agg(pl.col("event_timestamp").min().dt.epoch("us"))
         return dict(first.collect().iter_rows())
     except (TableNotFoundError, OSError, DeltaError, PolarsError):
         # The order of what is new is then by the newest row of each item: nothing else reads this.

@@ -21,7 +21,7 @@ from feast import FeatureStore
 from headrace import names
 from headrace.clock import from_micros
 from headrace.models.config import CART, CLICK, PURCHASE
-from headrace.stores.lake import EventLake
+from headrace.stores.lake import EventLake, scan_table
 from training.config import TrainConfig
 
 T_US: Final = "t_us"
@@ -229,7 +229,7 @@ def items_known_at(lake_dir: Path, split: Split, t_us: int) -> list[str]:
     except TableNotFoundError:
         table = None  # events alone will do: such items have no content
     if table is not None:
-        dated = pl.scan_delta(table).filter(pl.col("event_timestamp").dt.epoch("us") <= t_us)
+        dated = scan_table(table).filter(pl.col("event_timestamp").dt.epoch("us") <= t_us)
         found |= set(dated.select(names.ITEM_ID).unique().collect()[names.ITEM_ID])
     if len(found) < 2:
         raise DatasetError(f"the catalogue holds {len(found)} item; there is nothing to choose between: load more")

@@ -11,7 +11,7 @@ from deltalake.exceptions import TableNotFoundError
 
 from headrace import names
 from headrace.ingest.source import ItemRow, ProfileRow
-from headrace.stores.lake import append_rows
+from headrace.stores.lake import append_rows, scan_table
 
 _TIME: Final = pa.timestamp("us", tz="UTC")
 _TIMES: Final = [("event_timestamp", _TIME), ("created", _TIME)]
@@ -85,10 +85,12 @@ def copy_tables(origin: Path, lake_dir: Path) -> None:
     for table, key in _KEYS.items():
         if not DeltaTable.is_deltatable(str(origin / table)):
             continue
-        rows, into = pl.read_delta(str(origin / table)), str(lake_dir / table)
+        rows, into = scan_table(DeltaTable(str(origin / table))).collect(), str(lake_dir / table)
         if DeltaTable.is_deltatable(into):
             place = [key, "event_timestamp", "created"]
-            rows = rows.join(pl.read_delta(into).select(place), on=place, how="anti", nulls_equal=True)
+            rows = rows.join(
+                scan_table(DeltaTable(into)).select(place).collect(), on=place, how="anti", nulls_equal=True
+            )
         append_rows(lake_dir, table, rows.to_arrow())
 
 
@@ -99,7 +101,7 @@ def stored_rows(lake_dir: Path, table: str) -> pa.Table | None:
     except TableNotFoundError:
         return None
     schema = _SCHEMAS[table]
-    return pl.scan_delta(delta).select(schema.names).collect().to_arrow().cast(schema)
+    return scan_table(delta).select(schema.names).collect().to_arrow().cast(schema)
 
 
 def _frame(rows: pa.Table) -> pl.DataFrame:

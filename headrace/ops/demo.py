@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import polars as pl
+from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
@@ -30,7 +31,7 @@ from headrace.ops.ports import free_port
 from headrace.ops.slates import choose_kind, of_kind, rise
 from headrace.ops.stack import DEMO, Stack
 from headrace.settings import MICROS, Settings
-from headrace.stores.lake import EventLake
+from headrace.stores.lake import EventLake, scan_table
 from headrace.stores.log import open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import read_status
@@ -155,7 +156,7 @@ def _covers(positions: dict[int, int], end: dict[int, int]) -> bool:
 
 def read_kinds(settings: Settings) -> dict[str, str]:
     """Item id to category, of the catalogue's newest rows; a category that is but a number tells a reader nothing."""
-    rows = pl.scan_delta(str(settings.lake_dir / names.ITEMS_TABLE)).sort("event_timestamp", "created")
+    rows = scan_table(DeltaTable(str(settings.lake_dir / names.ITEMS_TABLE))).sort("event_timestamp", "created")
     newest = rows.unique(names.ITEM_ID, keep="last", maintain_order=True).filter(pl.col("category").str.contains(r"\D"))
     return dict(newest.select(names.ITEM_ID, "category").collect().iter_rows())
 

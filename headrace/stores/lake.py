@@ -106,10 +106,17 @@ class EventLake:
     def scan(self, columns: Sequence[str] | None = None, upto: Mapping[int, int] | None = None) -> pl.LazyFrame:
         """The events, lazily; with `upto`, only those at or below a log position in each partition."""
         table = self.table()
-        frame = pl.LazyFrame(schema=_polars_schema()) if table is None else pl.scan_delta(table)
+        frame = pl.LazyFrame(schema=_polars_schema()) if table is None else scan_table(table)
         if upto is not None:
             frame = frame.filter(covered(upto))
         return frame.select(list(columns)) if columns is not None else frame
+
+
+def scan_table(table: DeltaTable) -> pl.LazyFrame:
+    """The rows of a Delta table, lazily. delta-rs names the folder by a URI, and Polars takes the "%20" in it for letters: a path that has
+    to be quoted is read by pyarrow.
+    """
+    return pl.scan_delta(table, use_pyarrow="%" in table.table_uri)
 
 
 def _positions(table: DeltaTable, partitions: Iterable[int]) -> dict[int, int]:

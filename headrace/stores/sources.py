@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
@@ -21,6 +21,7 @@ from feast.data_source import DataSource
 from feast.infra.offline_stores.file_source import FileSource
 from feast.repo_config import RepoConfig
 
+from headrace.stores.lake import scan_table
 from headrace.stores.lake_files import DamagedLakeError, check_files, check_parquet
 
 
@@ -86,7 +87,7 @@ def open_source(config: RepoConfig, source: DataSource, reader: str) -> Source |
     name = f"{reader}: source '{source.name}' ({path})"
     if is_delta(source):
         table = delta_table(path, name)
-        return None if table is None else _delta(table, path, name)
+        return None if table is None else _delta(table, name)
     if "://" in path:
         return _parquet(name, (path,), pl.scan_parquet(path))
     place = Path(path)
@@ -103,14 +104,12 @@ def _parquet(name: str, files: tuple[str, ...], rows: pl.LazyFrame) -> Source:
     return Source(name, rows, files, lambda: _length(rows))
 
 
-def _delta(table: DeltaTable, path: str, name: str) -> Source:
+def _delta(table: DeltaTable, name: str) -> Source:
     """Raises OfflineStoreError where a file is missing or not as long as the table's log says."""
     with _whole(name):
         check_files(table)
     files = tuple(unquote(uri.removeprefix("file://")) for uri in table.file_uris())
-    # delta-rs names the table's folder by a URI: Polars takes "%20" in it for the name of a folder.
-    quoted = "://" not in path and quote(path) != path
-    rows = pl.scan_delta(table, use_pyarrow=quoted)
+    rows = scan_table(table)
     counts = pl.Series(pa.table(table.get_add_actions())["num_records"])
     return Source(name, rows, files, lambda: _length(rows) if counts.null_count() else int(counts.sum()))
 

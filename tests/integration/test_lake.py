@@ -78,3 +78,14 @@ def test_compaction_changes_files_and_not_rows(tmp_path: Path) -> None:
     table = lake.table()
     assert table is not None
     assert len(table.file_uris()) == 1
+
+
+@pytest.mark.parametrize("folder", ["a shop", "100%", "20%20", "größe"])
+def test_a_lake_may_lie_in_any_folder(tmp_path: Path, folder: str) -> None:
+    lake = EventLake(tmp_path / folder)
+    for position in range(1, 4):
+        lake.append(events((0, position)), {0: position})
+    lake.compact()
+    assert ids(lake) == ["0-1", "0-2", "0-3"]
+    assert lake.scan(["event_id"], upto={0: 1}).collect()["event_id"].to_list() == ["0-1"]
+    assert EventLake(tmp_path / folder).positions([0]) == {0: 3}

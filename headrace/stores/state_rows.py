@@ -76,14 +76,10 @@ class StateReader:
         try:
             return StreamRows(layout, list(raws))
         except StateMismatchError:
-            layouts = {
-                each: self._by_fingerprint.get(each)
-                for each in {fingerprint_of(raw) for raw in raws if raw is not None}
-            }
-            known = {each: layout for each, layout in layouts.items() if layout is not None}
-            if len(known) < max(2, len(layouts)):  # of one definition alone, it is a row that is damaged
-                raise
-            return MixedRows(layout, raws, known)
+            fingerprints = {fingerprint_of(raw) for raw in raws if raw is not None}
+            if fingerprints <= {layout.spec.fingerprint} or not fingerprints <= self._by_fingerprint.keys():
+                raise  # damaged, or of a definition that is not known yet
+            return MixedRows(layout, raws, {each: self._by_fingerprint[each] for each in fingerprints})
 
     def _by_row(self, layout: Layout, raws: Rows) -> "StreamRows | MixedRows":
         if _is_of(layout, raws):

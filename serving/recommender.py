@@ -247,6 +247,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     keys = Keys(settings.read_keys, "HEADRACE_READ_KEYS")
     may_read = require(keys)
     refresher.refresh_once()
+    shard_of("", settings.shards)  # compiled at its first call, which no request should wait for
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

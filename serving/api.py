@@ -90,6 +90,7 @@ class AskIn(BaseModel):
         )
 
 
+MOST_FIELDS: Final = 100
 _SOMEBODY: Final = ConfigDict(json_schema_extra={"anyOf": [{"required": ["user_id"]}, {"required": ["anonymous_id"]}]})
 
 
@@ -145,6 +146,11 @@ Q = TypeVar("Q", RecommendIn, RankIn, SimilarIn)
 
 def parse(kind: type[Q], body: Any) -> Q:
     """Raises a 422 `Problem` naming the field and the reason."""
+    for part in (body, *body.values()) if isinstance(body, dict) else ():
+        if (
+            isinstance(part, dict) and len(part) > MOST_FIELDS
+        ):  # each unknown one would be told of, and others wait meanwhile
+            raise Problem(422, f"{len(part)} fields in one object", "send the fields that /docs names")
     try:
         return kind.model_validate(body)
     except ValidationError as error:

@@ -133,10 +133,9 @@ class Catalogue:
             self.content.setdefault(name, [])
         for column in self.content.values():
             column.extend([None] * (count - len(column)))
-        for row, item_id in enumerate(new_ids, start=known):
-            self.row_of[item_id] = row
-            self.item_ids.append(item_id)
-        rows = np.fromiter((self.row_of[item_id] for item_id in changes.item_ids), np.int64, len(changes))
+        new_rows = {item_id: row for row, item_id in enumerate(new_ids, start=known)}
+        places = (self.row_of.get(item_id, new_rows.get(item_id, -1)) for item_id in changes.item_ids)
+        rows = np.fromiter(places, np.int64, len(changes))
         for name in (*FILTERED_BY, *changes.content):
             column = self.content[name]
             for row, value in zip(rows.tolist(), changes.content.get(name, [None] * len(changes)), strict=True):
@@ -147,6 +146,8 @@ class Catalogue:
         self._price[rows] = np.array(changes.content.get(PRICE, [None] * len(changes)), np.float64)
         new = rows >= known
         self._listed_us[rows[new]] = changes.listed_us[new]
+        self.row_of.update(new_rows)
+        self.item_ids.extend(new_ids)
         return rows
 
     def most_popular_first(self) -> Ints:

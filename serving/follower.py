@@ -66,13 +66,14 @@ class Follower:
             own = {item for item in held if shard_of(item, readers.shards) in changes.reload}
             for view, found in readers.item_keys(changes.reload).items():
                 keys[view] = keys.get(view, set()) | found | own
-        items = keys.get(names.ITEM_CATALOGUE, set()) | keys.get(names.ITEM_STATUS, set())
+        catalogued = keys.get(names.ITEM_CATALOGUE, set())
+        items = catalogued | keys.get(names.ITEM_STATUS, set())
         known = self._replica.live.state.catalogue.row_of
-        if self._replica.by_activity and items:  # from now on it has a catalogue: what is not in it is no item
+        if self._replica.by_activity and catalogued:  # from now on it has a catalogue: what is not in it is no item
             self._replica.by_activity, self._replica.read_anew = False, True
         by_activity = self._replica.by_activity
         if by_activity:
-            items = {item for item in keys.get(names.ITEM_ACTIVITY, set()) if item not in known}
+            items |= {item for item in keys.get(names.ITEM_ACTIVITY, set()) if item not in known}
         new = {item for item in items if item not in known}
         for chunk in chunks(sorted(items)):
             self._replica.take_items(readers.item_changes(chunk, without_row=by_activity))

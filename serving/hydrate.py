@@ -4,6 +4,7 @@ from typing import Any, Final
 
 from headrace import names
 from headrace.clock import Clock
+from headrace.stores.online_line import LateError
 from serving import candidates as c
 from serving.candidates import Trace
 from serving.interfaces import STORE_ERRORS, FeatureReader, Features, Fetched, PlainRows, Rows
@@ -65,6 +66,9 @@ def fetch(user_key: str, reader: FeatureReader | None, trace: Trace, sent: Any |
         return None
     try:
         return reader.fetch(wanted(user_key), within_s=left_s / 2, sent=sent)
+    except LateError:
+        trace.degrade(c.LATE_FEATURES)
+        return None
     except STORE_ERRORS as error:
         trace.degrade(c.NO_USER_FEATURES, error)
         return None

@@ -135,6 +135,9 @@ def rank(kept: Candidates, user: User, as_read: Any, state: ServingState, needs_
         trace.degrade(c.RANKER_FAILED, error)
         return kept
     order = np.argsort(-scores, kind="stable")
+    if (np.diff(scores[order]) == 0).any():  # by id, which is the same on every replica, as rows are not
+        ids = np.array([state.catalogue.item_ids[row] for row in kept.rows.tolist()])
+        order = np.lexsort((ids, -scores))
     return Candidates(kept.rows[order], kept.found_by[order], scores[order])
 
 

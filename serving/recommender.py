@@ -65,6 +65,8 @@ QUESTIONS: Final = (
 )
 # What work is expected to take before any was done.
 _FULL_S, _CHEAP_S, _RANK_S = 0.005, 0.0005, 0.002
+_LEAST_WAIT_S: Final = 0.01
+"""Enough to look once, whatever a stall has made of the estimate."""
 _ANY_AGE_US: Final = 2**62
 _WAIT_SHARE: Final = 0.75
 """Of the time left, what waiting for a write may take: a request that has waited must still be answered."""
@@ -213,7 +215,8 @@ class Door:
             kind, positions = read_token(token)
         except ValueError as error:
             raise Problem(422, f"after: {error}", "or leave it out, and see what there is") from error
-        within_s = max(0.0, min(_WAIT_SHARE * trace.left_s(), trace.left_s() - 2 * self._full.seconds))
+        left_s = trace.left_s()
+        within_s = min(_WAIT_SHARE * left_s, max(_LEAST_WAIT_S, left_s - 2 * self._full.seconds))
         if kind == EVENTS and asked.user_key is not None:
             is_seen = await self._seen.events(shard_of(asked.user_key, self._settings.shards), positions, within_s)
         else:
@@ -247,6 +250,7 @@ def build_recommender(settings: Settings, clock: Clock = system_clock) -> FastAP
     keys = Keys(settings.read_keys, "HEADRACE_READ_KEYS")
     may_read = require(keys)
     refresher.refresh_once()
+    shard_of("", settings.shards)  # compiled at its first call, which no request should wait for
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

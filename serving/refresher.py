@@ -146,6 +146,8 @@ class Refresher:
             ref = read_champion(self._settings)
         except (OSError, ValueError, LookupError, TypeError) as error:
             self._note_problem("champion", error)
+            if self._bundle is None:
+                self._serve_last_good(None)
             return
         if ref == self._bundle_ref:
             self.live.problems.pop("champion", None)
@@ -165,7 +167,14 @@ class Refresher:
 
     def _put_in_service(self, ref: BundleRef) -> None:
         """Raises BundleError, and then what was in service stays."""
-        bundle = Bundle.load(_inside(ref.path, self._settings))
+        try:
+            bundle = Bundle.load(_inside(ref.path, self._settings))
+        except BundleError:
+            raise
+        except (
+            Exception
+        ) as error:  # whatever damaged files make their readers raise: it must be named, and nothing else stop
+            raise BundleError(f"bundle {ref.path.name} cannot be read: {type(error).__name__}: {error}") from error
         self._check_fit(bundle)
         self._replica.swap_model(bundle, self._clock())
         if self.live.state.catalogue.origin == cat.NONE:
@@ -174,6 +183,9 @@ class Refresher:
         self._metrics.model_in_service(bundle.version)
         self._metrics.swaps.inc()
         logger.info("bundle %s in service", bundle.version)
+        self.live.problems.pop("model", None)
+        if self.live.readers is None:  # whether it fits the store is not known
+            return
         try:
             write_pointer(self._last_good, ref)
         except OSError as error:
@@ -181,8 +193,8 @@ class Refresher:
         else:
             self.live.problems.pop("last good", None)
 
-    def _serve_last_good(self, refused: BundleRef) -> None:
-        """A replica that starts while the champion is refused has no old one to keep: it takes what was in service last."""
+    def _serve_last_good(self, refused: BundleRef | None) -> None:
+        """A replica that starts while the champion is refused has no old one to keep: it takes what was in service last, and fitted."""
         try:
             last = read_pointer(self._last_good)
             if last is not None and last != refused:
@@ -239,11 +251,15 @@ class Refresher:
         """Where the state is of another definition than before, a model that was refused may fit, and one in service not."""
         self._refused = None
         if self._bundle is None:
+            self.live.problems.pop("model", None)
             return
         try:
             self._check_fit(self._bundle)
         except BundleError as error:
             self._note_problem("model", f"the model in service: {error}")
+            self._serve_last_good(
+                self._bundle_ref
+            )  # another one, where this came into service while the store was away
         else:
             self.live.problems.pop("model", None)
 

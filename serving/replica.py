@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from headrace import names
 from headrace.arrays import Ints
 from headrace.models.bundle import Bundle
 from serving import catalogue as cat
@@ -208,10 +209,10 @@ def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bund
     Returns whether the shop has sent its catalogue. In one that never did, every item with activity is one.
     """
     keys = readers.item_keys()
-    named = keys["item_catalogue"] | keys["item_status"]
-    known = sorted(named or keys["item_activity"])
-    for chunk in chunks(known):
-        catalogue.put(readers.item_changes(chunk, without_row=not named))
+    is_named = bool(keys[names.ITEM_CATALOGUE])
+    known = keys[names.ITEM_STATUS] | keys[names.ITEM_CATALOGUE if is_named else names.ITEM_ACTIVITY]
+    for chunk in chunks(sorted(known)):
+        catalogue.put(readers.item_changes(chunk, without_row=not is_named))
     if bundle is not None:
         catalogue.put(missing_items(bundle, catalogue))
     if activity is not None:
@@ -222,7 +223,7 @@ def fill(catalogue: Catalogue, activity: Activity | None, readers: Readers, bund
         t_us = max(now_us, activity.newest_us + 1)
         for rows in parts(activity.old_rows(t_us)):
             activity.at(rows, t_us)
-    return bool(named)
+    return is_named
 
 
 def parts(rows: Ints) -> list[Ints]:

@@ -59,12 +59,21 @@ def running(ref: ProcessRef) -> psutil.Process | None:
 
 
 def mark(name: str, run_dir: Path) -> dict[str, str]:
-    """The variable that makes a process, and those that it starts, known as this part of this stack."""
-    return {MARK: f"{name}@{run_dir.resolve()}"}
+    """The variable that makes a process, and those that it starts, known as this part of this stack. The directory must be there."""
+    return {MARK: f"{name}@{_identity(run_dir)}"}
+
+
+def _identity(run_dir: Path) -> str:
+    """Of the directory itself: in a container another one may have the same path."""
+    found = run_dir.stat()
+    return f"{found.st_dev}:{found.st_ino}:{run_dir.resolve()}"
 
 
 def marked(run_dir: Path) -> list[ProcessRef]:
     """Those that run. Not this process, nor one that it was started by."""
+    if not run_dir.is_dir():
+        return []
+    identity = _identity(run_dir)
     ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter(["create_time"]):
@@ -72,7 +81,7 @@ def marked(run_dir: Path) -> list[ProcessRef]:
             name, _, of = process.environ().get(MARK, "").partition("@")
         except psutil.Error:  # ended meanwhile, or another user's
             continue
-        if of == str(run_dir.resolve()) and process.pid not in ours:
+        if of == identity and process.pid not in ours:
             found.append(ProcessRef(name, process.pid, process.info["create_time"]))
     return found
 
@@ -130,8 +139,11 @@ def read_record(run_dir: Path) -> StackRecord | None:
     path = run_dir / RECORD_FILE
     if not path.exists():
         return None
-    raw = json.loads(path.read_text())
-    return StackRecord(ProcessRef(**raw["supervisor"]), tuple(ProcessRef(**each) for each in raw["processes"]))
+    try:
+        raw = json.loads(path.read_text())
+        return StackRecord(ProcessRef(**raw["supervisor"]), tuple(ProcessRef(**each) for each in raw["processes"]))
+    except (ValueError, LookupError, TypeError):  # cut short with the power: no process of then runs
+        return None
 
 
 def holder(run_dir: Path) -> ProcessRef | None:

@@ -110,6 +110,7 @@ def _choose_port(settings: Settings) -> int:
     if settings.valkey_port:
         return settings.valkey_port
     record = settings.run_dir / PORT_FILE
-    if record.exists() and is_free(last := int(record.read_text()), LOOPBACK):
+    said = record.read_text() if record.exists() else ""
+    if said.isdecimal() and is_free(last := int(said), LOOPBACK):
         return last
     return free_port()

@@ -64,7 +64,10 @@ def write_pointer(file: Path, ref: BundleRef) -> None:
     """In one step: a reader sees the old one or the new one. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}")
-    draft.write_text(json.dumps({**asdict(ref), "path": str(ref.path)}))
+    with draft.open("w") as content:
+        json.dump({**asdict(ref), "path": str(ref.path)}, content)
+        content.flush()
+        os.fsync(content.fileno())
     draft.replace(file)
 
 

@@ -204,6 +204,14 @@ def _mapping(fields: RawRows) -> dict[bytes, bytes]:
     return dict(zip(values, values, strict=True))
 
 
+class UnfinishedError(redis.TimeoutError):  # type: ignore[misc]
+    """The answer did not come in time; `begun` is what has come of it."""
+
+    def __init__(self, message: str, begun: Bytes) -> None:
+        super().__init__(message)
+        self.begun = begun
+
+
 def place_of(connection: Any) -> str:
     """Where a connection leads, for messages."""
     return f"{getattr(connection, 'host', 'the store')}:{getattr(connection, 'port', '')}"
@@ -230,7 +238,10 @@ def receive(line: Any, place: str, replies: int, room: int, begun: Bytes) -> tup
         if left > 0:
             if filled == len(buffer):
                 buffer = np.concatenate([buffer, np.empty_like(buffer)])
-            filled += _receive_into(line, place, memoryview(buffer)[filled:])  # type: ignore[arg-type]
+            try:
+                filled += _receive_into(line, place, memoryview(buffer)[filled:])  # type: ignore[arg-type]
+            except redis.TimeoutError as error:
+                raise UnfinishedError(str(error), buffer[:filled].copy()) from error
     return buffer, starts[:count], lengths[:count], buffer[at:filled]
 
 

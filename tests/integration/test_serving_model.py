@@ -475,6 +475,62 @@ def test_a_replica_that_starts_while_the_champion_is_refused_takes_what_was_in_s
         assert service.ask().trace.degraded == ["retrieval: no model"]
 
 
+def test_a_champion_that_came_into_service_unchecked_gives_way_to_what_fitted_last(shop: Settings) -> None:
+    """Without a store nobody knows whether a bundle fits it."""
+    promote(shop, save_bundle(shop, "v1"))
+    with serving(shop):
+        pass
+    promote(shop, save_bundle(shop, "v2", fingerprint=12))
+    with serving(shop.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as service:
+        assert service.version == "v2"
+        service.refresher._settings = shop  # the store is back
+        service.refresher.refresh_store()
+        service.refresher.refresh_model()
+        assert service.version == "v1"
+        assert "version v2 is refused" in service.problems["champion"]
+        promote(shop, save_bundle(shop, "v3"))
+        service.refresher.refresh_model()
+        assert (service.version, set(service.problems)) == ("v3", set())
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{", '{"sha256": 1}'])
+def test_a_bundle_whose_manifest_is_anything_is_refused(shop: Settings, content: str) -> None:
+    promote(shop, save_bundle(shop, "v1"))
+    with serving(shop):
+        pass
+    bad = save_bundle(shop, "v2")
+    (bad / "bundle.json").write_text(content)
+    promote(shop, bad)
+    with serving(shop) as service:
+        assert service.version == "v1"
+        assert "version v2 is refused" in service.problems["champion"]
+
+
+def test_without_a_readable_pointer_to_the_champion_a_replica_starts_with_what_served_last(shop: Settings) -> None:
+    promote(shop, save_bundle(shop, "v1"))
+    with serving(shop):
+        pass
+    (shop.bundles_dir / POINTER).write_bytes(b"")
+    with serving(shop) as service:
+        assert service.version == "v1"
+        assert "champion" in service.problems
+
+
+def test_an_operation_on_one_item_is_no_catalogue(stack: Settings) -> None:
+    """In a shop that never sent one, every item with activity goes on to be one."""
+    with serving(stack) as service:
+        view(stack, "u", *[f"x{number}" for number in range(6)])
+        service.follower.follow_once()
+        write_rows(stack, names.ITEM_STATUS, {"x0": {"available": False, "deleted": False}})
+        for _ in range(2):
+            service.follower.follow_once()
+            service.refresher.refresh_store()
+            service.refresher.refresh_orders()
+            assert sorted(service.ids(user="someone", n=20)) == [f"x{number}" for number in range(1, 6)]
+    with serving(stack) as service:
+        assert sorted(service.ids(user="someone", n=20)) == [f"x{number}" for number in range(1, 6)]
+
+
 def test_a_bundle_of_other_features_is_refused_while_the_old_one_goes_on(shop: Settings) -> None:
     promote(shop, save_bundle(shop, "v1"))
     with serving(shop) as service:

@@ -146,11 +146,10 @@ Q = TypeVar("Q", RecommendIn, RankIn, SimilarIn)
 
 def parse(kind: type[Q], body: Any) -> Q:
     """Raises a 422 `Problem` naming the field and the reason."""
-    for part in (body, *body.values()) if isinstance(body, dict) else ():
-        if (
-            isinstance(part, dict) and len(part) > MOST_FIELDS
-        ):  # each unknown one would be told of, and others wait meanwhile
-            raise Problem(422, f"{len(part)} fields in one object", "send the fields that /docs names")
+    # Every unknown field would be told of, and all who ask wait meanwhile.
+    objects = [each for each in (body, *body.values()) if isinstance(each, dict)] if isinstance(body, dict) else []
+    if any(len(each) > MOST_FIELDS for each in objects):
+        raise Problem(422, f"{max(map(len, objects))} fields in one object", "send the fields that /docs names")
     try:
         return kind.model_validate(body)
     except ValidationError as error:

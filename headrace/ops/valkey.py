@@ -88,6 +88,7 @@ def server_command(directory: Path, port: int) -> list[str]:
 
 def embedded_server(settings: Settings) -> ValkeyServer:
     """The server of this data directory, not started. Its port: the setting, else its last one, else a free one."""
+    settings.run_dir.mkdir(parents=True, exist_ok=True)
     log, marks = settings.log_dir / "valkey.log", mark(NAME, settings.run_dir)
     return ValkeyServer(settings.data / "valkey", _choose_port(settings), log, marks)
 

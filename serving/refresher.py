@@ -131,9 +131,8 @@ class Refresher:
         catalogue.orders = make_orders(catalogue, activity, self._order_of_ids(catalogue, len(catalogue)), as_of_us)
         try:
             self._replica.replace_state(catalogue, activity, self._bundle)
-        except (
-            BundleError
-        ) as error:  # items as they are now, without a model: the champion is tried again, and refused by name
+        except BundleError as error:
+            # Items as they are now, without a model: the champion is tried again, and refused by name.
             logger.warning("the model in service does not fit the items any more: %s", error)
             self._replica.replace_state(catalogue, activity, None)
             self._bundle, self._bundle_ref = None, None
@@ -171,9 +170,8 @@ class Refresher:
             bundle = Bundle.load(_inside(ref.path, self._settings))
         except BundleError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever damaged files make their readers raise: it must be named, and nothing else stop
+        except Exception as error:
+            # Whatever damaged files make their readers raise: it must be named, and nothing else stop.
             raise BundleError(f"bundle {ref.path.name} cannot be read: {type(error).__name__}: {error}") from error
         self._check_fit(bundle)
         self._replica.swap_model(bundle, self._clock())
@@ -257,9 +255,8 @@ class Refresher:
             self._check_fit(self._bundle)
         except BundleError as error:
             self._note_problem("model", f"the model in service: {error}")
-            self._serve_last_good(
-                self._bundle_ref
-            )  # another one, where this came into service while the store was away
+            # Another one, where this came into service while the store was away.
+            self._serve_last_good(self._bundle_ref)
         else:
             self.live.problems.pop("model", None)
 

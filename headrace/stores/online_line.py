@@ -117,12 +117,11 @@ class KeptLine:
         self._is_open = True
 
     def _receive(self, first: Sent, line: socket.socket, deadline: float | None) -> Answer:
+        waits_s = _left_s(self._answer_s, deadline)
         try:
-            line.settimeout(_left_s(self._answer_s, deadline))
+            line.settimeout(waits_s)
             room = room_for(first.wanted)
             buffer, starts, lengths, behind = receive(line, self._place, first.replies, room, self._begun)
-        except LateError:
-            raise
         except UnfinishedError as error:
             if self._answer_s is None or time.monotonic() - first.at < self._answer_s:
                 with self._lock:

@@ -155,7 +155,7 @@ def test_a_question_waits_no_longer_than_it_may_in_all_and_those_behind_it_lose_
         begun = time.monotonic()
         with pytest.raises(LateError):
             reader.fetch(wanted[3], within_s=0.05, sent=sent[3])
-        assert time.monotonic() - begun < 0.2
+        assert time.monotonic() - begun < 2  # of the five that the store would have
         with pytest.raises(LateError, match="no time is left"):
             reader.fetch(wanted[3], within_s=0.0)
     finally:

@@ -557,6 +557,13 @@ def test_where_retrieval_fails_the_ranker_still_orders_what_others_find() -> Non
     assert shown(slate) == [("e", "new"), ("c", "neighbours"), ("a", "category_trending")]
 
 
+def test_items_of_equal_score_stand_by_id_whatever_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Model, "rank", lambda self, user, rows, activity: np.where(rows == rows.max(), 2.0, 1.0))
+    found = slate_of(ask(9)).item_ids
+    assert found[1:] == sorted(found[1:])
+    assert len(found) > 2
+
+
 def test_a_score_that_is_not_finite_is_a_failed_ranker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "rank", lambda self, user, rows, activity: np.full(len(rows), np.nan))
     slate = slate_of()

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from headrace.aggregates.layout import Layout
 from headrace.aggregates.rows import StateMismatchError
 from headrace.settings import Settings
 from headrace.stores.state_rows import StateReader
@@ -62,7 +61,3 @@ def test_rows_of_an_older_definition_alone_are_read(reader: StateReader) -> None
     rows = reader.known_rows("items", [row(OLD)])
     assert rows is not None
     assert [value != value for value in rows.values(NOON + 1)["views"]] == [True]
-
-
-def test_layouts_are_kept_by_fingerprint(reader: StateReader) -> None:
-    assert reader._layout(NEW.layout.spec) is reader._layout(Layout(NEW.layout.spec).spec)

@@ -99,6 +99,7 @@ item_catalogue = FeatureView(
         Field(name="brand", dtype=String),
         Field(name="price", dtype=Float64),
         Field(name="available", dtype=Bool),
+        Field(name="attributes", dtype=Array(String), description="Any further words for it: genres, tags, materials."),
     ],
 )
 

@@ -17,9 +17,13 @@ class TrainConfig:
     device: str = "cpu"
     # More threads lose time on busy cores, and change the last digits.
     threads: int = 1
-    # Data: how far back from the newest event, and the share of it, last in time, that is kept for the test.
+    # Data: how far back from the newest event; how much of it, last in time, is kept for the test, and how much before that to
+    # choose by. Days count where they are above 0, else shares.
     days: float = 90.0
     test_share: float = 0.1
+    test_days: float = 0.0
+    validation_share: float = 0.1
+    validation_days: float = 0.0
     outcome_hours: float = 24.0
     min_rating: float = 3.0
     min_outcomes: int = 50

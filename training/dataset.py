@@ -5,7 +5,7 @@ and an item make an *episode*: their events, none more than `outcome_hours` afte
 event is the row's time and everything that was done in it is the row's label, so no feature sees the label.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -47,36 +47,36 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Episodes before and after the cut: columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS.
+    """Episodes by time, oldest first: what weights are learnt from, what chooses among them, what they are judged by.
 
-    The train side knows no event at or after the cut, not even as a label. Impressions are rows of the same columns, of
-    what was shown.
+    Frames have columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS; no side knows an event at or after its end,
+    not even as a label. Impressions are rows of the same columns, of what was shown, by the same cuts.
     """
 
     train: pl.DataFrame
+    validation: pl.DataFrame
     test: pl.DataFrame
     impressions: pl.DataFrame
+    validation_impressions: pl.DataFrame
     test_impressions: pl.DataFrame
     start_us: int
+    validation_us: int
     cut_us: int
     end_us: int
 
+    @property
+    def everything(self) -> pl.DataFrame:
+        return pl.concat([self.train, self.validation, self.test])
+
 
 def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) -> Split:
-    """Episodes of the last `config.days`, split by time: at `cut_us`, else where `test_share` of them lie behind it.
+    """Episodes of the last `config.days`, split by time.
 
-    Raises DatasetError where the window or either side of the cut is empty.
+    The test begins at `cut_us`, else `test_days` before the end, else where `test_share` of the episodes lie behind it; the
+    validation in the same way before that. Raises DatasetError where the window, or the side before or after the cut, is empty;
+    there may be no validation.
     """
-    wanted = [*POSITIVE_TYPES, names.IMPRESSION]
-    events = (
-        lake.scan(_EVENT_COLUMNS)
-        .filter(pl.col(names.TYPE).is_in(wanted) & pl.col(names.ITEM_ID).is_not_null())
-        .with_columns(pl.col(names.TIMESTAMP).dt.epoch("us").alias(T_US), pl.col("as_of").dt.epoch("us"))
-        .rename({names.USER_KEY: names.USER_ID})
-        .collect()
-    )
-    if events.is_empty():
-        raise DatasetError(f"the event lake {lake.path} holds no event on an item: run `headrace ingest` first")
+    events = _events_on_items(lake)
     interactions = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
     if interactions.is_empty():
         raise DatasetError(f"the event lake {lake.path} holds no view, click, cart, purchase or rating: load some")
@@ -90,14 +90,20 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
             "take more days (`headrace train --set days=N`)"
         )
     if cut_us is None:
-        cut_us = int(everything[T_US].quantile(1 - config.test_share, "higher"))  # type: ignore[arg-type]
-    before = events.filter(pl.col(T_US) < cut_us)
+        cut_us = _cut(everything, end_us, config.test_days, config.test_share)
+    validation_us = _cut(
+        everything.filter(pl.col(T_US) < cut_us), cut_us, config.validation_days, config.validation_share
+    )
+    shown = impressions(events, config)
     split = Split(
-        train=episodes(before, config),
+        train=_before(events, validation_us, config, episodes),
+        validation=_before(events, cut_us, config, episodes).filter(pl.col(T_US) >= validation_us),
         test=everything.filter(pl.col(T_US) >= cut_us),
-        impressions=impressions(before, config),
-        test_impressions=impressions(events, config).filter(pl.col(T_US) >= cut_us),
+        impressions=_before(events, validation_us, config, impressions),
+        validation_impressions=_before(events, cut_us, config, impressions).filter(pl.col(T_US) >= validation_us),
+        test_impressions=shown.filter(pl.col(T_US) >= cut_us),
         start_us=start_us,
+        validation_us=validation_us,
         cut_us=cut_us,
         end_us=end_us,
     )
@@ -109,6 +115,34 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
                 "load more of that time, or take more days (`headrace train --set days=N`)"
             )
     return split
+
+
+def _events_on_items(lake: EventLake) -> pl.DataFrame:
+    """Interactions and impressions, in no order. Raises DatasetError where there is none."""
+    events = (
+        lake.scan(_EVENT_COLUMNS)
+        .filter(pl.col(names.TYPE).is_in([*POSITIVE_TYPES, names.IMPRESSION]) & pl.col(names.ITEM_ID).is_not_null())
+        .with_columns(pl.col(names.TIMESTAMP).dt.epoch("us").alias(T_US), pl.col("as_of").dt.epoch("us"))
+        .rename({names.USER_KEY: names.USER_ID})
+        .collect()
+    )
+    if events.is_empty():
+        raise DatasetError(f"the event lake {lake.path} holds no event on an item: run `headrace ingest` first")
+    return events
+
+
+def _cut(rows: pl.DataFrame, end_us: int, days: float, share: float) -> int:
+    """So many days before the end; for 0 days where a share of the rows lies behind."""
+    if days > 0:
+        return end_us - int(days * 24 * _HOUR_US)
+    return end_us if share == 0 or rows.is_empty() else int(rows[T_US].quantile(1 - share, "higher"))  # type: ignore[arg-type]
+
+
+def _before(
+    events: pl.DataFrame, t_us: int, config: TrainConfig, read: Callable[[pl.DataFrame, TrainConfig], pl.DataFrame]
+) -> pl.DataFrame:
+    """What the events before t make, as if there were no others."""
+    return read(events.filter(pl.col(T_US) < t_us), config)
 
 
 def episodes(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
@@ -222,7 +256,7 @@ def _features(store: FeatureStore, wanted: Any, rows: pl.DataFrame) -> pa.Table:
 
 def items_known_at(lake_dir: Path, split: Split, t_us: int) -> list[str]:
     """Ids of the items in the catalogue table or in an event before t, sorted. Raises DatasetError below two."""
-    rows = pl.concat([split.train, split.test]).filter(pl.col(T_US) < t_us)
+    rows = split.everything.filter(pl.col(T_US) < t_us)
     found = set(rows[names.ITEM_ID])
     try:
         table = DeltaTable(str(lake_dir / names.ITEMS_TABLE))

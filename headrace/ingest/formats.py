@@ -8,6 +8,7 @@ from headrace.ingest.jsonl import JsonLines
 from headrace.ingest.movielens import MovieLens
 from headrace.ingest.rees46 import Rees46
 from headrace.ingest.retailrocket import RetailRocket
+from headrace.ingest.sequences import Sequences
 from headrace.ingest.simulator import ShopConfig, simulate
 from headrace.ingest.source import Source
 from headrace.ingest.taobao import Taobao
@@ -19,6 +20,7 @@ FORMATS: Final[dict[str, Callable[[Path], Source]]] = {
     "jsonl": JsonLines,
     "retailrocket": RetailRocket,
     "taobao": Taobao,
+    "sequences": Sequences,
 }
 
 

@@ -1,4 +1,5 @@
-"""MovieLens ratings (GroupLens): each becomes an event of type `rate`, each film's first genre its category.
+"""MovieLens ratings (GroupLens): each becomes an event of type `rate`, each film's first genre its category, all of them
+its attributes.
 
 Three layouts: atomic files with a typed header (`ml-100k.inter`, `.item`, `.user`, gzip or not), `ml-1m`
 (`ratings.dat`) and `ml-25m` (`ratings.csv`), the last two as a folder or as the zip that GroupLens publishes. Films and
@@ -123,13 +124,14 @@ def _rating(line: _Line) -> tuple[int, RawEvent] | BadRow:
 
 
 def _item(line: _Line, genre_delimiter: str, first_us: int) -> ItemRow:
-    genre = line.cells["class"].split(genre_delimiter)[0]
+    genres = [genre for genre in line.cells["class"].split(genre_delimiter) if genre and not genre.startswith("(")]
     title, year = line.cells["movie_title"], line.cells.get("release_year")
     return ItemRow(
         line.cells["item_id"],
         first_us,
         title=f"{title} ({year})" if year else title,
-        category=genre if genre and not genre.startswith("(") else None,
+        category=genres[0] if genres else None,
+        attributes=tuple(genres) or None,
     )
 
 

@@ -23,6 +23,7 @@ ITEM_SCHEMA: Final = pa.schema(
         ("brand", pa.string()),
         ("price", pa.float64()),
         ("available", pa.bool_()),
+        ("attributes", pa.list_(pa.string())),
         *_TIMES,
     ]
 )
@@ -36,6 +37,7 @@ PROFILE_SCHEMA: Final = pa.schema(
     ]
 )
 _SCHEMAS: Final = {names.ITEMS_TABLE: ITEM_SCHEMA, names.PROFILES_TABLE: PROFILE_SCHEMA}
+_BETWEEN: Final = "\x1f"  # which no identifier and no sensible text has
 _KEYS: Final = {table: names.ITEM_ID for table in names.ITEM_TABLES.values()} | {names.PROFILES_TABLE: names.USER_ID}
 
 
@@ -65,16 +67,25 @@ def add_rows(lake_dir: Path, table: str, rows: pa.Table) -> int:
     """
     key, values = rows.schema.names[0], rows.schema.names[1:-2]
     stored = stored_rows(lake_dir, table)
-    held = _frame(_SCHEMAS[table].empty_table() if stored is None else stored)
-    given = _frame(rows).unique([key, "event_timestamp"], keep="last", maintain_order=True)
+    held = _comparable(_frame(_SCHEMAS[table].empty_table() if stored is None else stored))
+    given = _comparable(_frame(rows)).unique([key, "event_timestamp"], keep="last", maintain_order=True)
     unseen = given.join(held, on=[key, "event_timestamp", *values], how="anti", nulls_equal=True)
     history = pl.concat([held.with_columns(new=pl.lit(False)), unseen.with_columns(new=pl.lit(True))])
     history = history.sort(key, "event_timestamp", "created", "new", maintain_order=True)
     repeats = pl.all_horizontal(pl.col(value).eq_missing(pl.col(value).shift(1).over(key)) for value in values)
     kept = history.filter(pl.col("new") & (pl.col(key).is_first_distinct() | ~repeats)).sort("event_timestamp", key)
     if kept.height or stored is None:
-        append_rows(lake_dir, table, kept.select(rows.schema.names).to_arrow().cast(rows.schema))
+        lists = [field.name for field in rows.schema if pa.types.is_list(field.type)]
+        written = kept.select(rows.schema.names).with_columns(pl.col(lists).str.split(_BETWEEN))
+        append_rows(lake_dir, table, written.to_arrow().cast(rows.schema))
     return kept.height
+
+
+def _comparable(rows: pl.DataFrame) -> pl.DataFrame:
+    """Lists as texts: no join compares lists. An empty list says as little as none."""
+    lists = [name for name, kind in rows.schema.items() if isinstance(kind, pl.List)]
+    texts = pl.col(lists).list.join(_BETWEEN)
+    return rows.with_columns(pl.when(pl.col(lists).list.len() > 0).then(texts)) if lists else rows
 
 
 def copy_tables(origin: Path, lake_dir: Path) -> None:
@@ -101,7 +112,18 @@ def stored_rows(lake_dir: Path, table: str) -> pa.Table | None:
     except TableNotFoundError:
         return None
     schema = _SCHEMAS[table]
-    return scan_table(delta).select(schema.names).collect().to_arrow().cast(schema)
+    return scan_table(delta).select(_known(delta, schema)).collect().to_arrow().cast(schema)
+
+
+def _known(delta: DeltaTable, schema: pa.Schema) -> list[pl.Expr]:
+    """The columns of the schema, null where a table of long ago lacks one."""
+    there = {field.name for field in delta.schema().fields}
+    return [
+        pl.col(field.name)
+        if field.name in there
+        else pl.lit(None, pl.from_arrow(pa.array([], field.type)).dtype).alias(field.name)
+        for field in schema
+    ]
 
 
 def _frame(rows: pa.Table) -> pl.DataFrame:

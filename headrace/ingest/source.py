@@ -34,6 +34,7 @@ class ItemRow(NamedTuple):
     brand: str | None = None
     price: float | None = None
     available: bool = True
+    attributes: tuple[str, ...] | None = None
 
 
 class ProfileRow(NamedTuple):

@@ -80,6 +80,15 @@ def last_padded(flat: Ints, offsets: Ints, length: int) -> Ints:
     return padded_BL
 
 
+def first_padded(flat: Ints, offsets: Ints, length: int) -> Ints:
+    """The first `length` values of each list, zeros behind. Shape (B, length)."""
+    index_BL = offsets[:-1, None] + np.arange(length)
+    present_BL = index_BL < offsets[1:, None]
+    padded_BL = np.zeros(index_BL.shape, dtype=np.int64)
+    padded_BL[present_BL] = flat[index_BL[present_BL]]
+    return padded_BL
+
+
 def by_name(table: pa.Table) -> Columns:
     """The columns of an Arrow table by name."""
     return dict(zip(table.column_names, table.columns, strict=True))

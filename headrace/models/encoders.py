@@ -38,9 +38,21 @@ class CodeEmbedding(nn.Module):  # type: ignore[misc]
         self.register_buffer("fallback", torch.tensor(vocabulary.fallback()), persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
-        if self.training and self.drop > 0:
-            codes = torch.where(torch.rand(codes.shape, device=codes.device) < self.drop, self.fallback[codes], codes)
-        return self.table(codes)
+        return self.table(self.dropped(codes))
+
+    def dropped(self, codes: Tensor) -> Tensor:
+        if not self.training or self.drop == 0:
+            return codes
+        return torch.where(torch.rand(codes.shape, device=codes.device) < self.drop, self.fallback[codes], codes)
+
+
+class ListEmbedding(CodeEmbedding):
+    """Mean of the embeddings of a list's values; zero for an empty one. (..., A) -> (..., D)."""
+
+    def forward(self, codes: Tensor) -> Tensor:
+        flat_NA = self.dropped(codes).flatten(0, -2)
+        means_ND = F.embedding_bag(flat_NA, self.table.weight, mode="mean", padding_idx=MISSING)
+        return means_ND.unflatten(0, codes.shape[:-1])
 
 
 class ItemEncoder(nn.Module):  # type: ignore[misc]
@@ -53,6 +65,11 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
             CodeEmbedding(vocabulary, config.width, config.id_dropout / 4)
             for vocabulary in preprocessing.content_categories.values()
         )
+        self.lists = nn.ModuleList(
+            ListEmbedding(strings.vocabulary, config.width, config.id_dropout / 4)
+            for strings in preprocessing.content_lists.values()
+        )
+        self.list_widths = [strings.width for strings in preprocessing.content_lists.values()]
         self.content = nn.Linear(preprocessing.content_width, config.width)
         self.mix = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.ReLU(),
                                  nn.Linear(config.width, config.width))  # fmt: skip
@@ -61,6 +78,8 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
         summed_ND = self.ids(items.id_N) + self.content(items.content_NF)
         for column, embedding in enumerate(self.categories):
             summed_ND = summed_ND + embedding(items.categories_NC[..., column])
+        for embedding, codes_NA in zip(self.lists, items.lists_NA.split(self.list_widths, dim=-1), strict=True):
+            summed_ND = summed_ND + embedding(codes_NA)
         return summed_ND + self.mix(summed_ND)
 
 

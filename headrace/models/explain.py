@@ -29,7 +29,8 @@ def weigh(
     """Of R rows of one candidate each (N = 1); the user stands R times."""
     with torch.enable_grad():
         numbers, content, activity, vectors = (
-            each.clone().requires_grad_() for each in (users.numbers_BF, *items.inputs[2:], history.vectors_ND)
+            each.clone().requires_grad_()
+            for each in (users.numbers_BF, items.inputs.content_NF, items.inputs.activity_NF, history.vectors_ND)
         )
         logits_RNO = ranker.logits(
             users._replace(numbers_BF=numbers),

@@ -1,7 +1,7 @@
 """What the models read: tensors of users and of items.
 
 Shape suffixes, here and in the models: B users (rows of a batch), N items, L places in the history, C categorical
-features, F numeric features, D width, I rows of the catalogue table, O outcomes.
+features, A places for values of list features, F numeric features, D width, I rows of the catalogue table, O outcomes.
 """
 
 from typing import NamedTuple
@@ -21,6 +21,9 @@ class ItemInputs(NamedTuple):
     categories_NC: Tensor  # int64, codes of the catalogue's strings
     content_NF: Tensor  # float32, numbers of the catalogue
     activity_NF: Tensor  # float32, numbers of the stream view; no columns where only content is read
+    lists_NA: (
+        Tensor  # int64, codes of the catalogue's lists of strings, each list padded with zeros; none where encoded
+    )
 
     def rows(self, index: Tensor) -> "ItemInputs":
         return ItemInputs(*(field[index] for field in self))

@@ -52,6 +52,10 @@ class PackedItems:
         """As the ranker reads items. Codes are floats, which compare as the integers do."""
         content_at, codes_at = self.content_at, self.codes_at
         inputs = ItemInputs(
-            rows_NW[..., codes_at], rows_NW[..., codes_at + 1 :], rows_NW[..., content_at:codes_at], activity_NF
+            rows_NW[..., codes_at],
+            rows_NW[..., codes_at + 1 :],
+            rows_NW[..., content_at:codes_at],
+            activity_NF,
+            rows_NW[..., :0],
         )
         return EncodedItems(inputs, rows_NW[..., self.width : content_at])

@@ -7,6 +7,7 @@ Rules, the same everywhere:
 - A count (an integer of a stream view) is log(1 + x), standardised; null or negative reads as 0.
 - Any other number is sign(x) log(1 + |x|), standardised, followed by a flag; null, NaN and infinite read as the mean,
   the flag set.
+- A list of strings is the codes of its first values, as many as nearly every item has, padded with `MISSING`.
 - A history is the last L of `recent_items`, `recent_types` and `recent_times`; lists of unequal length are cut to their
   newest common part; the time from an event to t is cut into powers of two of a second.
 - A feature that the request lacks reads as null.
@@ -41,6 +42,10 @@ _RECENT: Final = (names.RECENT_ITEMS, names.RECENT_TYPES, RECENT_TIMES)
 # Free text, and what the filter reads: not inputs of a model.
 NOT_INPUTS: Final = frozenset({f"{names.ITEM_CATALOGUE}__title", f"{names.ITEM_CATALOGUE}__available"})
 
+
+# Share of items whose lists are read to their end, and places that no list has more of.
+_WHOLE_LISTS: Final = 0.99
+_LONGEST_LIST: Final = 32
 
 _LOGS: Final = np.log1p(np.arange(1_024.0))
 
@@ -219,6 +224,34 @@ TYPES: Final = Vocabulary(names.EVENT_TYPES)
 
 
 @dataclass(frozen=True)
+class Strings:
+    """How a feature that is a list of strings becomes `width` codes."""
+
+    vocabulary: Vocabulary
+    width: int
+
+    @classmethod
+    def fit(cls, column: pa.ChunkedArray, max_values: int, buckets: int) -> "Strings":
+        values, offsets = columns.ragged(column)
+        lengths = np.diff(offsets)
+        width = int(np.quantile(lengths, _WHOLE_LISTS, method="higher")) if len(lengths) else 0
+        counts = pa.chunked_array([values]) if isinstance(values, pa.Array) else values
+        return cls(Vocabulary.fit(_counts(counts), max_values, buckets), min(max(width, 1), _LONGEST_LIST))
+
+    def codes(self, column: columns.Column) -> Ints:
+        """Shape (N, width)."""
+        values, offsets = columns.ragged(column)
+        return columns.first_padded(columns.codes(values, self.vocabulary.code), offsets, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary.to_json(), "width": self.width}
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any]) -> "Strings":
+        return cls(Vocabulary(**state["vocabulary"]), state["width"])
+
+
+@dataclass(frozen=True)
 class Preprocessing:
     """Fitted state. `ids` are the items that training saw; an item outside it is embedded by its content."""
 
@@ -228,6 +261,7 @@ class Preprocessing:
     user_categories: dict[str, Vocabulary]
     content_numbers: tuple[Number, ...]
     content_categories: dict[str, Vocabulary]
+    content_lists: dict[str, Strings]
     activity_numbers: tuple[Number, ...]
 
     @classmethod
@@ -245,7 +279,8 @@ class Preprocessing:
         """From full-named features: of users and of items at training times, and of the catalogue; and from how often
         training saw each item.
 
-        Every numeric and string column of a user view or item view becomes an input, so a feature that is added to
+        Every numeric and string column of a user view or item view becomes an input, and so does every list of strings of
+        the catalogue: a feature that is added to
         `feature_repo/features.py` is used without a change here.
         """
 
@@ -260,13 +295,17 @@ class Preprocessing:
             user_categories=strings(users, names.USER_ACTIVITY) | strings(users, names.USER_PROFILE),
             content_numbers=_fit_numbers(catalogue, names.ITEM_CATALOGUE),
             content_categories=strings(catalogue, names.ITEM_CATALOGUE),
+            content_lists={
+                name: Strings.fit(catalogue[name], max_values, buckets)
+                for name in _of_view(catalogue, names.ITEM_CATALOGUE, _is_list_of_strings)
+            },
             activity_numbers=_fit_numbers(activity, names.ITEM_ACTIVITY),
         )
 
     @property
     def content_features(self) -> tuple[str, ...]:
         """Full names of what is read of the catalogue."""
-        return (*self.content_categories, *(number.name for number in self.content_numbers))
+        return (*self.content_categories, *self.content_lists, *(number.name for number in self.content_numbers))
 
     @property
     def user_width(self) -> int:
@@ -304,6 +343,7 @@ class Preprocessing:
             categories_NC=_categories(self.content_categories, features, len(ids)),
             content_NF=torch.from_numpy(self._content.of(features, len(ids))),
             activity_NF=torch.from_numpy(activity.of(features, len(ids))),
+            lists_NA=torch.from_numpy(self._lists(features, len(ids))),
         )
 
     def users(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> UserInputs:
@@ -333,6 +373,14 @@ class Preprocessing:
         numbers_F = self._users.apply(np.array([numbers], np.float64))[0]
         return OneUser(np.array(categories, np.int64), numbers_F, *history_3L)
 
+    def _lists(self, features: Columns, count: int) -> Ints:
+        """Lists side by side. Shape (count, A)."""
+        parts = [
+            strings.codes(features[name]) if name in features else np.zeros((count, strings.width), np.int64)
+            for name, strings in self.content_lists.items()
+        ]
+        return np.concatenate(parts, axis=1) if parts else np.zeros((count, 0), np.int64)
+
     def _history(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> tuple[Ints, Ints, Ints]:
         if any(name not in features for name in _RECENT):
             return tuple(np.zeros((len(t_us), self.length), dtype=np.int64) for _ in range(3))  # type: ignore[return-value]
@@ -351,7 +399,10 @@ class Preprocessing:
             "length": self.length,
             "ids": self.ids.to_json(),
             **{name: [asdict(number) for number in getattr(self, name)] for name in _NUMBERS},
-            **{name: {key: value.to_json() for key, value in getattr(self, name).items()} for name in _CATEGORIES},
+            **{
+                name: {key: value.to_json() for key, value in getattr(self, name).items()}
+                for name in (*_CATEGORIES, "content_lists")
+            },
         }
         return json.dumps(state)
 
@@ -365,6 +416,7 @@ class Preprocessing:
             user_categories=_vocabularies_from(state["user_categories"]),
             content_numbers=_numbers_from(state["content_numbers"]),
             content_categories=_vocabularies_from(state["content_categories"]),
+            content_lists={name: Strings.from_json(strings) for name, strings in state["content_lists"].items()},
             activity_numbers=_numbers_from(state["activity_numbers"]),
         )
 
@@ -422,6 +474,10 @@ def _of_view(table: pa.Table, view: str, wanted: Callable[[pa.DataType], bool]) 
 
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_list_of_strings(kind: pa.DataType) -> bool:
+    return bool((pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_string(kind.value_type))
 
 
 def _is_number(kind: pa.DataType) -> bool:

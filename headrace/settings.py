@@ -112,3 +112,8 @@ class Settings(BaseSettings):
     @property
     def bundles_dir(self) -> Path:
         return self.data / "bundles"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Training runs that did not end."""
+        return self.data / "runs"

@@ -14,7 +14,8 @@ class TrainConfig:
     name: str
     size: int
     seed: int = 0
-    device: str = "cpu"
+    # auto: a GPU where there is one.
+    device: str = "auto"
     # More threads lose time on busy cores, and change the last digits.
     threads: int = 1
     # Data: how far back from the newest event; how much of it, last in time, is kept for the test, and how much before that to
@@ -27,12 +28,15 @@ class TrainConfig:
     outcome_hours: float = 24.0
     min_rating: float = 3.0
     min_outcomes: int = 50
-    negatives: int = 4
     max_positives: int = 20_000
-    max_ranker_positives: int = 5_000
+    max_lists: int = 5_000
+    # 0 takes all.
+    max_validation: int = 2_000
     max_test: int = 2_000
     max_ranked_requests: int = 400
-    candidates: int = 100
+    # What retrieval offers the ranker, and how much of it a list to learn from has.
+    candidates: int = 200
+    list_length: int = 32
     # Models.
     length: int = 30
     width: int = 32
@@ -40,15 +44,18 @@ class TrainConfig:
     layers: int = 1
     cross_width: int = 128
     dropout: float = 0.1
-    # Fitting.
-    batch: int = 128
-    tower_epochs: int = 6
-    ranker_epochs: int = 3
-    # A small data set is gone through more often, up to this many steps.
-    min_steps: int = 300
+    # Fitting: at most so many epochs, ended after `patience` of them without a better one.
+    batch: int = 256
+    tower_epochs: int = 20
+    list_batch: int = 16
+    ranker_epochs: int = 10
+    patience: int = 3
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
+    warm_up: int = 100
+    # Softmax over the catalogue up to so many items, above that over the batch's and so many that are drawn.
     full_softmax_items: int = 20_000
+    drawn_items: int = 4_096
     # Retrieval: up to how many items all are scored, and what an index of more has to find of the 500 best.
     exact_below: int = 20_000
     index_recall: float = 0.97
@@ -56,19 +63,27 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             "size",
-            "negatives",
+            "threads",
             "max_positives",
-            "max_ranker_positives",
-            "max_test",
+            "max_lists",
+            "candidates",
             "length",
             "cross_width",
             "batch",
-            "candidates",
+            "tower_epochs",
+            "list_batch",
+            "ranker_epochs",
+            "patience",
+            "drawn_items",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.list_length < 2:
+            raise ValueError(f"list_length is {self.list_length}; there is an order from 2 candidates on")
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share is {self.test_share}; it must lie between 0 and 1")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
         if self.days <= 0:
             raise ValueError(f"days is {self.days}; it must be above 0")
 
@@ -105,12 +120,12 @@ def of_size(name: str, size: int) -> TrainConfig:
         name=name,
         size=size,
         max_positives=20_000 * size**2,
-        max_ranker_positives=5_000 * size**2,
+        max_lists=5_000 * size**2,
         max_ranked_requests=400 * size,
         length=min(10 + 20 * size, 50),
         width=32 * size,
         cross_width=64 + 96 * size,
-        batch=128 * size,
+        batch=256 * size,
         layers=min(size, 3),
     )
 

@@ -5,13 +5,14 @@ and an item make an *episode*: their events, none more than `outcome_hours` afte
 event is the row's time and everything that was done in it is the row's label, so no feature sees the label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -38,6 +39,7 @@ _EVENT_COLUMNS: Final = (
     "request_id",
     "as_of",
     "value",
+    "position",
 )
 
 
@@ -50,7 +52,7 @@ class Split:
     """Episodes by time, oldest first: what weights are learnt from, what chooses among them, what they are judged by.
 
     Frames have columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS; no side knows an event at or after its end,
-    not even as a label. Impressions are rows of the same columns, of what was shown, by the same cuts.
+    not even as a label. Impressions are rows of the same columns and `position`, from 0, of what was shown, by the same cuts.
     """
 
     train: pl.DataFrame
@@ -171,7 +173,7 @@ def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
         events.filter((pl.col(names.TYPE) == names.IMPRESSION) & pl.col("request_id").is_not_null())
         .with_columns(pl.col("as_of").fill_null(pl.col(T_US)))
         .unique(answer, keep="first", maintain_order=True)
-        .select(names.USER_ID, *answer, pl.col("as_of").alias(T_US))
+        .select(names.USER_ID, *answer, "position", pl.col("as_of").alias(T_US))
     )
     done = events.filter(pl.col(names.TYPE).is_in(POSITIVE_TYPES)).select(
         *answer, names.TYPE, pl.col(T_US).alias("done_us")
@@ -181,7 +183,7 @@ def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
     return (
         shown.join(outcomes, on=answer, how="left", maintain_order="left")
         .with_columns(pl.col(*LABELS).fill_null(0))
-        .select(*_KEYS, "request_id", *LABELS)
+        .select(*_KEYS, "request_id", "position", *LABELS)
     )
 
 
@@ -231,27 +233,60 @@ def features(store: FeatureStore, service: str, rows: pl.DataFrame) -> pa.Table:
     return _features(store, store.get_feature_service(service), rows)
 
 
-def catalogue(store: FeatureStore, item_ids: Sequence[str], t_us: int) -> pa.Table:
-    """`item_id` and `item_catalogue__*` of items as they stood at one time."""
-    service = store.get_feature_service(names.RANKER_SERVICE)
-    wanted = [
+def user_features(store: FeatureStore, rows: pl.DataFrame) -> pa.Table:
+    """What retrieval knows of the users of rows (user_id, t_us), one row for each, in their order."""
+    return features(store, names.RETRIEVAL_SERVICE, rows.select(names.USER_ID, T_US))
+
+
+def item_features(store: FeatureStore, rows: pl.DataFrame) -> pa.Table:
+    """Features of the ranker's item views for rows (item_id, t_us), one row for each, in their order."""
+    return _features(
+        store, _of_views(store, (names.ITEM_ACTIVITY, names.ITEM_CATALOGUE)), rows.select(names.ITEM_ID, T_US)
+    )
+
+
+def _of_views(store: FeatureStore, views: Sequence[str]) -> list[str]:
+    """What the ranker's service takes of these views."""
+    return [
         f"{projection.name}:{feature.name}"
-        for projection in service.feature_view_projections
-        if projection.name == names.ITEM_CATALOGUE
+        for projection in store.get_feature_service(names.RANKER_SERVICE).feature_view_projections
+        if projection.name in views
         for feature in projection.features
     ]
+
+
+def catalogue(store: FeatureStore, item_ids: Sequence[str], t_us: int) -> pa.Table:
+    """`item_id` and `item_catalogue__*` of items as they stood at one time."""
+    wanted = _of_views(store, (names.ITEM_CATALOGUE,))
     return _features(store, wanted, pl.DataFrame({names.ITEM_ID: list(item_ids), T_US: t_us}))
 
 
+def historical_chunks(store: FeatureStore, service: str, rows: pl.DataFrame, size: int) -> Iterator[pa.Table]:
+    """`features`, so many rows at a time, for an answer that memory does not hold."""
+    job = store.get_historical_features(
+        _keys(rows), features=store.get_feature_service(service), full_feature_names=True
+    )
+    found = 0
+    for chunk in job.to_arrow_batches(size):
+        found += chunk.num_rows
+        yield chunk
+    _check_rows(found, rows)
+
+
 def _features(store: FeatureStore, wanted: Any, rows: pl.DataFrame) -> pa.Table:
-    moments = pl.from_epoch(pl.col(T_US), time_unit="us").dt.replace_time_zone("UTC").alias("event_timestamp")
-    keys = rows.select(*[name for name in _KEYS if name != T_US and name in rows.columns], moments)
-    table = store.get_historical_features(keys.to_pandas(), features=wanted, full_feature_names=True).to_arrow()
-    if table.num_rows != rows.height:
-        raise DatasetError(
-            f"the offline store returned {table.num_rows} rows for {rows.height} keys; a join must lose none"
-        )
+    table = store.get_historical_features(_keys(rows), features=wanted, full_feature_names=True).to_arrow()
+    _check_rows(table.num_rows, rows)
     return table
+
+
+def _keys(rows: pl.DataFrame) -> pd.DataFrame:
+    moments = pl.from_epoch(pl.col(T_US), time_unit="us").dt.replace_time_zone("UTC").alias("event_timestamp")
+    return rows.select(*[name for name in _KEYS if name != T_US and name in rows.columns], moments).to_pandas()
+
+
+def _check_rows(found: int, rows: pl.DataFrame) -> None:
+    if found != rows.height:
+        raise DatasetError(f"the offline store returned {found} rows for {rows.height} keys; a join must lose none")
 
 
 def items_known_at(lake_dir: Path, split: Split, t_us: int) -> list[str]:

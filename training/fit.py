@@ -1,135 +1,222 @@
-"""The two training loops. Deterministic on a CPU for one seed and one number of threads."""
+"""The loop that both models are fitted by: epochs over rows, the best of them by what it is judged by, a checkpoint after each.
 
-import ctypes
+What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows. On a CPU one seed and one number of
+threads give one model, through a kill and `resume` too. Under `torchrun` each process takes an equal share of every batch and
+gradients are averaged, so that several learn what one would.
+"""
+
+import io
+import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from headrace.models.config import ModelConfig
-from headrace.models.inputs import ItemInputs, UserInputs
-from headrace.models.preprocessing import Catalogue, Preprocessing
-from headrace.models.ranker import Ranker, outcome_loss
-from headrace.models.towers import TwoTowers, full_softmax_loss, in_batch_softmax_loss
-from training.config import TrainConfig
+from headrace.arrays import Ints
+from training.batches import epoch_of
+from training.processes import Processes
 
 
-def fit_towers(
-    preprocessing: Preprocessing,
-    model: ModelConfig,
-    users: UserInputs,
-    target_B: npt.NDArray[np.int64],
-    catalogue: Catalogue,
-    config: TrainConfig,
+class TrainError(RuntimeError):
+    """A run that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """At most so many epochs, ended after `patience` of them that were no better than the best."""
+
+    epochs: int
+    patience: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    warm_up: int
+    """Steps in which the rate rises to its height."""
+    seed: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the rows came to."""
+
+    number: int
+    """From 1; 0 is the model as it began."""
+    loss: float
+    judged: float
+    """Higher is better; NaN where there is nothing to judge by."""
+    seconds: float
+    rows_per_second: float
+    input_share: float
+    """Of the time of its steps, what they waited for rows."""
+
+
+@dataclass
+class Fit:
+    """How far a fit is, and its best state so far."""
+
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_judged: float = float("-inf")
+    best_number: int = 0
+
+    def note(self, epoch: Epoch, model: nn.Module) -> None:
+        """Without a judgement the last epoch counts as the best."""
+        self.history.append(epoch)
+        if np.isnan(epoch.judged) or epoch.judged > self.best_judged:
+            self.best_judged = -np.inf if np.isnan(epoch.judged) else epoch.judged
+            self.best_number = epoch.number
+            self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def is_over(self, schedule: Schedule) -> bool:
+        number = self.history[-1].number
+        return number >= schedule.epochs or number - self.best_number >= schedule.patience
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    objective: nn.Module,
+    read: Callable[[Ints, Ints], Any],
+    lengths_R: Ints,
+    judge: Callable[[], float] | None,
+    schedule: Schedule,
+    processes: Processes,
+    device: str,
     *,
+    checkpoint: Path,
     progress: bool,
-) -> TwoTowers:
-    """Towers that give each row's item (`target_B`, rows of the catalogue table) the highest score for its user.
+) -> list[Epoch]:
+    """Leaves `model`, whose parameters `objective` has, in its best state; returns the epochs, the first as it began.
 
-    Softmax over the whole catalogue up to `full_softmax_items`, above that over the batch with logQ correction.
+    `read` makes what the objective takes from the rows of a batch and the share of them that is this process' own; `lengths_R` are
+    of the rows' histories. `judge` is asked before the first epoch and after each one, of the model in `eval` mode; without it
+    the last epoch is the best. Goes on from `checkpoint` where there is
+    one. Raises TrainError where the loss is not finite or a checkpoint cannot be written.
     """
-    torch.manual_seed(config.seed)
-    towers: TwoTowers = TwoTowers(preprocessing, model).to(config.device).train()
-    table, users, targets = catalogue.inputs.to(config.device), users.to(config.device), _on(target_B, config)
-    full = len(catalogue) <= config.full_softmax_items
-    rate_I = torch.bincount(targets, minlength=len(catalogue)) / len(targets)
-    for batch, optimizer, schedule in _steps(
-        "two towers", towers, len(target_B), config.tower_epochs, config, progress=progress
-    ):
-        user_BD = towers.users(users.rows(batch), table)
-        if full:
-            item_ID = towers.items(table.rows(torch.arange(Catalogue.FIRST, len(catalogue), device=config.device)))
-            loss = full_softmax_loss(user_BD, item_ID, targets[batch] - Catalogue.FIRST)
-        else:
-            item_BD = towers.items(table.rows(targets[batch]))
-            loss = in_batch_softmax_loss(user_BD, item_BD, targets[batch], rate_I[targets[batch]].log())
-        _learn(towers, loss, optimizer, schedule)
-    towers.eval()
-    return towers
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    wrapped = DistributedDataParallel(objective, find_unused_parameters=True) if processes.count > 1 else objective
+    state = _resumed(checkpoint, model, optimizer, device)
+    if not state.history:
+        state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
+    with _bar(name, disable=not progress or not processes.is_first) as bar:
+        task = bar.add_task(name, total=len(epoch_of(lengths_R, schedule.batch, schedule.seed, 0)), said="")
+        while not state.is_over(schedule):
+            number = state.history[-1].number + 1
+            batches = epoch_of(lengths_R, schedule.batch, schedule.seed, number)
+            said = f"epoch {number} of {schedule.epochs}, best {state.best_judged:.4f}"
+            bar.reset(task, total=len(batches), said=said)
+            started, waited_s, losses = time.perf_counter(), 0.0, []
+            model.train()
+            for step, rows in enumerate(batches, start=(number - 1) * len(batches)):
+                _set_rate(optimizer, schedule, step)
+                asked = time.perf_counter()
+                batch = read(rows, processes.share(rows))
+                waited_s += time.perf_counter() - asked
+                with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device != "cpu"):
+                    loss = wrapped(batch) * processes.weight(rows)
+                losses.append(_learn(objective, loss, optimizer, name, number) * len(rows))
+                bar.update(task, advance=1, said=f"{said}, loss {losses[-1] / len(rows):.4f}")
+            spent = time.perf_counter() - started
+            epoch = Epoch(
+                number,
+                processes.mean(float(np.sum(losses)) / len(lengths_R)),
+                _judged(model, judge, processes),
+                time.perf_counter() - started,
+                len(lengths_R) / spent,
+                waited_s / spent,
+            )
+            state.note(epoch, model)
+            if processes.is_first:
+                _save(checkpoint, state, model, optimizer)
+            processes.wait()
+    model.load_state_dict(state.best)
+    model.eval()
+    return state.history
 
 
-def fit_ranker(
-    preprocessing: Preprocessing,
-    model: ModelConfig,
-    users: UserInputs,
-    items: ItemInputs,
-    retrieved_B: npt.NDArray[np.float32],
-    labels_BO: npt.NDArray[np.float32],
-    catalogue: Catalogue,
-    config: TrainConfig,
-    *,
-    progress: bool,
-) -> Ranker:
-    """A ranker of rows: one user, one item, the towers' score of the two, and what came of it."""
-    torch.manual_seed(config.seed)
-    ranker: Ranker = Ranker(preprocessing, model).to(config.device).train()
-    table, users, items = catalogue.inputs.to(config.device), users.to(config.device), items.to(config.device)
-    labels, retrieved = torch.from_numpy(labels_BO).to(config.device), torch.from_numpy(retrieved_B).to(config.device)
-    for batch, optimizer, schedule in _steps(
-        "ranker", ranker, len(labels), config.ranker_epochs, config, progress=progress
-    ):
-        logits_BNO = ranker(users.rows(batch), items.rows(batch[:, None]), retrieved[batch][:, None], table)
-        _learn(ranker, outcome_loss(logits_BNO[:, 0], labels[batch]), optimizer, schedule)
-    ranker.eval()
-    return ranker
-
-
-_TRIM_EVERY = 50
-_Step = tuple[Tensor, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]
-
-
-def _steps(
-    name: str, model: torch.nn.Module, rows: int, epochs: int, config: TrainConfig, *, progress: bool
-) -> Iterator[_Step]:
-    """Batches of row numbers in a fresh order each epoch, with the optimizer; the rate warms up, then falls."""
-    torch.set_num_threads(config.threads)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    per_epoch = -(-rows // config.batch)
-    epochs = max(epochs, -(-config.min_steps // per_epoch))
-    total = epochs * per_epoch
-    warm = max(1, total // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, max(total - step, 1) / total)
-    )
-    order = torch.Generator().manual_seed(config.seed)
-    with Progress(console=Console(file=sys.stderr), disable=not progress, transient=True) as bar:
-        task = bar.add_task(f"training {name}", total=total)
-        step = 0
-        for _ in range(epochs):
-            for batch in torch.randperm(rows, generator=order).split(config.batch):
-                yield batch.to(config.device), optimizer, schedule
-                bar.advance(task)
-                step += 1
-                if step % _TRIM_EVERY == 0:
-                    _trim_heap()
-
-
-def _trim_heap() -> None:
-    """Give freed memory back: a batch has as many distinct items as it happens to, and blocks of ever new sizes would
-    leave glibc's heap in pieces and let it grow by gigabytes.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _learn(
-    model: torch.nn.Module,
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
+def _learn(objective: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, name: str, epoch: int) -> float:
+    value = float(loss.detach())
+    if not np.isfinite(value):
+        raise TrainError(
+            f"the loss of the {name} is {value} in epoch {epoch}: take a lower learning rate (`--set learning_rate=...`), "
+            "and look whether a feature has huge values"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
     optimizer.step()
-    schedule.step()
+    return value
 
 
-def _on(values: npt.NDArray[np.int64], config: TrainConfig) -> Tensor:
-    return torch.from_numpy(values).to(config.device)
+def _set_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.learning_rate * min(1.0, (step + 1) / max(schedule.warm_up, 1))
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def _judged(model: nn.Module, judge: Callable[[], float] | None, processes: Processes) -> float:
+    model.eval()
+    return processes.of_first(judge() if judge is not None and processes.is_first else float("nan"))
+
+
+def _save(file: Path, state: Fit, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """In one step: a kill leaves the checkpoint before or this one. Raises TrainError."""
+    held: dict[str, Any] = {
+        "history": [vars(epoch) for epoch in state.history],
+        "best": state.best,
+        "best_judged": state.best_judged,
+        "best_number": state.best_number,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    content = io.BytesIO()
+    torch.save(held, content)
+    draft = file.with_suffix(".draft")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("wb") as written:
+            written.write(content.getbuffer())
+            written.flush()
+            os.fsync(written.fileno())
+        draft.replace(file)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise TrainError(
+            f"checkpoint {file} of {content.tell():,} bytes cannot be written ({error.strerror}): make room and go on with "
+            "`headrace train --resume`; the epochs before this one are kept"
+        ) from error
+
+
+def _resumed(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> Fit:
+    """How far the checkpoint is, model and optimizer in its state; nothing where there is none."""
+    if not file.exists():
+        return Fit()
+    held = torch.load(file, map_location=device, weights_only=True)
+    model.load_state_dict(held["model"])
+    optimizer.load_state_dict(held["optimizer"])
+    torch.set_rng_state(held["random"].cpu())
+    if held["random_cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([state.cpu() for state in held["random_cuda"]])
+    history = [Epoch(**epoch) for epoch in held["history"]]
+    return Fit(history, held["best"], held["best_judged"], held["best_number"])
+
+
+def _bar(name: str, *, disable: bool) -> Progress:
+    columns = (
+        TextColumn("training {task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[said]}"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(file=sys.stderr), disable=disable, transient=True)

@@ -12,6 +12,7 @@ from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
+from training.rows import UserRows
 
 Floats = npt.NDArray[np.float32]
 _BATCH = 512
@@ -22,6 +23,15 @@ def user_vectors(towers: TwoTowers, shop: Catalogue, users: UserInputs, device: 
     """Shape (T, D)."""
     table = shop.inputs.to(device)
     return _joined(towers.users(users.rows(batch).to(device), table) for batch in _batches(len(users.items_BL)))
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def vectors_of(towers: TwoTowers, shop: Catalogue, rows: UserRows, device: str) -> Floats:
+    """Of users whose rows lie on disk. Shape (R, D)."""
+    table = shop.inputs.to(device)
+    batches = (rows.take(batch.numpy()).to(device) for batch in _batches(len(rows)))
+    none = torch.zeros(0, towers.out.out_features)
+    return np.asarray(torch.cat([none, *(towers.users(batch, table).cpu() for batch in batches)]).numpy())
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

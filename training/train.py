@@ -1,10 +1,11 @@
 """One training run, top to bottom: data, towers, ranker, evaluation, bundle, registry.
 
-`python -m training.train --config small`
+`python -m training.train --config small`; several processes with `torchrun --nproc-per-node=2 -m training.train`.
 """
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,56 +19,53 @@ from feast import FeatureStore
 
 from headrace import names
 from headrace.aggregates.compile import compile_views
+from headrace.arrays import Floats32, Ints
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
 from headrace.models.bundle import Bundle, Items, Manifest
-from headrace.models.config import CLICK
+from headrace.models.config import CLICK, ModelConfig
 from headrace.models.index import IndexFacts, ItemIndex
-from headrace.models.inputs import UserInputs
-from headrace.models.preprocessing import Catalogue, Preprocessing
+from headrace.models.preprocessing import Preprocessing
+from headrace.models.ranker import Ranker
 from headrace.models.snapshot import AVAILABLE, Snapshot
 from headrace.models.towers import TwoTowers
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
+from training import learn_ranker, learn_towers
 from training.baselines import neighbours, popularity
 from training.config import TrainConfig, by_name, parse_change
-from training.dataset import (
-    LABELS,
-    T_US,
-    DatasetError,
-    Split,
-    catalogue,
-    features,
-    items_known_at,
-    newest,
-    read_split,
-    sample,
-    with_negatives,
-)
+from training.dataset import LABELS, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, Report, evaluate
-from training.fit import fit_ranker, fit_towers
+from training.fit import Epoch, Schedule, fit
 from training.job import run
-from training.scoring import item_vectors, pair_scores, shop_vectors, user_vectors
+from training.lists import Lists
+from training.prepare import Requests, Shop, ranker_lists, requests_of, shop_at_cut, tower_rows
+from training.processes import Processes, device_of, processes
+from training.ranks import best_unseen, ndcg, target_ranks
+from training.rows import UserRows
+from training.run_folder import RunFolder
+from training.scoring import item_vectors, shop_vectors, user_vectors
 
 NEIGHBOURS = 20
-_FITTED_ON = 2_000
+TOWERS, RANKER = "towers", "ranker"
 _QUERIES = 2_000
-# Codes of a string feature; of items there are as many as were seen.
-_MAX_VALUES = 50_000
+# Requests of the validation that are kept for each list that the ranker is to learn from: not every one becomes a list.
+_REQUESTS_A_LIST = 4
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run made. `version` is the registry's, `bundle_dir` the folder; rows are those that the models learnt from."""
+    """What a run made. `version` is the registry's, `bundle_dir` the folder; epochs are those of each model."""
 
     version: str
     bundle_dir: Path
     report: Report
     index: IndexFacts
     tower_rows: int
-    ranker_rows: int
+    ranker_lists: int
+    epochs: dict[str, list[Epoch]]
     seconds: float
 
 
@@ -78,129 +76,193 @@ def main(
     *,
     store: FeatureStore | None = None,
     progress: bool = False,
-) -> TrainResult:
-    """Train, evaluate, save a bundle and register it. Raises DatasetError where the lake cannot be trained on."""
+    resume: bool = False,
+) -> TrainResult | None:
+    """Train, evaluate, save a bundle and register it; None in all processes but the first.
+
+    With `resume` the newest run that did not end goes on, by its own config. Raises DatasetError where the lake cannot be trained on,
+    TrainError where fitting cannot go on, RunError where there is nothing to resume.
+    """
     started_us = clock()
     store = store or open_feature_store(settings)
+    with processes(device_of(config.device)) as us:
+        folder = us.in_turn(lambda: open_run(settings, config, clock, resume))
+        config, began_us = folder.began()
+        device = device_of(config.device)
+        torch.set_num_threads(config.threads)
 
-    # Data: episodes, split by time; features of their users at their times; the catalogue at the cut.
-    split = read_split(EventLake(settings.lake_dir), config)
-    positives = newest(split.train, config.max_positives)
-    item_ids = items_known_at(settings.lake_dir, split, split.cut_us)
-    user_table = features(store, names.RETRIEVAL_SERVICE, positives)
-    content = catalogue(store, item_ids, split.cut_us)
-    activity = features(store, names.RANKER_SERVICE, sample(positives, _FITTED_ON, config.seed))
-    seen = dict(positives[names.ITEM_ID].value_counts().iter_rows())
-    preprocessing = Preprocessing.fit(
-        user_table, content, activity, seen, length=config.length, max_values=max(_MAX_VALUES, len(seen))
-    )
-    shop = Catalogue(preprocessing, columns.by_name(content))
-    users = preprocessing.users(columns.by_name(user_table), positives[T_US].to_numpy(), shop.row)
-    model = config.model(outcomes_of(split, config))
+        # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
+        split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
+        shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
+        positives = newest(split.train, config.max_positives)
+        rows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
+        asked = requests_of(split.validation, _REQUESTS_A_LIST * config.max_lists, split, shop, store, config.seed)
+        model = config.model(outcomes_of(split, config))
 
-    # Retrieval.
-    target_B = shop.rows(positives[names.ITEM_ID].to_list())
-    towers = fit_towers(preprocessing, model, users, target_B, shop, config, progress=progress)
+        # Retrieval, judged by what users turned to next among all items.
+        towers, tower_epochs = learn_retrieval(
+            folder, model, rows, positives, asked, shop, config, us, device, progress=progress
+        )
 
-    # Ranking, among what retrieval gives it.
-    rows = ranker_rows(split, positives, users, shop, towers, config)
-    table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
-    row_users = preprocessing.users(table, rows[T_US].to_numpy(), shop.row)
-    row_items = preprocessing.items(table, with_activity=True)
-    user_of_row = rows.select(pl.struct(names.USER_ID, T_US).rank("dense")).to_series().to_numpy()
-    ranker = fit_ranker(
-        preprocessing,
-        model,
-        row_users,
-        row_items,
-        pair_scores(towers, shop, row_users, row_items, user_of_row, config.device),
-        rows.select(model.outcomes).to_numpy().astype(np.float32),
-        shop,
-        config,
+        # Ranking, of what retrieval offers users that it has not learnt from.
+        offered_TK = offer(towers, asked, shop, config, device)
+        learnt, held = us.in_turn(
+            lambda: ranker_lists(
+                folder.path, split, asked, offered_TK, shop, towers, model.outcomes, store, config, device
+            )
+        )
+        ranker, ranker_epochs = learn_ranking(folder, model, learnt, held, shop, config, us, device, progress=progress)
+        if not us.is_first:
+            return None
+
+        models = Models(shop.preprocessing, shop.catalogue, towers, ranker)
+        report = evaluate(models, split, store, config.changed(device=device))
+
+        # The bundle speaks of the shop as it stands at the window's end.
+        known = items_known_at(settings.lake_dir, split, split.end_us)
+        snapshot = take_snapshot(store, shop.preprocessing, known, split.everything, split.end_us)
+        towers, ranker = towers.cpu(), ranker.cpu()
+        items = items_of(shop.preprocessing, towers, snapshot, split.everything)
+        index = ItemIndex.build(
+            items.vectors_ND,
+            queries(towers, shop, rows, config),
+            exact_below=config.exact_below,
+            recall_target=config.index_recall,
+            seed=config.seed,
+        )
+        metrics = report.flat() | index.facts.metrics()
+        manifest = Manifest(
+            version=folder.name,
+            created_us=began_us,
+            model=model,
+            config=config.to_json(),
+            services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
+            fingerprints={
+                name: spec.fingerprint
+                for name, spec in compile_views(store, int(settings.lateness_horizon_s * MICROS)).items()
+            },
+            window_us=(split.start_us, split.end_us),
+            cut_us=split.cut_us,
+            metrics=metrics,
+            code_version=installed_version(names.PROJECT),
+        )
+        bundle_dir = settings.bundles_dir / manifest.version
+        Bundle(manifest, shop.preprocessing, towers, ranker, items, index, snapshot).save(bundle_dir)
+        version = ModelRegistry(settings, clock).register(bundle_dir, metrics, config.to_json())
+        folder.end()
+        epochs = {TOWERS: tower_epochs, RANKER: ranker_epochs}
+        seconds = (clock() - started_us) / MICROS
+        return TrainResult(version, bundle_dir, report, index.facts, len(rows), len(learnt), epochs, seconds)
+
+
+def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool) -> RunFolder:
+    """A new run, or the newest one that did not end."""
+    if resume or int(os.environ.get("RANK", "0")) > 0:  # the first process has begun it
+        return RunFolder.unfinished(settings.runs_dir)
+    now_us = clock()
+    name = f"{from_micros(now_us):%Y%m%dT%H%M%S}-{now_us % MICROS:06d}-{config.name}"
+    return RunFolder.begin(settings.runs_dir, name, config, now_us)
+
+
+def learn_retrieval(
+    folder: RunFolder,
+    model: ModelConfig,
+    rows: UserRows,
+    positives: pl.DataFrame,
+    asked: Requests,
+    shop: Shop,
+    config: TrainConfig,
+    us: Processes,
+    device: str,
+    *,
+    progress: bool,
+) -> tuple[TwoTowers, list[Epoch]]:
+    """Towers at their best epoch by NDCG@10 over all items, on up to `max_validation` requests of the validation."""
+    torch.manual_seed(config.seed)
+    towers: TwoTowers = TwoTowers(shop.preprocessing, model).to(device)
+    target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
+    expected_I = learn_towers.expected_draws(target_R, shop.items, config.batch, drawn or 0).to(device)
+    judged = asked.sample(config.max_validation, config.seed)
+
+    def quality() -> float:
+        user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, judged.users, device))
+        item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
+        return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.seen), 10).mean())
+
+    epochs = fit(
+        TOWERS,
+        towers,
+        learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
+        learn_towers.reader(rows, target_R, shop.items, drawn, device),
+        rows.lengths_R,
+        quality if len(judged) else None,
+        schedule_of(config, config.tower_epochs, config.batch),
+        us,
+        device,
+        checkpoint=folder.path / f"{TOWERS}.pt",
         progress=progress,
     )
+    return towers, epochs
 
-    report = evaluate(Models(preprocessing, shop, towers, ranker), split, store, config)
 
-    # The bundle speaks of the shop as it stands at the window's end.
-    everything = pl.concat([split.train, split.test])
-    known = items_known_at(settings.lake_dir, split, split.end_us)
-    snapshot = take_snapshot(store, preprocessing, known, everything, split.end_us)
-    towers, ranker = towers.cpu(), ranker.cpu()
-    items = items_of(preprocessing, towers, snapshot, everything)
-    index = index_of(items, towers, shop, users, positives, config)
-    metrics = report.flat() | index.facts.metrics()
-    created_us = clock()
-    manifest = Manifest(
-        version=f"{from_micros(created_us):%Y%m%dT%H%M%S}-{created_us % MICROS:06d}-{config.name}",
-        created_us=created_us,
-        model=model,
-        config=config.to_json(),
-        services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
-        fingerprints={
-            name: spec.fingerprint
-            for name, spec in compile_views(store, int(settings.lateness_horizon_s * MICROS)).items()
-        },
-        window_us=(split.start_us, split.end_us),
-        cut_us=split.cut_us,
-        metrics=metrics,
-        code_version=installed_version(names.PROJECT),
+def offer(towers: TwoTowers, asked: Requests, shop: Shop, config: TrainConfig, device: str) -> Ints:
+    """What retrieval offers each request. Shape (T, K)."""
+    user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, asked.users, device))
+    item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
+    offered_TK: Ints = best_unseen(user_TD, item_ID, asked.seen, config.candidates)
+    return offered_TK
+
+
+def learn_ranking(
+    folder: RunFolder,
+    model: ModelConfig,
+    learnt: Lists,
+    held: Lists,
+    shop: Shop,
+    config: TrainConfig,
+    us: Processes,
+    device: str,
+    *,
+    progress: bool,
+) -> tuple[Ranker, list[Epoch]]:
+    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these."""
+    torch.manual_seed(config.seed)
+    ranker: Ranker = Ranker(shop.preprocessing, model).to(device)
+    table = shop.catalogue.inputs.to(device)
+    epochs = fit(
+        RANKER,
+        ranker,
+        learn_ranker.RankerObjective(ranker, table),
+        learn_ranker.reader(learnt, device),
+        learnt.users.lengths_R,
+        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held.has_choices else None,
+        schedule_of(config, config.ranker_epochs, config.list_batch),
+        us,
+        device,
+        checkpoint=folder.path / f"{RANKER}.pt",
+        progress=progress,
     )
-    bundle_dir = settings.bundles_dir / manifest.version
-    Bundle(manifest, preprocessing, towers, ranker, items, index, snapshot).save(bundle_dir)
-    version = ModelRegistry(settings, clock).register(bundle_dir, metrics, config.to_json())
-    seconds = (clock() - started_us) / MICROS
-    return TrainResult(version, bundle_dir, report, index.facts, positives.height, rows.height, seconds)
+    learn_ranker.calibrate(ranker, table, held, device)
+    return ranker, epochs
+
+
+def schedule_of(config: TrainConfig, epochs: int, batch: int) -> Schedule:
+    return Schedule(
+        epochs, config.patience, batch, config.learning_rate, config.weight_decay, config.warm_up, config.seed
+    )
+
+
+def queries(towers: TwoTowers, shop: Shop, rows: UserRows, config: TrainConfig) -> Floats32:
+    """Vectors of some users of the window, by which the index is measured. Shape (Q, D)."""
+    count = min(len(rows), _QUERIES)
+    chosen = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
+    vectors_QD: Floats32 = user_vectors(towers, shop.catalogue, rows.take(chosen), "cpu")
+    return vectors_QD
 
 
 def outcomes_of(split: Split, config: TrainConfig) -> tuple[str, ...]:
     """Click, and those of cart and purchase that the data has at least `min_outcomes` of."""
     return tuple(label for label in LABELS if label == CLICK or int(split.train[label].sum()) >= config.min_outcomes)
-
-
-def ranker_rows(
-    split: Split,
-    positives: pl.DataFrame,
-    users: UserInputs,
-    shop: Catalogue,
-    towers: TwoTowers,
-    config: TrainConfig,
-) -> pl.DataFrame:
-    """Rows with labels: the newest positives, each with `negatives` sampled at its time, and the newest impressions.
-
-    Half of the negatives are ones that retrieval would have offered, the rest are drawn by popularity ^ 0.75. A positive
-    that answers an impression is left to the impression. Raises DatasetError where all labels are positive.
-    """
-    count = min(config.max_ranker_positives, positives.height)
-    shown = split.impressions.select("request_id", names.ITEM_ID)
-    chosen = positives.tail(count)
-    newest_rows = torch.arange(positives.height - count, positives.height)
-    item_ID = shop_vectors(towers, shop, config.device)
-    user_TD = user_vectors(towers, shop, users.rows(newest_rows), config.device)
-    every_item = ItemIndex.build(item_ID, user_TD, exact_below=len(item_ID) + 1)
-    offered_TK, _ = every_item.search(user_TD, min(config.candidates, len(item_ID)))
-    rng = np.random.default_rng(config.seed)
-    weight_I = popularity(split.train, shop.item_ids).astype(np.float64) ** 0.75
-    hard = config.negatives // 2
-    drawn_TK = np.concatenate(
-        [
-            np.take_along_axis(offered_TK, rng.integers(0, offered_TK.shape[1], (count, hard)), axis=1),
-            rng.choice(len(weight_I), (count, config.negatives - hard), p=weight_I / weight_I.sum()),
-        ],
-        axis=1,
-    )
-    own = (
-        chosen.select(~pl.struct("request_id", names.ITEM_ID).is_in(shown.to_struct().implode())).to_series().to_numpy()
-    )
-    sampled = with_negatives(chosen.filter(own), drawn_TK[own], shop.item_ids, split.train)
-    impressions = newest(split.impressions, config.max_ranker_positives * (1 + config.negatives))
-    rows = pl.concat([sampled, impressions.select(sampled.columns)])
-    if rows[CLICK].min() == 1:
-        raise DatasetError(
-            "every label is positive: users have met every item there is, so there is nothing to tell apart; "
-            "add catalogue items or impressions"
-        )
-    return rows
 
 
 def take_snapshot(
@@ -220,31 +282,14 @@ def items_of(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot
     return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
 
 
-def index_of(
-    items: Items,
-    towers: TwoTowers,
-    shop: Catalogue,
-    users: UserInputs,
-    positives: pl.DataFrame,
-    config: TrainConfig,
-) -> ItemIndex:
-    """The retrieval index, its recall measured on users of the window as they last stood. `users` are those of the rows."""
-    last = positives.with_row_index("row").unique(names.USER_ID, keep="last", maintain_order=True)
-    rows = torch.from_numpy(sample(last, _QUERIES, config.seed)["row"].to_numpy().astype(np.int64))
-    return ItemIndex.build(
-        items.vectors_ND,
-        user_vectors(towers, shop, users.rows(rows), "cpu"),
-        exact_below=config.exact_below,
-        recall_target=config.index_recall,
-        seed=config.seed,
-    )
-
-
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--config", default="default", help="small, default or large")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the newest run that did not end, by its own config"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
@@ -252,15 +297,23 @@ def command(arguments: Sequence[str] | None = None) -> int:
 
     def train() -> None:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
-        result = main(config, Settings(), progress=not options.json)
+        result = main(config, Settings(), progress=not options.json, resume=options.resume)
+        if result is None:  # one of the other processes
+            return
         if options.json:
             print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
             return
         result.report.show()
+        for name, epochs in result.epochs.items():
+            best = max(epochs, key=lambda epoch: epoch.judged)
+            print(
+                f"{name}: epoch {best.number} of {epochs[-1].number} is the best, NDCG@10 {best.judged:.4f} on the validation; "
+                f"{epochs[-1].rows_per_second:,.0f} rows/s, {epochs[-1].input_share:.1%} of it waiting for rows"
+            )
         print(f"index: {result.index}")
         print(
             f"version {result.version} in {result.bundle_dir}: {result.tower_rows} rows for the towers, "
-            f"{result.ranker_rows} for the ranker, {result.seconds:.1f} s"
+            f"{result.ranker_lists} lists for the ranker, {result.seconds:.1f} s"
         )
 
     return run(train)

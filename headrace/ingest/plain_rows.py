@@ -117,13 +117,8 @@ def stored_rows(lake_dir: Path, table: str) -> pa.Table | None:
 
 def _known(delta: DeltaTable, schema: pa.Schema) -> list[pl.Expr]:
     """The columns of the schema, null where a table of long ago lacks one."""
-    there = {field.name for field in delta.schema().fields}
-    return [
-        pl.col(field.name)
-        if field.name in there
-        else pl.lit(None, pl.from_arrow(pa.array([], field.type)).dtype).alias(field.name)
-        for field in schema
-    ]
+    there, kinds = {field.name for field in delta.schema().fields}, _frame(schema.empty_table()).schema
+    return [pl.col(name) if name in there else pl.lit(None, kind).alias(name) for name, kind in kinds.items()]
 
 
 def _frame(rows: pa.Table) -> pl.DataFrame:

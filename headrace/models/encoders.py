@@ -84,7 +84,7 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
 
 
 class HistoryEncoder(nn.Module):  # type: ignore[misc]
-    """The events of a history: item, what was done, how long ago, how many places ago. -> (B, L, D)."""
+    """The events of a history: item, what was done, how long ago, how many places ago. -> (B, L, D), L up to `length`."""
 
     def __init__(self, config: ModelConfig, length: int) -> None:
         super().__init__()
@@ -95,7 +95,8 @@ class HistoryEncoder(nn.Module):  # type: ignore[misc]
             nn.init.normal_(table.weight, std=0.5 * config.width**-0.5)
 
     def forward(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
-        return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL) + self.places.weight
+        places_LD = self.places.weight[-users.items_BL.shape[1] :]
+        return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL) + places_LD
 
 
 def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> EncodedItems:

@@ -54,6 +54,13 @@ class UserInputs(NamedTuple):
     def to(self, device: str) -> "UserInputs":
         return UserInputs(*(field.to(device) for field in self))
 
+    def trimmed(self, length: int) -> "UserInputs":
+        """The newest places alone, at least one: what lies before is padding in a batch of short histories."""
+        newest = slice(-max(length, 1), None)
+        return self._replace(
+            items_BL=self.items_BL[:, newest], types_BL=self.types_BL[:, newest], gaps_BL=self.gaps_BL[:, newest]
+        )
+
 
 class OneUser(NamedTuple):
     """A user at a time, as `UserInputs` has B of them, in arrays: what a request needs."""

@@ -15,6 +15,11 @@ from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 RECENT_PLACES = 5
+# Positions of impressions: 0 is an item that was not shown, those beyond the last count as it.
+NOT_SHOWN = 0
+MOST_POSITIONS = 64
+# The towers' score is the last of an item's inputs, and so the first that crosses begin with.
+_PLACE_OF_MATCH = 0
 
 
 class Ranker(nn.Module):  # type: ignore[misc]
@@ -33,7 +38,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
         # One projection of everything, in two parts: what is said of the user is the same for all candidates.
         self.project_user = nn.Linear(config.width + preprocessing.user_width, wide)
         self.project_item = nn.Linear(2 * config.width + dense, wide, bias=False)
-        _begin_as_identity(self.project_user, self.project_item)
+        _begin_as_identity(self.project_item, self.project_user)
         self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(config.crosses))
         self.deep = nn.Sequential(
             nn.LayerNorm(wide), nn.Linear(wide, config.hidden), nn.ReLU(), nn.Dropout(config.dropout),
@@ -41,6 +46,8 @@ class Ranker(nn.Module):  # type: ignore[misc]
         )  # fmt: skip
         self.out_crossed = nn.Linear(wide, len(config.outcomes))
         self.out_deep = nn.Linear(config.hidden, len(config.outcomes), bias=False)
+        self.position_bias = nn.Embedding(1 + MOST_POSITIONS, len(config.outcomes))
+        self._begin_with_retrieval()
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
         self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
@@ -65,6 +72,31 @@ class Ranker(nn.Module):  # type: ignore[misc]
         for cross in self.crosses:
             crossed_BNW = torch.addcmul(crossed_BNW, x0_BNW, cross(crossed_BNW))
         return self.out_crossed(crossed_BNW) + self.out_deep(self.deep(x0_BNW))
+
+    def at_positions(self, logits_BNO: Tensor, positions_BN: Tensor) -> Tensor:
+        """Logits of items that stand there: what a place adds does not depend on the item (Zhao et al., RecSys 2019). Training alone
+        asks for it; a request is ranked as if every item stood where `settle` says.
+        """
+        return logits_BNO + self.position_bias(positions_BN.clamp(max=MOST_POSITIONS))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def settle(self, position: int, slope_O: Tensor, shift_O: Tensor) -> None:
+        """Make `slope * logit at this position + shift` (Platt, 1999) the logits. Weights take it in: it costs a request nothing."""
+        bias_PO = self.position_bias.weight
+        self.out_crossed.bias.add_(bias_PO[position]).mul_(slope_O).add_(shift_O)
+        bias_PO.sub_(bias_PO[position].clone()).mul_(slope_O)
+        for layer in (self.out_crossed, self.out_deep):
+            layer.weight.mul_(slope_O[:, None])
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _begin_with_retrieval(self) -> None:
+        """Every outcome's logit begins as the towers' score, so that what is learnt is what they do not know."""
+        nn.init.zeros_(self.position_bias.weight)
+        for layer in (*self.crosses, self.out_crossed):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.out_deep.weight)
+        self.out_crossed.weight[:, _PLACE_OF_MATCH] = self.width**0.5
 
     def scores(self, logits_BNO: Tensor) -> Tensor:
         """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
@@ -97,14 +129,14 @@ def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs) -> T
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def _begin_as_identity(*parts: nn.Linear) -> None:
-    """Side by side, so that the crosses begin with the inputs as they are; what does not fit begins at zero. Random mixtures of
-    inputs cost the ranker more than crossing them gives it back.
+    """Side by side, so that the crosses begin with the inputs as they are, of each part its last one first; what does not fit begins
+    at zero. Random mixtures of inputs cost the ranker more than crossing them gives it back.
     """
     at = 0
     for part in parts:
         nn.init.zeros_(part.weight)
         count = max(0, min(part.in_features, part.out_features - at))
-        part.weight[at : at + count, :count] = torch.eye(count)
+        part.weight[at : at + count, part.in_features - count :] = torch.eye(count).flip(1)
         at += count
         if part.bias is not None:
             nn.init.zeros_(part.bias)
@@ -114,3 +146,11 @@ def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:
     """Mean binary cross entropy over rows and outcomes; NaN labels (not observed) are left out."""
     known_BO = ~torch.isnan(labels_BO)
     return F.binary_cross_entropy_with_logits(logits_BO[known_BO], labels_BO[known_BO])
+
+
+def choice_loss(logits_BN: Tensor, wanted_B: Tensor) -> Tensor:
+    """Cross entropy of the candidate that was turned to among all of its list; lists where that is -1 are left out."""
+    chosen_B = wanted_B >= 0
+    if not chosen_B.any():
+        return logits_BN.new_zeros(())
+    return F.cross_entropy(logits_BN[chosen_B], wanted_B[chosen_B])

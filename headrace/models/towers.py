@@ -3,6 +3,8 @@
 Shape suffixes as in `headrace.models.inputs`.
 """
 
+from typing import Any, Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from headrace.models.config import ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
+
+_ROWS_AT_ONCE: Final = 64
+_LEAST_CHANCE: Final = 1e-30
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -81,16 +86,53 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
 
 def full_softmax_loss(user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:
     """Cross entropy of each user's item against all items of the catalogue."""
-    return F.cross_entropy(user_BD @ item_ID.T, target_B)
+    loss: Tensor = _CatalogueCrossEntropy.apply(user_BD, item_ID, target_B)
+    return loss
 
 
-def in_batch_softmax_loss(user_BD: Tensor, item_BD: Tensor, target_B: Tensor, log_q_B: Tensor) -> Tensor:
-    """Cross entropy of each user's item against the items of the batch (Yi et al., RecSys 2019).
-
-    `log_q_B` is the log of the rate at which each row's item comes into a batch: it is subtracted, so that popular
-    items are not pushed down for being drawn often. Another row with the same item is an accidental hit, left out.
+class _CatalogueCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    """Mean loss of a batch against the catalogue, a few rows at a time: probabilities become gradients while they are still in the cache,
+    and the (B, I) logits are never held (Wijmans et al., 2024). Products are of half width where the processor has them, sums and the
+    softmax of full width. Three times as fast on two cores as `F.cross_entropy` of all logits.
     """
-    logits_BB = user_BD @ item_BD.T - log_q_B
-    own_B = torch.arange(len(target_B), device=target_B.device)
-    accidental_BB = (target_B[:, None] == target_B) & (own_B[:, None] != own_B)
-    return F.cross_entropy(logits_BB.masked_fill(accidental_BB, float("-inf")), own_B)
+
+    @staticmethod
+    def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:
+        kind = _product_type(user_BD.device)
+        users, items = user_BD.to(kind), item_ID.to(kind)
+        of_user_BD, of_item_ID = (
+            torch.empty_like(users, dtype=torch.float32),
+            torch.zeros_like(items, dtype=torch.float32),
+        )
+        losses_B = torch.empty(len(users), device=users.device)
+        rows = _ROWS_AT_ONCE if users.device.type == "cpu" else len(users)
+        for start in range(0, len(users), rows):
+            some = slice(start, start + rows)
+            wanted_B1 = target_B[some, None]
+            chance_BI = torch.softmax(users[some] @ items.T, dim=1, dtype=torch.float32)
+            losses_B[some] = -chance_BI.gather(1, wanted_B1).clamp_min(_LEAST_CHANCE).log().squeeze(1)
+            off_BI = chance_BI.scatter_add_(1, wanted_B1, -torch.ones_like(wanted_B1, dtype=torch.float32)).to(kind)
+            of_user_BD[some] = off_BI @ items
+            of_item_ID += off_BI.T @ users[some]
+        ctx.save_for_backward(of_user_BD / len(users), of_item_ID / len(users))
+        return losses_B.mean()
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_user_BD, of_item_ID = ctx.saved_tensors
+        return of_user_BD * of_loss, of_item_ID * of_loss, None
+
+
+def _product_type(device: torch.device) -> torch.dtype:
+    """In what products of the softmax are taken."""
+    halved = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if halved else torch.float32
+
+
+def sampled_softmax_loss(user_BD: Tensor, item_SD: Tensor, place_B: Tensor, log_q_S: Tensor) -> Tensor:
+    """Cross entropy of each user's item, `place_B` in the S candidates, against these.
+
+    `log_q_S` is the log of each one's chance to be a candidate: it is subtracted, so that an item is not pushed down for being
+    drawn often (Bengio and Senecal, 2008; Yi et al., RecSys 2019). A candidate stands once, so none of the others is a hit.
+    """
+    return F.cross_entropy(user_BD @ item_SD.T - log_q_S, place_B)

@@ -1,0 +1,70 @@
+"""How the towers learn: each row's item is to have the highest score for its user.
+
+Shapes: B rows, I items of the catalogue, S items that are drawn, the rest as in `headrace.models.inputs`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headrace.arrays import Ints
+from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.preprocessing import Catalogue
+from headrace.models.towers import TwoTowers, full_softmax_loss, sampled_softmax_loss
+from training.rows import UserRows
+
+
+class TowerBatch(NamedTuple):
+    """Users and the places of what they turned to; `candidates_S` are the items told from each other, None for all of the catalogue."""
+
+    users: UserInputs
+    targets_B: Tensor
+    candidates_S: Tensor | None
+
+
+class TowerObjective(nn.Module):  # type: ignore[misc]
+    """Cross entropy of each user's item against the catalogue, or against a sample with logQ correction."""
+
+    def __init__(self, towers: TwoTowers, table: ItemInputs, expected_I: Tensor) -> None:
+        """`table` are the catalogue's inputs, its special rows first; `expected_I`: of how many candidates of a batch an item is one."""
+        super().__init__()
+        self.towers = towers
+        self._table = table
+        self._every = torch.arange(Catalogue.FIRST, len(table.id_N), device=table.id_N.device)
+        self._log_expected_I = expected_I.log()
+
+    def forward(self, batch: TowerBatch) -> Tensor:
+        user_BD = self.towers.users(batch.users, self._table)
+        if batch.candidates_S is None:
+            return full_softmax_loss(user_BD, self.towers.items(self._table.rows(self._every)), batch.targets_B)
+        item_SD = self.towers.items(self._table.rows(batch.candidates_S + Catalogue.FIRST))
+        log_q_S = self._log_expected_I[batch.candidates_S]
+        return sampled_softmax_loss(user_BD, item_SD, torch.searchsorted(batch.candidates_S, batch.targets_B), log_q_S)
+
+
+def expected_draws(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor:
+    """Chance that an item is among a batch's candidates: as a target, or drawn uniformly. Shape (I,)."""
+    rate_I = np.bincount(target_R, minlength=items) / max(len(target_R), 1)
+    return torch.from_numpy(-np.expm1(-(batch * rate_I + drawn / items))).float()
+
+
+def reader(
+    rows: UserRows, target_R: Ints, items: int, drawn: int | None, device: str
+) -> Callable[[Ints, Ints], TowerBatch]:
+    """Batches for `fit`. `drawn` items of the catalogue join the batch's targets as candidates; all of it where None.
+
+    What is drawn depends on the batch alone, so processes that share it, and a run that is resumed, draw the same.
+    """
+
+    def read(batch: Ints, share: Ints) -> TowerBatch:
+        candidates_S = None
+        if drawn is not None:
+            others = np.random.default_rng(batch[:8]).integers(items, size=drawn)
+            candidates_S = torch.from_numpy(np.unique(np.concatenate([target_R[batch], others]))).to(device)
+        targets_B = torch.from_numpy(target_R[share]).to(device)
+        return TowerBatch(rows.take(share).to(device), targets_B, candidates_S)
+
+    return read

@@ -1,0 +1,220 @@
+"""What a run learns from, written once into its folder: by the first process, for the others, and for a run that is resumed."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import xxhash
+from feast import FeatureStore
+
+from headrace import names
+from headrace.arrays import Ints
+from headrace.models import columns
+from headrace.models.inputs import UserInputs
+from headrace.models.preprocessing import Catalogue, Preprocessing
+from headrace.models.towers import TwoTowers
+from training.config import TrainConfig
+from training.dataset import (
+    T_US,
+    DatasetError,
+    Split,
+    catalogue,
+    historical_chunks,
+    item_features,
+    items_known_at,
+    newest,
+    sample,
+    user_features,
+)
+from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
+from training.ranks import Ragged, own_histories
+from training.rows import CHUNK, Table, UserRows, Values, of_users
+
+_PREPROCESSING: Final = "preprocessing.json"
+_CONTENT: Final = "content.parquet"
+_ROWS: Final = "rows"
+_LISTS: Final = "lists"
+_HELD_OUT: Final = "held_out"
+_READY: Final = "ready"
+_FITTED_ON: Final = 20_000
+# Codes of a string feature; of items there are as many as were seen.
+_MAX_VALUES: Final = 50_000
+# Of the validation's requests, those that the ranker does not learn from: it is judged and calibrated by them.
+_HELD_OUT_SHARE: Final = 0.25
+_MOST_HELD_OUT: Final = 2_000
+
+
+@dataclass(frozen=True)
+class Shop:
+    """The catalogue as it stood when the test begins, and how features become tensors."""
+
+    preprocessing: Preprocessing
+    catalogue: Catalogue
+    content: pa.Table
+
+    @property
+    def place_of(self) -> pl.DataFrame:
+        return pl.DataFrame({names.ITEM_ID: self.catalogue.item_ids}).with_row_index("place")
+
+    @property
+    def items(self) -> int:
+        return len(self.catalogue.item_ids)
+
+    def places(self, rows: pl.DataFrame) -> Ints:
+        """Of the rows' items; -1 for one that the catalogue lacks."""
+        return np.maximum(self.catalogue.rows(rows[names.ITEM_ID].to_arrow()) - Catalogue.FIRST, -1)
+
+
+def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path, config: TrainConfig) -> Shop:
+    """Vocabularies and scales fitted on what is before the validation; items as they were when the test began."""
+    if not (folder / _PREPROCESSING).exists():
+        content = catalogue(store, items_known_at(lake_dir, split, split.cut_us), split.cut_us)
+        some = sample(newest(split.train, config.max_positives), _FITTED_ON, config.seed)
+        seen = dict(split.train[names.ITEM_ID].value_counts().iter_rows())
+        preprocessing = Preprocessing.fit(
+            user_features(store, some),
+            content,
+            item_features(store, some),
+            seen,
+            length=config.length,
+            max_values=max(_MAX_VALUES, len(seen)),
+        )
+        pq.write_table(content, folder / _CONTENT)
+        (folder / _PREPROCESSING).write_text(preprocessing.to_json())
+    content = pq.read_table(folder / _CONTENT)
+    preprocessing = Preprocessing.from_json((folder / _PREPROCESSING).read_text())
+    return Shop(preprocessing, Catalogue(preprocessing, columns.by_name(content)), content)
+
+
+def tower_rows(folder: Path, positives: pl.DataFrame, shop: Shop, store: FeatureStore) -> UserRows:
+    """The users of all positives, each as of just before; features come and are written a chunk at a time."""
+    place = folder / _ROWS
+    if not (place / _READY).exists():
+        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, positives.select(names.USER_ID, T_US), CHUNK)
+        Table.write(place, positives.height, _encoded(chunks, positives, shop))
+        (place / _READY).touch()
+    return UserRows.of(Table.open(place))
+
+
+def _encoded(chunks: Iterator[pa.Table], positives: pl.DataFrame, shop: Shop) -> Iterator[dict[str, Values]]:
+    at = 0
+    for chunk in chunks:
+        times = positives[T_US].slice(at, chunk.num_rows).to_numpy()
+        yield of_users(shop.preprocessing.users(columns.by_name(chunk), times, shop.catalogue.row))
+        at += chunk.num_rows
+
+
+@dataclass(frozen=True)
+class Requests:
+    """T users at a time, the place of what each turned to next, and the places of what each had met before."""
+
+    rows: pl.DataFrame
+    users: UserInputs
+    target_T: Ints
+    seen: Ragged
+
+    def __len__(self) -> int:
+        return len(self.target_T)
+
+    def sample(self, most: int, seed: int) -> "Requests":
+        """Of more than `most`, so many drawn evenly; all for 0."""
+        if not 0 < most < len(self):
+            return self
+        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False)))
+
+    def take(self, which: Ints) -> "Requests":
+        return Requests(
+            self.rows[which], self.users.rows(torch.from_numpy(which)), self.target_T[which], self.seen.take(which)
+        )
+
+
+def requests_of(
+    episodes: pl.DataFrame, most: int, split: Split, shop: Shop, store: FeatureStore, seed: int
+) -> Requests:
+    """Episodes with an item that the catalogue has and the user had not met in the window; of more than `most`, a sample."""
+    known = episodes.filter(pl.Series(shop.places(episodes) >= 0)) if episodes.height else episodes
+    seen = own_histories(known, split.everything, shop.place_of)
+    target = shop.places(known)
+    request, place = seen.pairs(0, len(seen))
+    is_new = np.ones(known.height, np.bool_)
+    is_new[request[place == target[request]]] = False
+    chosen = np.flatnonzero(is_new)
+    if 0 < most < len(chosen):
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
+    rows = known[chosen]
+    users = shop.preprocessing.users(
+        columns.by_name(user_features(store, rows)), rows[T_US].to_numpy(), shop.catalogue.row
+    )
+    return Requests(rows, users, target[chosen], seen.take(chosen))
+
+
+def ranker_lists(
+    folder: Path,
+    split: Split,
+    requests: Requests,
+    offered_TK: Ints,
+    shop: Shop,
+    towers: TwoTowers,
+    outcomes: Sequence[str],
+    store: FeatureStore,
+    config: TrainConfig,
+    device: str,
+) -> tuple[Lists, Lists]:
+    """Lists to learn from, and those held out to judge and calibrate by, from after the towers' rows.
+
+    Users are on one side or the other. A held-out request has all that it was offered, as in serving. Raises DatasetError where
+    there is nothing to tell apart.
+    """
+    place = folder / _LISTS
+    if not (place / _READY).exists():
+        held = _held_out(requests.rows)
+        learnt = np.flatnonzero(~held)[-config.max_lists :]
+        judged = np.flatnonzero(held)[-_MOST_HELD_OUT:]
+        item_ids, shown = shop.catalogue.item_ids, split.validation_impressions
+        shown_held = _held_out(shown)
+        retrieved = {
+            place / _ROWS: retrieved_lists(
+                requests.rows[learnt],
+                requests.target_T[learnt],
+                offered_TK[learnt],
+                item_ids,
+                config.list_length,
+                config.seed,
+            ),
+            place / _HELD_OUT: retrieved_lists(
+                requests.rows[judged],
+                requests.target_T[judged],
+                offered_TK[judged],
+                item_ids,
+                offered_TK.shape[1],
+                config.seed,
+            ),
+        }
+        impressions = {
+            place / _ROWS: newest(shown.filter(pl.Series(~shown_held)), config.max_lists * config.list_length),
+            place / _HELD_OUT: newest(shown.filter(pl.Series(shown_held)), _MOST_HELD_OUT * config.list_length),
+        }
+        for part, frame in retrieved.items():
+            lists = together([frame, shown_lists(impressions[part], item_ids, config.list_length)])
+            if lists.is_empty():
+                raise DatasetError(
+                    "the ranker has nothing to learn from: between towers and test no user turned to an item that the towers offer, "
+                    "and none was shown any; load more, or raise validation_share"
+                )
+            write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, outcomes, device)
+        (place / _READY).touch()
+    return Lists.open(place / _ROWS), Lists.open(place / _HELD_OUT)
+
+
+def _held_out(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+    """By user, the same on every run. Shape (rows,)."""
+    users = rows.select(pl.col(names.USER_ID).unique())[names.USER_ID].to_list()
+    held = [user for user in users if xxhash.xxh64_intdigest(user.encode()) < _HELD_OUT_SHARE * 2**64]
+    return rows[names.USER_ID].is_in(held).to_numpy()

@@ -1,0 +1,101 @@
+"""The processes of a run: one alone, or as many as `torchrun` started, each on a device of its own where there are several."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from headrace.arrays import Ints
+
+AUTO: Final = "auto"
+_PATIENCE: Final = timedelta(hours=24)
+"""How long the others wait while the first one reads the data."""
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many this one is."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one reads the data, judges, and saves."""
+        return self.rank == 0
+
+    def share(self, rows: Ints) -> Ints:
+        """Every process' own rows of a batch; of fewer rows than processes, all of them for each."""
+        return rows if len(rows) < self.count else rows[self.rank :: self.count]
+
+    def weight(self, rows: Ints) -> float:
+        """What the mean over this one's share counts for in the mean over the shares' means, to give the mean over all rows."""
+        return 1.0 if len(rows) < self.count else len(self.share(rows)) * self.count / len(rows)
+
+    def mean(self, value: float) -> float:
+        """Over the processes."""
+        if self.count == 1:
+            return value
+        held = torch.tensor([value], dtype=torch.float64, device=_home())
+        dist.all_reduce(held)
+        return float(held.item()) / self.count
+
+    def of_first(self, value: float) -> float:
+        """The first one's value, in all of them."""
+        if self.count == 1:
+            return value
+        held = torch.tensor([value], dtype=torch.float64, device=_home())
+        dist.broadcast(held, src=0)
+        return float(held.item())
+
+    def in_turn(self, make: Callable[[], Made]) -> Made:
+        """What the first one makes, and the others then find made."""
+        if not self.is_first:
+            self.wait()
+        made = make()
+        if self.is_first:
+            self.wait()
+        return made
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Those of this run: what `torchrun` says in the environment, else this one alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes()
+        return
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), count)
+    finally:
+        dist.destroy_process_group()
+
+
+def device_of(wanted: str) -> str:
+    """Where models are fitted: `auto` is a GPU where there is one. Raises ValueError for one that is not there."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if wanted == AUTO:
+        return f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device is {wanted!r}, which is not there ({error}): write auto, cpu or cuda") from error
+    return f"cuda:{local}" if wanted == "cuda" else wanted
+
+
+def _home() -> str:
+    """Where the process group wants its tensors."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"

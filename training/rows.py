@@ -1,0 +1,112 @@
+"""Rows of training on disk: written once in order as Feast gives them, read at random while a model learns.
+
+A set that memory does not hold trains all the same: the arrays are files that the kernel pages in and out, and no more than a chunk of
+features is held while they are written. Shapes: R rows; the rest as in `headrace.models.inputs`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headrace.arrays import Ints
+from headrace.models.inputs import ItemInputs, UserInputs
+
+Values = npt.NDArray[Any]
+
+CHUNK: Final = 65_536
+"""Rows whose features are held at once while a table is written."""
+# Codes of a history's events are few, those of items are below 2^31.
+_USER_TYPES: Final = {
+    "categories_BC": np.int32,
+    "numbers_BF": np.float32,
+    "items_BL": np.int32,
+    "types_BL": np.int8,
+    "gaps_BL": np.int8,
+}
+_ITEM_TYPES: Final = {
+    "id_N": np.int32,
+    "categories_NC": np.int32,
+    "content_NF": np.float32,
+    "activity_NF": np.float32,
+    "lists_NA": np.int32,
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length, each a file `<name>.npy` in a folder."""
+
+    columns: Mapping[str, Values]
+
+    @classmethod
+    def write(cls, folder: Path, rows: int, chunks: Iterable[Mapping[str, Values]]) -> "Table":
+        """So many rows from chunks in their order. The first chunk says which columns there are. Raises OSError."""
+        folder.mkdir(parents=True, exist_ok=True)
+        columns: dict[str, Values] = {}
+        at = 0
+        for chunk in chunks:
+            for name, values in chunk.items():
+                if name not in columns:
+                    shape = (rows, *values.shape[1:])
+                    columns[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
+                columns[name][at : at + len(values)] = values
+            at += len(next(iter(chunk.values())))
+        assert at == rows, f"{at} rows were written of {rows}"
+        for column in columns.values():
+            column.flush()  # type: ignore[attr-defined]
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Table":
+        return cls({file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def take(self, rows: Ints) -> dict[str, torch.Tensor]:
+        """Codes as int64, numbers as float32: what the models read."""
+        return {name: _tensor(column[rows]) for name, column in self.columns.items()}
+
+
+@dataclass(frozen=True)
+class UserRows:
+    """Users at times."""
+
+    table: Table
+    lengths_R: Ints
+    """Events in each history."""
+
+    @classmethod
+    def of(cls, table: Table) -> "UserRows":
+        lengths = [(table.columns["items_BL"][start : start + CHUNK] > 0).sum(axis=1) for start in _starts(len(table))]
+        return cls(table, np.concatenate([np.zeros(0, np.int64), *lengths]))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, rows: Ints) -> UserInputs:
+        """Without the places of histories that all of these leave empty."""
+        return UserInputs(**self.table.take(rows)).trimmed(int(self.lengths_R[rows].max(initial=1)))
+
+
+def of_users(users: UserInputs) -> dict[str, Values]:
+    """Columns of a chunk."""
+    return {name: np.asarray(users._asdict()[name].numpy(), kind) for name, kind in _USER_TYPES.items()}
+
+
+def of_items(items: ItemInputs) -> dict[str, Values]:
+    return {name: np.asarray(items._asdict()[name].numpy(), kind) for name, kind in _ITEM_TYPES.items()}
+
+
+def _starts(rows: int) -> range:
+    return range(0, rows, CHUNK)
+
+
+def _tensor(values: Values) -> torch.Tensor:
+    kind = np.float32 if values.dtype.kind == "f" else np.int64
+    return torch.from_numpy(np.ascontiguousarray(values, kind))

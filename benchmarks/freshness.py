@@ -90,7 +90,7 @@ def measure_stock(stack: Stack, seconds: float) -> Measured:
 
 
 def run(seconds: float, baseline: bool, data: Path) -> tuple[Measured, Measured | None]:
-    settings = Settings(data=data, http_port=free_port())
+    settings = Settings(data=data, http_port=free_port(), exploration=0.0)
     interrupts = Interrupts()
     with interrupts.installed(), Stack(settings, CONSOLE.print, interrupts) as stack:
         CONSOLE.print("starting the stack", style="dim")

@@ -141,6 +141,7 @@ class Benchmark:
             feature_repo=ROOT / "feature_repo",
             http_port=free_port(),
             recommender_replicas=self._replicas,
+            exploration=0.0,
         )
         with Stack(settings, say, self._interrupts) as stack, ours(stack, READY_S) as running:
             yield running

@@ -30,6 +30,7 @@ _ANSWER: Final = {
     "features_age_ms": 41.7,
     "as_of": "2026-01-31T12:00:00.250000+00:00",
     "degraded": [],
+    "explored": False,
     "took_ms": 0.0,
 }
 

@@ -161,7 +161,7 @@ def load(settings: Settings, shop: Shop, grow_to: int | None) -> None:
 
 
 def _settings(data: Path) -> Settings:
-    return Settings(data=data, feature_repo=ROOT / "feature_repo", http_port=free_port())
+    return Settings(data=data, feature_repo=ROOT / "feature_repo", http_port=free_port(), exploration=0.0)
 
 
 def _stamp(folder: Path, step: str) -> dict[str, Any]:

@@ -160,7 +160,14 @@ class Trials:
 
     def _settings(self, data: Path, **own: Any) -> Settings:
         repo = ROOT / "feature_repo"
-        return Settings(data=data, feature_repo=repo, http_port=free_port(), deadline_ms=self.deadline_ms, **own)
+        return Settings(
+            data=data,
+            feature_repo=repo,
+            http_port=free_port(),
+            deadline_ms=self.deadline_ms,
+            exploration=0.0,
+            **own,
+        )
 
     def _load(self, settings: Settings, shop: KnownShop, rates: Rates) -> Load:
         who: Sequence[Mapping[str, str]] = visitors(Settings(data=self.prepared), _VISITORS, seed=0)

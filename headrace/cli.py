@@ -247,6 +247,31 @@ def promote(
     _job("training.promote", [version] if version else [], as_json)
 
 
+@app.command()
+def off_policy(
+    source: Annotated[
+        str, typer.Argument(help="`lake`: explored slates of this stack; `open-bandit`: that data set's files.")
+    ] = "lake",
+    path: Annotated[Path | None, typer.Argument(help="The folder of `open-bandit`.")] = None,
+    version: Annotated[str, typer.Option(help="Of `lake`: a registered version; empty: the one in service.")] = "",
+    share: Annotated[float, typer.Option(help="Of `lake`: share of slates that the target policy draws.")] = 0.0,
+    days: Annotated[float, typer.Option(help="Of `lake`: up to the version's last impression.")] = 30.0,
+    outcome: Annotated[str, typer.Option(help="Of `lake`: click, cart or purchase.")] = "click",
+    behaviour: Annotated[str, typer.Option(help="Of `open-bandit`: the policy whose logs are read.")] = "random",
+    target: Annotated[str, typer.Option(help="Of `open-bandit`: the policy that is estimated.")] = "bts",
+    campaign: Annotated[str, typer.Option(help="Of `open-bandit`: women, men or all.")] = "women",
+    clip: Annotated[float | None, typer.Option(help="The largest weight; left out: as they are.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate what another policy would have earned, from logged impressions and their propensities."""
+    given = {
+        "version": version, "share": share, "days": days, "outcome": outcome,
+        "behaviour": behaviour, "target": target, "campaign": campaign, "clip": clip,
+    }  # fmt: skip
+    options = [f"--{name}={value}" for name, value in given.items() if value not in ("", None)]
+    _job("training.off_policy", [source, *([str(path)] if path else []), *options], as_json)
+
+
 def _job(module: str, arguments: Sequence[str], as_json: bool) -> None:
     """Run a training job as a process of its own, which says itself what it did; its exit code is ours."""
     from headrace.ops.child import environment_of

@@ -53,6 +53,10 @@ LOG_POSITION: Final = "log_position"
 LOG_INDEX: Final = "log_index"
 DAY: Final = "day"
 
+# What `properties` of an impression say where the order was explored (docs/events.md).
+GREEDY: Final = "greedy"
+DRAWN: Final = "drawn"
+
 # The log partition number of rows that were loaded straight into the lake (`headrace ingest --bulk`).
 BULK_PARTITION: Final = -1
 

@@ -81,6 +81,19 @@ class Settings(BaseSettings):
     )
     feature_age_bound_s: float = Field(30, gt=0, description="Features older than this count as unavailable.")
 
+    exploration: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of slates whose order is drawn, to learn from; `headrace up` takes 0.05 where it is not set.",
+    )
+    exploration_temperature: float = Field(
+        0.25,
+        ge=0.01,
+        le=100,
+        description="Of the drawing: an item worth twice as much is 2^(1/temperature) times as likely.",
+    )
+
     @property
     def lake_dir(self) -> Path:
         return self.data / "lake"

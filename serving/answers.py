@@ -30,6 +30,7 @@ def body_of(slate: Slate, request_id: str, *, explain: bool) -> bytes:
         "features_age_ms": None if slate.features_age_us is None else slate.features_age_us / 1_000,
         "as_of": _moment(slate.as_of_us),
         "degraded": slate.trace.degraded,
+        "explored": slate.is_explored,
         "took_ms": round(slate.trace.seconds * 1_000, 3),
     }
     if explain:

@@ -200,12 +200,27 @@ class Trace:
         return time.perf_counter() - self.started
 
 
+@dataclass(frozen=True, slots=True)
+class Chances:
+    """With which chance the item at each of the first places was shown, given those above it; what stands behind them follows. Shapes (k,).
+
+    `propensities`: under the whole policy, the coin included; `drawn`: in an order that was drawn; `greedy`: down to here the order is also
+    the deterministic one. `is_drawn`: how the coin fell.
+    """
+
+    propensities: Floats
+    drawn: Floats
+    greedy: Mask
+    is_drawn: bool
+
+
 @dataclass(frozen=True)
 class Slate:
     """The answer: candidates best first with their ids, the time that features were read as of, and what was missing.
 
     `features_age_us` is that time minus the time up to which the user's shard is complete; None when not known.
     `unknown` are items that were given to be ordered and that the catalogue does not know: they stand behind the others, unscored.
+    `chances` are there where the order was explored.
     """
 
     item_ids: list[str]
@@ -215,8 +230,14 @@ class Slate:
     model_version: str | None
     trace: Trace
     unknown: Sequence[str] = ()
+    chances: Chances | None = None
 
     @cached_property
     def sources(self) -> list[str]:
         """The source that found each item first."""
         return [first_source(bits) for bits in self.items.found_by.tolist()]
+
+    @property
+    def is_explored(self) -> bool:
+        """Whether it stands in an order that was drawn."""
+        return self.chances is not None and self.chances.is_drawn

@@ -26,6 +26,11 @@ MAX_GROUP_SLATES: Final = 500
 LINGER_S: Final = 0.1
 """How long slates gather. Each write to the log is one flush of the disk, in which the store answers nobody."""
 NO_MODEL_VERSION: Final = "none"
+_SURE: Final = b'"propensity":1.0,'
+_EXPLORED: Final = b'"propensity":%%b,"properties":"{\\"%b\\":%%b,\\"%b\\":%%b}",' % (
+    names.GREEDY.encode(),
+    names.DRAWN.encode(),
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ def lines_of(shown: Shown) -> bytes:
     """A line of JSON for each item shown, by position. What is the same of all of them is encoded once.
 
     They are what `encode_records` makes of the records of valid events: everything comes from a request that was validated, and from us.
-    The propensity is 1: the slate is a function of the features. An event id is made of the request's id and the place, so an impression
-    written twice counts once.
+    Without exploration the propensity is 1: the slate is a function of the features. An event id is made of the request's id and the place,
+    so an impression written twice counts once.
     """
     slate = shown.slate
     same: Record = {
@@ -63,24 +68,37 @@ def lines_of(shown: Shown) -> bytes:
         "request_id": shown.request_id,
         "model_version": (slate.model_version or NO_MODEL_VERSION)[:128],
         "as_of": slate.as_of_us,
-        "propensity": 1.0,
         "schema_version": SCHEMA_VERSION,
     }
     if shown.context is not None:
         same |= {f"context_{key}": value for key, value in shown.context.model_dump(exclude_none=True).items()}
     end = orjson.dumps(same)[1:]
-    start = b'{"event_id":"%b:%d","position":%d,"item_id":%b,"source":"%b",'
+    start = b'{"event_id":"%b:%d","position":%d,%b"item_id":%b,"source":"%b",'
     request_id, dumps = shown.request_id.encode(), orjson.dumps
+    chances = chances_of(slate, len(shown))
     known = zip(slate.item_ids, slate.sources, slate.items.scores.tolist(), strict=True)
     lines = [
-        b'%b"score":%b,%b' % (start % (request_id, at, at, dumps(item), source.encode()), dumps(score), end)
+        b'%b"score":%b,%b'
+        % (start % (request_id, at, at, chances[at], dumps(item), source.encode()), dumps(score), end)
         for at, (item, source, score) in enumerate(known)
     ]
     lines += [
-        start % (request_id, at, at, dumps(item), UNKNOWN.encode()) + end
+        start % (request_id, at, at, chances[at], dumps(item), UNKNOWN.encode()) + end
         for at, item in enumerate(slate.unknown, start=len(lines))
     ]
     return b"\n".join(lines)
+
+
+def chances_of(slate: Slate, count: int) -> list[bytes]:
+    """What the lines of `count` places say of chance. What stands behind the places that were explored follows from them."""
+    lines: list[bytes] = []
+    if slate.chances is not None:
+        each = (slate.chances.propensities, slate.chances.drawn, slate.chances.greedy)
+        shown = zip(*(column[: len(slate.item_ids)].tolist() for column in each), strict=True)
+        lines = [
+            _EXPLORED % tuple(map(orjson.dumps, (propensity, greedy, drawn))) for propensity, drawn, greedy in shown
+        ]
+    return lines + [_SURE] * (count - len(lines))
 
 
 class ImpressionLog:

@@ -104,6 +104,9 @@ class RecommenderMetrics:
         self.slates_degraded = cells.counters(
             "headrace_slates_degraded", "Slates answered with something missing, by endpoint.", "endpoint"
         )
+        self.slates_explored = cells.counters(
+            "headrace_slates_explored", "Slates in an order that was drawn, by endpoint.", "endpoint"
+        )
         self.degraded = cells.counters(
             "headrace_degraded", "What was missing from slates, by stage and reason.", "reason"
         )
@@ -163,6 +166,8 @@ class RecommenderMetrics:
                 self.slates_degraded[endpoint].add()
                 for reason in trace.degraded:
                     self.degraded[reason].add()
+            if slate.is_explored:
+                self.slates_explored[endpoint].add()
             if slate.features_age_us is not None:
                 age_s = slate.features_age_us / MICROS
                 self.feature_age.add(age_s)

@@ -29,12 +29,12 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
 _STRINGS: Final = {"type": "array", "items": {"type": "string"}}
 _SLATE: Final[dict[str, Any]] = {
     "type": "object",
-    "required": ["request_id", "items", "model_version", "features_age_ms", "as_of", "degraded", "took_ms"],
+    "required": ["request_id", "items", "model_version", "features_age_ms", "as_of", "degraded", "explored", "took_ms"],
     "properties": {
         "request_id": {"type": "string", "description": "Send it with the events that answer this slate."},
         "items": {
             "type": "array",
-            "description": "Best first.",
+            "description": "Best first, unless `explored`.",
             "items": {
                 "type": "object",
                 "required": ["item_id", "score", "source", "position"],
@@ -53,6 +53,7 @@ _SLATE: Final[dict[str, Any]] = {
         },
         "as_of": {"type": "string", "format": "date-time"},
         "degraded": {**_STRINGS, "description": "What was missing, as `stage: reason`; empty in a full answer."},
+        "explored": {"type": "boolean", "description": "The order was drawn, to learn from: show it as it is."},
         "took_ms": {"type": "number"},
         "explain": {"type": "object", "description": "With `explain`: stages, sources, removed items, what weighed."},
     },
@@ -91,6 +92,7 @@ _EXAMPLE: Final = {
     "features_age_ms": 41.7,
     "as_of": "2026-01-31T12:00:00.250000+00:00",
     "degraded": [],
+    "explored": False,
     "took_ms": 2.4,
 }
 _SHED: Final = {429: problem_docs("More requests than can be answered in time. See Retry-After.")}

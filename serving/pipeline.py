@@ -15,8 +15,9 @@ from headrace.arrays import Floats, Ints, Mask
 from headrace.clock import Clock
 from serving import candidates as c
 from serving import catalogue as cat
-from serving.candidates import RANK, RECOMMEND, SIMILAR, Candidates, RecommendationRequest, Slate, Trace
+from serving.candidates import RANK, RECOMMEND, SIMILAR, Candidates, Chances, RecommendationRequest, Slate, Trace
 from serving.catalogue import Catalogue
+from serving.explore import OFF, Exploration, explore
 from serving.filters import allowed, split, why_not
 from serving.hydrate import hydrate
 from serving.interfaces import MODEL_ERRORS, FeatureReader
@@ -31,7 +32,7 @@ _ORIGIN_NAMED: Final = {cat.SNAPSHOT: c.FROM_SNAPSHOT, cat.BUNDLE: c.FROM_BUNDLE
 @dataclass(frozen=True)
 class Means:
     """What a request needs besides itself and the shared state. `rank_s`: what ranking RANKED candidates is expected to take; `sent`: what
-    was asked of the store already.
+    was asked of the store already; `request_id`: what exploration is seeded by.
     """
 
     reader: FeatureReader | None
@@ -40,6 +41,8 @@ class Means:
     rank_s: float = 0.0
     explain: bool = False
     sent: Any | None = None
+    exploration: Exploration = OFF
+    request_id: str = ""
 
 
 def answer(request: RecommendationRequest, state: ServingState, means: Means, trace: Trace) -> Slate:
@@ -62,7 +65,8 @@ def answer(request: RecommendationRequest, state: ServingState, means: Means, tr
 
     with trace.stage("rank") as stage:
         first, rest = shortlist(kept, RANKED if request.kind == RECOMMEND else len(kept))
-        ranked = first if request.kind == SIMILAR else rank(first, user, as_read, state, means.rank_s, trace)
+        by_score = None if request.kind == SIMILAR else rank(first, user, as_read, state, means.rank_s, trace)
+        ranked, chances = (first, None) if by_score is None else explore(by_score, means.exploration, means.request_id)
         stage.count = len(ranked)
 
     with trace.stage("select") as stage:
@@ -74,7 +78,7 @@ def answer(request: RecommendationRequest, state: ServingState, means: Means, tr
     if means.explain:
         trace.explained = explain(slate, removed, user, as_read, state, trace)
     version = state.model.version if state.model else None
-    return slate_of(slate, request, state.catalogue, user.t_us, trace, age_us, version, user.hidden)
+    return slate_of(slate, request, state.catalogue, user.t_us, trace, age_us, version, user.hidden, chances)
 
 
 def slate_of(
@@ -86,6 +90,7 @@ def slate_of(
     age_us: int | None = None,
     version: str | None = None,
     hidden: Collection[str] = frozenset(),
+    chances: Chances | None = None,
 ) -> Slate:
     unknown = [
         item
@@ -94,7 +99,7 @@ def slate_of(
     ]
     left = request.n - len(items) if request.kind == RANK and not request.wanted.narrows else 0
     item_ids = [catalogue.item_ids[row] for row in items.rows.tolist()]
-    return Slate(item_ids, items, t_us, age_us, version, trace, unknown[:left])
+    return Slate(item_ids, items, t_us, age_us, version, trace, unknown[:left], chances)
 
 
 def find(
@@ -120,20 +125,22 @@ def shortlist(kept: Candidates, most: int) -> tuple[Candidates, Candidates]:
     return kept.take(chosen), kept.take(left_out)
 
 
-def rank(kept: Candidates, user: User, as_read: Any, state: ServingState, needs_s: float, trace: Trace) -> Candidates:
-    """Best first by the ranker's score; the order of retrieval where the ranker cannot speak or has no time to."""
+def rank(
+    kept: Candidates, user: User, as_read: Any, state: ServingState, needs_s: float, trace: Trace
+) -> Candidates | None:
+    """Best first by the ranker's score; None where the ranker cannot speak or has no time to."""
     if state.model is None or as_read is None or not len(kept):
-        return kept
+        return None
     if trace.left_s() <= needs_s * max(1.0, len(kept) / RANKED):
         trace.degrade(c.LATE_RANKER)
-        return kept
+        return None
     try:
         scores = state.model.rank(as_read, kept.rows, activity_of(kept.rows, user.t_us, state))
         if not np.isfinite(scores).all():
             raise ValueError("the ranker gave a score that is not finite")
     except MODEL_ERRORS as error:
         trace.degrade(c.RANKER_FAILED, error)
-        return kept
+        return None
     order = np.argsort(-scores, kind="stable")
     if (np.diff(scores[order]) == 0).any():  # by id, which is the same on every replica, as rows are not
         ids = np.array([state.catalogue.item_ids[row] for row in kept.rows.tolist()])

@@ -26,6 +26,7 @@ from serving.candidates import RecommendationRequest, Slate, Trace
 from serving.committer import log_writer
 from serving.engine import Engine, Pace, nothing
 from serving.entry import ShortWay, way_of
+from serving.explore import Exploration
 from serving.follower import Follower
 from serving.hydrate import hydrate, wanted
 from serving.impressions import ImpressionLog, Shown
@@ -94,6 +95,7 @@ class Recommender:
         self._metrics = metrics
         self._clock = clock
         self._age_bound_us = int(settings.feature_age_bound_s * MICROS)
+        self._exploration = Exploration(settings.exploration, settings.exploration_temperature)
         self._last_logged: dict[str, float] = {}
         self._rank = Pace(_RANK_S)
 
@@ -110,7 +112,16 @@ class Recommender:
         """Never fails for lack of a store, a model or a catalogue."""
         request_id = new_request_id()
         state = self._live.state
-        means = Means(self.reader, self._clock, self._age_bound_us, self._rank.seconds, asked.explain, sent)
+        means = Means(
+            self.reader,
+            self._clock,
+            self._age_bound_us,
+            self._rank.seconds,
+            asked.explain,
+            sent,
+            self._exploration,
+            request_id,
+        )
         try:
             slate = answer(request, state, means, trace)
             self._note_ranking(request, state, trace)

@@ -78,7 +78,7 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
     validation in the same way before that. Raises DatasetError where the window, or the side before or after the cut, is empty;
     there may be no validation.
     """
-    events = _events_on_items(lake)
+    events = events_on_items(lake)
     interactions = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
     if interactions.is_empty():
         raise DatasetError(f"the event lake {lake.path} holds no view, click, cart, purchase or rating: load some")
@@ -119,10 +119,10 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
     return split
 
 
-def _events_on_items(lake: EventLake) -> pl.DataFrame:
-    """Interactions and impressions, in no order. Raises DatasetError where there is none."""
+def events_on_items(lake: EventLake, more: Sequence[str] = ()) -> pl.DataFrame:
+    """Interactions and impressions, in no order, with `more` columns of the event's. Raises DatasetError where there is none."""
     events = (
-        lake.scan(_EVENT_COLUMNS)
+        lake.scan((*_EVENT_COLUMNS, *more))
         .filter(pl.col(names.TYPE).is_in([*POSITIVE_TYPES, names.IMPRESSION]) & pl.col(names.ITEM_ID).is_not_null())
         .with_columns(pl.col(names.TIMESTAMP).dt.epoch("us").alias(T_US), pl.col("as_of").dt.epoch("us"))
         .rename({names.USER_KEY: names.USER_ID})

@@ -22,7 +22,9 @@ class SlateItem(Answer):
 
 
 class Slate(Answer):
-    """Items best first. `degraded` names what was missing, as `stage: reason`; ages and times in milliseconds."""
+    """Items best first, or in an order that was drawn (`explored`). `degraded` names what was missing, as `stage: reason`; ages and times
+    in milliseconds.
+    """
 
     request_id: str
     items: tuple[SlateItem, ...]
@@ -30,6 +32,7 @@ class Slate(Answer):
     features_age_ms: float | None = None
     as_of: datetime
     degraded: tuple[str, ...] = ()
+    explored: bool = False
     took_ms: float
     explain: dict[str, Any] | None = None
 

@@ -23,7 +23,7 @@ from headrace.ingest.shop import DAY_US, HOUR_US, ShopConfig, Stock, Visitors, i
 from headrace.ingest.source import ItemRow, ProfileRow, RawEvent, SourceRow, content_id, iso
 from headrace.settings import MICROS
 
-__all__ = ["ShopConfig", "ShopHistory", "simulate"]
+__all__ = ["ShopConfig", "ShopHistory", "click_chance", "simulate"]
 
 _STAY: Final = 0.92
 _MEAN_STEPS: Final = 7.0
@@ -81,6 +81,12 @@ def simulate(config: ShopConfig) -> ShopHistory:
     named.sort(key=lambda entry: entry[:2])
     events = [{"event_id": event_id, "timestamp": iso(at_us), **event} for at_us, event_id, event in named]
     return ShopHistory(config, stock.rows, visitors.rows, events)
+
+
+def click_chance(is_wanted: bool, is_own: bool, position: int) -> float:
+    """That a visitor clicks on what stands at a place of a slate, from 0: an item of the category wanted, of a brand of the own segment."""
+    pleases = 0.04 if not is_wanted else 0.6 if is_own else 0.3
+    return pleases * 0.92**position
 
 
 def _arrivals(config: ShopConfig, visitors: Visitors, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -158,8 +164,8 @@ class _Visit:
             score = round(1 / (1 + position), 6)
             self._add(names.IMPRESSION, item, answers, gap_s=0, as_of=as_of, score=score, **_POLICY)
         for position, item in enumerate(slate):
-            pleases = 0.04 if stock.category[item] != wanted else 0.6 if stock.segment[item] == self._segment else 0.3
-            if draw() < pleases * 0.92**position:
+            chance = click_chance(stock.category[item] == wanted, stock.segment[item] == self._segment, position)
+            if draw() < chance:
                 self._look_at(item, {"request_id": request_id, "position": position}, clicks=True)
 
     def _look_at(self, item: int, answers: Event, clicks: bool) -> None:

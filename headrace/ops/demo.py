@@ -75,7 +75,9 @@ class Outcome:
 def demo(settings: Settings, console: Console, *, data: Path | None, keep: bool, small: bool) -> Outcome:
     """Tell the story. Raises StoryError, ChildFailedError or StackHeldError; ends all it started, whatever happens."""
     home = settings.data / DEMO
-    own = settings.model_copy(update={"data": home, "redis_url": None, "http_port": free_port(), "valkey_port": 0})
+    own = settings.model_copy(
+        update={"data": home, "redis_url": None, "http_port": free_port(), "valkey_port": 0, "exploration": 0.0}
+    )
     interrupts, started = Interrupts(), time.monotonic()
     with interrupts.installed(), Stack(own, lambda line: console.print(line, markup=False), interrupts) as stack:
         _start_fresh(home)

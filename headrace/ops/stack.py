@@ -50,6 +50,8 @@ PATIENCE_S: Final = 6.0
 # How long `down` waits for the supervisor to end its children in order.
 DOWN_TIMEOUT_S: Final = 20.0
 CHECK_EVERY_S: Final = 1.0
+# A stack that runs for longer is to be learnt from: what it shows of one order alone says nothing of others.
+EXPLORATION: Final = 0.05
 LONGEST_BACKOFF_S: Final = 30.0
 # A part that ran this long starts again at once: its failures are not one story.
 STEADY_S: Final = 60.0
@@ -238,7 +240,7 @@ def up(settings: Settings, console: Console) -> None:
     try:
         with (
             interrupts.installed(),
-            Stack(settings, lambda line: console.print(line, markup=False), interrupts) as stack,
+            Stack(with_exploration(settings), lambda line: console.print(line, markup=False), interrupts) as stack,
         ):
             with console.status("starting Valkey"):
                 stack.start_valkey()
@@ -252,6 +254,12 @@ def up(settings: Settings, console: Console) -> None:
             stack.stay()
     except Interrupted:
         console.print("Ended: no process and no port is left.")
+
+
+def with_exploration(settings: Settings) -> Settings:
+    """The settings with EXPLORATION, unless they say themselves how much of it."""
+    chosen = "exploration" in settings.model_fields_set
+    return settings if chosen else settings.model_copy(update={"exploration": EXPLORATION})
 
 
 def down(settings: Settings) -> list[ProcessRef]:

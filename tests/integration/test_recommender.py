@@ -1,5 +1,6 @@
 """Both applications on a real Ray Serve with HAProxy, and on a real Valkey: an empty shop, a stopped store, a swapped model."""
 
+import json
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from headrace.stores.log import open_log
 from headrace.stores.models import ModelRegistry
 from headrace.stores.redis_client import connect
 from serving.app import READY
+from tests import policies
 from tests.integration.tiny_bundle import save_bundle
 
 REPOSITORY = Path(__file__).parents[2]
@@ -46,6 +48,7 @@ class Stack:
             read_keys="reader",
             http_port=free_port(),
             deadline_ms=10_000,  # these tests ask what is answered, not how fast
+            exploration=0.5,
         )
         self.settings.data.mkdir()
         for name in (self.settings.registry_path.name, FILE):
@@ -199,11 +202,40 @@ def test_a_promotion_under_load_drops_no_request_and_mixes_no_versions(stack: St
         for body in bodies:
             assert len({item["item_id"] for item in body["items"]}) == 3
             scores = [item["score"] for item in body["items"]]
-            assert scores == sorted(scores, reverse=True)
+            assert scores == sorted(scores, reverse=True) or body["explored"]
             if body["model_version"] == "second":
                 assert {item["source"] for item in body["items"]} == {"two_tower"}
     everything = {item["item_id"] for item in stack.ask(user_id="u", n=10).json()["items"]}
     assert everything == {*items["first"], *items["second"]}
+
+
+def test_an_explored_slate_is_logged_with_the_chances_that_follow_from_its_scores(stack: Stack):
+    asked = {}
+    for _ in range(30):
+        body = stack.ask(user_id="u", n=10).json()
+        asked[body["request_id"]] = body["explored"]
+    assert set(asked.values()) == {True, False}
+    logged: dict[str, list[dict[str, Any]]] = {}
+
+    def all_are_logged() -> bool:
+        logged.clear()
+        for row in sorted(stack.logged(), key=lambda row: row["position"] or 0):
+            logged.setdefault(row["request_id"], []).append(row)
+        return all(len(logged.get(request_id, [])) == 6 for request_id in asked)
+
+    wait_until(all_are_logged, 20)
+    for request_id, is_explored in asked.items():
+        rows = [row for row in logged[request_id] if row["properties"] is not None]
+        scores = [row["score"] for row in rows]
+        by_score = sorted(scores, reverse=True)
+        order = [by_score.index(score) for score in scores]
+        said = [json.loads(row["properties"]) for row in rows]
+        chances = [policies.prefix(by_score, order[:k], 0.5, 0.25) for k in range(len(rows) + 1)]
+        assert [row["propensity"] for row in rows] == pytest.approx([b / a for a, b in pairwise(chances)])
+        assert [each["greedy"] for each in said] == [order[: k + 1] == list(range(k + 1)) for k in range(len(rows))]
+        assert said[-1]["drawn"] == 1.0
+        assert {row["propensity"] for row in logged[request_id][len(rows) :]} <= {1.0}
+        assert is_explored or order == sorted(order)
 
 
 def test_a_stopped_store_is_503_for_events_and_still_a_slate_for_readers_until_it_is_back(stack: Stack):

@@ -10,6 +10,7 @@ from headrace.settings import Settings
 
 COMMANDS = (
     "up", "down", "status", "demo", "apply", "ingest", "replay", "backfill", "train", "evaluate", "promote", "verify",
+    "off-policy",
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from headrace.ops.interrupts import Interrupts
-from headrace.ops.stack import Stack, addresses
+from headrace.ops.stack import EXPLORATION, Stack, addresses, with_exploration
 from headrace.ops.status import as_table, status
 from headrace.settings import Settings
 
@@ -69,3 +69,9 @@ def test_without_an_answer_nothing_is_said_of_models(settings: Settings):
     text = shown(as_table(status(settings.model_copy(update={"http_port": 9}))))
     assert "no answer" in text
     assert "model" not in text
+
+
+def test_a_stack_that_stays_explores_unless_it_is_told_how_much(settings: Settings) -> None:
+    assert settings.exploration == 0.0
+    assert with_exploration(settings).exploration == EXPLORATION == 0.05
+    assert with_exploration(settings.model_copy(update={"exploration": 0.0})).exploration == 0.0

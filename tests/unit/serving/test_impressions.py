@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from headrace.decoding import decode_payload
 from headrace.events import Context, EventIn, to_record
 from headrace.stores.log import LogUnavailableError
 from serving import candidates as c
-from serving.candidates import Candidates, Slate, Trace
+from serving.candidates import Candidates, Chances, Slate, Trace
 from serving.committer import LogWriter
 from serving.impressions import ImpressionLog, Shown, lines_of
 from serving.metrics import RecommenderMetrics
@@ -103,6 +104,24 @@ def test_an_impression_says_what_was_shown_where_by_which_model_and_as_of_when()
         "context_device": "phone",
         "schema_version": 1,
     }
+
+
+def test_an_explored_impression_says_with_which_chance_it_was_shown_and_one_behind_it_that_it_was_sure() -> None:
+    chances = Chances(np.array([0.96, 0.004]), np.array([0.2, 1e-7]), np.array([True, False]), is_drawn=True)
+    answered = slate(["i1", "i2", "i3"], [c.TWO_TOWER, c.NEW, c.POPULAR], [0.5, 0.25, 7.0], unknown=("x",))
+    records = records_of(shown(replace(answered, chances=chances)))
+    assert [(record["propensity"], record.get("properties")) for record in records] == [
+        (0.96, '{"greedy":true,"drawn":0.2}'),
+        (0.004, '{"greedy":false,"drawn":1e-7}'),
+        (1.0, None),
+        (1.0, None),
+    ]
+
+
+def test_of_more_places_that_were_explored_than_are_shown_the_first_are_logged() -> None:
+    chances = Chances(np.array([0.5, 0.25]), np.array([0.5, 0.25]), np.array([True, False]), is_drawn=True)
+    [record] = records_of(shown(replace(slate(["i1"], [c.TWO_TOWER], [0.5]), chances=chances)))
+    assert record["propensity"] == 0.5
 
 
 IDS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=128)

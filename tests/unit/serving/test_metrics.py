@@ -1,5 +1,6 @@
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from serving import candidates as c
-from serving.candidates import Candidates, Slate, Stage, Trace
+from serving.candidates import Candidates, Chances, Slate, Stage, Trace
 from serving.metrics import CountRequests, RecommenderMetrics, endpoint_of, exposition
 
 
@@ -57,6 +58,18 @@ def test_a_slate_with_nothing_missing_and_no_known_age_counts_as_neither():
     assert "headrace_slates_degraded_total{" not in text
     assert "headrace_features_age_seconds_count 0.0" in text
     assert 'headrace_slate_items_bucket{endpoint="similar",le="0.0"} 1.0' in text
+
+
+def test_a_slate_in_a_drawn_order_is_counted_and_one_whose_coin_fell_the_other_way_is_not():
+    metrics, sure = RecommenderMetrics(), np.ones(20)
+    for is_drawn in (True, False, True):
+        chances = Chances(sure, sure, sure.astype(np.bool_), is_drawn)
+        metrics.record("rank", replace(typical_slate(), chances=chances))
+    metrics.record("recommend", typical_slate())
+    lines = exposition(metrics.registry).decode().splitlines()
+    assert [line for line in lines if line.startswith("headrace_slates_explored_total")] == [
+        'headrace_slates_explored_total{endpoint="rank"} 2.0'
+    ]
 
 
 def test_recording_a_request_costs_microseconds(tmp_path: Path):

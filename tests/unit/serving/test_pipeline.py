@@ -20,8 +20,10 @@ from serving import pipeline
 from serving.activity import Activity
 from serving.candidates import RANK, RECOMMEND, SIMILAR, Candidates, Filter, RecommendationRequest, Slate, Trace
 from serving.catalogue import Catalogue
+from serving.explore import Exploration
 from serving.pipeline import Means, answer, last_resort, popular_slate, shortlist
 from serving.state import ServingState
+from tests import policies
 from tests.unit.aggregates.test_batch import MINUTE, NOON, aggregate
 from tests.unit.serving.small_shop import COUNTS, VIEWS, StoredState, catalogue, changes, event, item_view
 
@@ -582,6 +584,66 @@ def test_the_cheapest_answer_to_a_ranking_is_the_order_given() -> None:
     assert slate.item_ids == ["d", "a", "c"]
     slate = popular_slate(ask(9, RANK, "d", "b", "x", "a"), state_of(), lambda: NOON, Trace(100))
     assert (slate.item_ids, list(slate.unknown)) == (["d", "a"], ["x"])
+
+
+# Exploration.
+
+ALWAYS = Exploration(share=1.0, temperature=100.0)
+
+
+def explored(slate: Slate) -> list[str]:
+    """Items of the places whose chances are known."""
+    assert slate.chances is not None
+    return slate.item_ids[: len(slate.chances.propensities)]
+
+
+@pytest.mark.parametrize("request_", [ask(9), ask(9, RANK, "d", "a", "x", "c", "e")], ids=["recommend", "rank"])
+def test_an_explored_slate_holds_the_same_items_in_an_order_that_its_request_decides(
+    request_: RecommendationRequest,
+) -> None:
+    plain = slate_of(request_)
+    slates = [slate_of(request_, exploration=ALWAYS, request_id=f"r{number}") for number in range(20)]
+    assert {tuple(sorted(slate.item_ids)) for slate in slates} == {tuple(sorted(plain.item_ids))}
+    assert len({tuple(slate.item_ids) for slate in slates}) > 5
+    assert all(slate.is_explored for slate in slates)
+    again = slate_of(request_, exploration=ALWAYS, request_id="r3")
+    assert again.item_ids == slates[3].item_ids
+    assert sorted(explored(again)) == ["a", "c", "d", "e"]
+
+
+def test_the_chances_of_an_explored_slate_follow_from_its_scores() -> None:
+    how = Exploration(share=0.4, temperature=2.0)
+    for number in range(20):
+        slate = slate_of(ask(4), exploration=how, request_id=f"r{number}")
+        by_score = sorted(slate.items.scores.tolist(), reverse=True)
+        places = [by_score.index(score) for score in slate.items.scores.tolist()]
+        scores = [max(score, 1e-12) for score in by_score]
+        chances = [policies.prefix(scores, places[:k], 0.4, 2.0) for k in range(5)]
+        assert slate.chances is not None
+        assert slate.chances.propensities == pytest.approx([chances[k + 1] / chances[k] for k in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("request_", "options"),
+    [
+        (ask(9, SIMILAR, "a", "d"), {}),
+        (ask(9), {"state": ServingState(None, shop())}),
+        (ask(9), {"state": state_of(Model(broken="rank"))}),
+        (ask(9), {"deadline_ms": 10_000, "rank_s": 60}),
+        (ask(9), {"reader": None}),
+    ],
+    ids=["similar", "no model", "ranker failed", "ranker late", "no features"],
+)
+def test_what_no_ranker_has_put_in_order_is_never_explored(
+    request_: RecommendationRequest, options: dict[str, Any]
+) -> None:
+    found = slate_of(request_, exploration=ALWAYS, request_id="r", **options)
+    assert found.chances is None
+    assert found.item_ids == slate_of(request_, **options).item_ids
+
+
+def test_without_exploration_nothing_is_said_of_chances() -> None:
+    assert slate_of(ask(9), request_id="r").chances is None
 
 
 # What weighed.

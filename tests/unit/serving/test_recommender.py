@@ -58,7 +58,7 @@ def test_without_store_and_model_the_snapshot_answers_in_full(app: FastAPI) -> N
         {"item_id": "a", "score": 3.0, "source": "popular", "position": 1},
     ]
     assert body["degraded"] == NOTHING
-    assert (body["model_version"], body["features_age_ms"]) == (None, None)
+    assert (body["model_version"], body["features_age_ms"], body["explored"]) == (None, None, False)
     assert len(body["request_id"]) == 36
     assert body["as_of"].endswith("+00:00")
     assert body["took_ms"] > 0

@@ -1,0 +1,189 @@
+"""What another policy would have earned: `python -m training.off_policy [lake]`, or `open-bandit FOLDER` (docs/off_policy.md)."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from headrace.arrays import Floats
+from headrace.models.bundle import read_manifest
+from headrace.models.config import CLICK
+from headrace.settings import Settings
+from headrace.stores.lake import EventLake
+from headrace.stores.models import ModelRegistry, RegistryError, read_champion
+from training import open_bandit
+from training.dataset import LABELS
+from training.estimators import (
+    LEVEL,
+    Estimate,
+    OffPolicyError,
+    clipped,
+    doubly_robust,
+    ips,
+    on_policy,
+    snips,
+    weights,
+)
+from training.job import run
+from training.logged_slates import cascade_weights, place_rates, read_slates
+
+LAKE, OPEN_BANDIT = "lake", "open-bandit"
+IPS, SNIPS, DOUBLY_ROBUST = "IPS", "SNIPS", "doubly robust"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All per impression. `logged` is what the policy that logged has earned, `truth` what the target has where it was seen itself."""
+
+    logged_by: str
+    target: str
+    outcome: str
+    impressions: int
+    slates: int
+    logged: Estimate
+    estimates: dict[str, Estimate]
+    truth: Estimate | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def show(self) -> None:
+        title = (
+            f"{self.target}, from the logs of {self.logged_by}: {self.outcome} per impression, {LEVEL:.0%} intervals"
+        )
+        heads = ("", "mean", "low", "high", "effective\nsize", "largest\nweight", "mean\nweight")
+        table = Table(*(Column(head, no_wrap=True) for head in heads), title=title)
+        for name, each in self._rows().items():
+            bounds = (f"{number:.5f}" for number in (each.value, each.low, each.high))
+            table.add_row(name, *bounds, f"{each.effective:,.0f}", f"{each.largest:.4g}", f"{each.mean_weight:.3f}")
+        console = Console()
+        console.print(table)
+        of_slate = f" in {self.slates:,} slates, {self.impressions / self.slates:.2f} in each"
+        console.print(f"{self.impressions:,} impressions{of_slate * (self.slates < self.impressions)}", highlight=False)
+        for reason, number in self.left_out.items():
+            if number:
+                console.print(f"left out: {number:,} slates {reason}", highlight=False)
+
+    def _rows(self) -> dict[str, Estimate]:
+        seen = {} if self.truth is None else {"target itself": self.truth}
+        return {"as logged": self.logged, **self.estimates, **seen}
+
+
+def of_lake(
+    settings: Settings,
+    version: str | None = None,
+    share: float = 0.0,
+    days: float = 30.0,
+    outcome: str = CLICK,
+    clip: float | None = None,
+) -> Report:
+    """A model version that draws another share of its slates, 0 for none: from the slates that it showed while it explored.
+
+    `version`: as `headrace train` printed it; None for the one in service. Raises OffPolicyError, DatasetError, RegistryError, BundleError.
+    """
+    if not 0 <= share <= 1:
+        raise OffPolicyError(f"share is {share:g}: it is a share of slates between 0 and 1")
+    if outcome not in LABELS:
+        raise OffPolicyError(f"no outcome is called {outcome!r}: choose one of {', '.join(LABELS)}")
+    slates = read_slates(EventLake(settings.lake_dir), served := served_as(settings, version), days, outcome)
+    weights_R, above_R = (_bounded(each, clip) for each in cascade_weights(slates, share))
+    rates_R = place_rates(slates)
+    rewards_R, units_R = slates.reward_R, slates.slate_R
+    return Report(
+        logged_by=f"version {served}",
+        target=f"it with {share:g} of slates drawn",
+        outcome=outcome,
+        impressions=len(rewards_R),
+        slates=slates.slates,
+        logged=on_policy(rewards_R, units_R),
+        estimates={
+            IPS: ips(rewards_R, weights_R, units_R),
+            SNIPS: snips(rewards_R, weights_R, units_R),
+            DOUBLY_ROBUST: doubly_robust(rewards_R, weights_R, rates_R, rates_R, units_R, above_R),
+        },
+        left_out=slates.left_out,
+    )
+
+
+def served_as(settings: Settings, version: str | None) -> str:
+    """The name under which impressions know a registered version; of the one in service for None. Raises RegistryError, BundleError."""
+    if version is None:
+        champion = read_champion(settings)
+        if champion is None:
+            raise RegistryError("no version is in service: name one, or `headrace promote` first")
+        return read_manifest(champion.path).version
+    registered = {known.version: known.path for known in ModelRegistry(settings).versions()}
+    if version not in registered:
+        raise RegistryError(f"no version {version!r}; registered are {', '.join(registered) or 'none: train first'}")
+    return read_manifest(registered[version]).version
+
+
+def of_open_bandit(
+    folder: Path, behaviour: str = "random", target: str = "bts", campaign: str = "women", clip: float | None = None
+) -> Report:
+    """One policy of the data set from another's logs, beside what it earned itself.
+
+    The target's chances are how often its own logs show each item at each position; that they are counted from a sample is not in the
+    intervals. Raises OffPolicyError.
+    """
+    both = [open_bandit.read(folder, policy, campaign) for policy in (behaviour, target)]
+    (shown, of_target), items, positions = open_bandit.numbered(*both)
+    target_PI = open_bandit.chances(of_target, items, positions)
+    weights_R = _bounded(weights(target_PI[shown.position_R, shown.item_R], shown.propensity_R), clip)
+    predicted_R, expected_R = open_bandit.expectations(shown, target_PI)
+    return Report(
+        logged_by=behaviour,
+        target=target,
+        outcome=CLICK,
+        impressions=len(weights_R),
+        slates=len(weights_R),
+        logged=on_policy(shown.click_R),
+        estimates={
+            IPS: ips(shown.click_R, weights_R),
+            SNIPS: snips(shown.click_R, weights_R),
+            DOUBLY_ROBUST: doubly_robust(shown.click_R, weights_R, predicted_R, expected_R),
+        },
+        truth=on_policy(of_target.click_R),
+    )
+
+
+def _bounded(weights_R: Floats, clip: float | None) -> Floats:
+    return weights_R if clip is None else clipped(weights_R, clip)
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.off_policy", description=__doc__)
+    parser.add_argument("source", nargs="?", default=LAKE, choices=[LAKE, OPEN_BANDIT])
+    parser.add_argument("path", nargs="?", type=Path, help="the folder of open-bandit")
+    parser.add_argument("--version", help="lake: as `headrace train` printed it; else the one in service")
+    parser.add_argument("--share", type=float, default=0.0, help="lake: share of slates that the target draws")
+    parser.add_argument("--days", type=float, default=30.0, help="lake: up to the version's last impression")
+    parser.add_argument("--outcome", default=CLICK, help=f"lake: {', '.join(LABELS)}")
+    parser.add_argument("--behaviour", default="random", help="open-bandit: whose logs are read")
+    parser.add_argument("--target", default="bts", help="open-bandit: who is estimated")
+    parser.add_argument("--campaign", default="women", help="open-bandit: women, men or all")
+    parser.add_argument("--clip", type=float, help="the largest weight; left out: as they are")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args(arguments)
+
+    def estimate() -> None:
+        if options.source == LAKE:
+            of = (options.version, options.share, options.days, options.outcome, options.clip)
+            report = of_lake(Settings(), *of)
+        elif options.path is None:
+            raise OffPolicyError("open-bandit needs a path: the folder that holds random/ and bts/")
+        else:
+            report = of_open_bandit(options.path, options.behaviour, options.target, options.campaign, options.clip)
+        if options.json:
+            print(json.dumps(asdict(report)))
+        else:
+            report.show()
+
+    return run(estimate)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -30,8 +30,10 @@ class TrainConfig:
     negatives: int = 4
     max_positives: int = 20_000
     max_ranker_positives: int = 5_000
+    # Test requests that are drawn, those of them that the ranker answers too (0 for all), and resamples for intervals.
     max_test: int = 2_000
     max_ranked_requests: int = 400
+    resamples: int = 1_000
     candidates: int = 100
     # Models.
     length: int = 30
@@ -59,7 +61,6 @@ class TrainConfig:
             "negatives",
             "max_positives",
             "max_ranker_positives",
-            "max_test",
             "length",
             "cross_width",
             "batch",
@@ -67,6 +68,9 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_test", "max_ranked_requests", "resamples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 < self.test_share < 1:
             raise ValueError(f"test_share is {self.test_share}; it must lie between 0 and 1")
         if self.days <= 0:

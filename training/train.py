@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -254,7 +254,9 @@ def command(arguments: Sequence[str] | None = None) -> int:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
         result = main(config, Settings(), progress=not options.json)
         if options.json:
-            print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
+            state = {field.name: getattr(result, field.name) for field in fields(result)}
+            told = {"bundle_dir": str(result.bundle_dir), "report": result.report.to_json(), "index": asdict(result.index)}
+            print(json.dumps(state | told))
             return
         result.report.show()
         print(f"index: {result.index}")

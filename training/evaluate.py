@@ -103,7 +103,9 @@ def evaluate(
             for part in segments(few, before_cut(split), trained_I)
         ),
         outcomes=outcomes,
-        staleness=value_of_freshness(models, few, lags, Slates(own.retrieved_TK[:ranked], own.ranked_RK, own.item_ID), facts, store, config),
+        staleness=value_of_freshness(
+            models, few, lags, Slates(own.retrieved_TK[:ranked], own.ranked_RK, own.item_ID), facts, store, config
+        ),
         knobs=knobs,
         notes=(*notes, *_remarks(champion, outcomes, knobs)),
         detail=Detail(values, requests.user_T, exposure, own.item_ID, facts),
@@ -147,7 +149,9 @@ def _remarks(champion: Champion | None, outcomes: Mapping[str, Outcome], knobs: 
             "no AUC, log loss and calibration: they need impressions after the cut, some with an outcome and some without"
         )
     if not knobs.validated:
-        remarks.append("the baselines' half-life and number of neighbours are defaults: there was no validation to choose by")
+        remarks.append(
+            "the baselines' half-life and number of neighbours are defaults: there was no validation to choose by"
+        )
     return remarks
 
 
@@ -215,7 +219,9 @@ def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """Raises ValueError for a setting that the training has settled."""
     settled = sorted(set(changes) - set(CHANGEABLE))
     if settled:
-        raise ValueError(f"{', '.join(settled)} was settled by the training; an evaluation may set {', '.join(CHANGEABLE)}")
+        raise ValueError(
+            f"{', '.join(settled)} was settled by the training; an evaluation may set {', '.join(CHANGEABLE)}"
+        )
     return config.changed(**changes)
 
 
@@ -228,9 +234,15 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; else the champion, else the newest")
     parser.add_argument("--staleness", metavar="LAGS", help="also with features that are so old, like 0s,1m,1h,1d")
-    parser.add_argument("--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION.html if left out")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"change one of {', '.join(CHANGEABLE)}; repeatable"
+        "--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION.html if left out"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change one of {', '.join(CHANGEABLE)}; repeatable",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(given)

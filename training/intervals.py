@@ -50,9 +50,7 @@ def estimates(
     values_TM = np.stack(list(kept.values()), axis=1)
     means_M = np.nanmean(values_TM, axis=0)
     means_NM = resampled_means(values_TM, user_T, seed=seed, resamples=resamples)
-    return {
-        key: estimate(float(mean), means_N) for key, mean, means_N in zip(kept, means_M, means_NM.T, strict=True)
-    }
+    return {key: estimate(float(mean), means_N) for key, mean, means_N in zip(kept, means_M, means_NM.T, strict=True)}
 
 
 def estimate(value: float, resampled_N: Floats) -> Estimate:

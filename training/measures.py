@@ -37,7 +37,8 @@ class Facts:
 def facts_of(preprocessing: Preprocessing, shop: Catalogue, trained_I: npt.NDArray[np.float32]) -> Facts:
     """A category that training did not see counts as none."""
     smooth_I = trained_I.astype(np.float64) + 1
-    category_I, categories = np.full(len(trained_I), NO_CATEGORY, np.int64), ()
+    category_I = np.full(len(trained_I), NO_CATEGORY, np.int64)
+    categories: tuple[str, ...] = ()
     features = list(preprocessing.content_categories)
     if _CATEGORY in features:
         vocabulary = preprocessing.content_categories[_CATEGORY]

@@ -16,7 +16,9 @@ from training.rivals import Knobs
 from training.staleness import StalePoint
 
 Measured = dict[str, Estimate]
-SHOWN = ("ndcg_at_10", "recall_at_10", "recall_at_20", "mrr", "coverage_at_10", "gini_at_10", "novelty_at_10", "diversity_at_10")  # fmt: skip
+SHOWN = (
+    "ndcg_at_10", "recall_at_10", "recall_at_20", "mrr", "coverage_at_10", "gini_at_10", "novelty_at_10", "diversity_at_10",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,19 @@ class Report:
             console.print(f"note: {note}", markup=False, highlight=False)
 
     def _methods_table(self) -> Table:
-        heading = f"Next new item among all {self.detail.facts.items:,}: {self.requests:,} requests of {self.users:,} users"
+        heading = (
+            f"Next new item among all {self.detail.facts.items:,}: {self.requests:,} requests of {self.users:,} users"
+        )
         gains = {method: str(gain) for method, gain in self.gains.items()}
         return _table(heading, self.methods, SHOWN, {f"{RANKED} less this": gains})
 
     def _segments_table(self) -> Table:
         methods = [name for name in (RANKED, TOWERS) if name in self.methods]
         table = Table(
-            Column("requests of", no_wrap=True), "requests", *[f"{name}: {title(MAIN)}" for name in methods], title="Segments"
+            Column("requests of", no_wrap=True),
+            "requests",
+            *[f"{name}: {title(MAIN)}" for name in methods],
+            title="Segments",
         )
         for group in self.segments:
             table.add_row(
@@ -122,7 +129,8 @@ class Report:
 
     def _staleness_table(self) -> Table:
         methods = list(self.staleness[0].methods)
-        table = Table("features", *[f"{name}: {what}" for name in methods for what in (title(MAIN), "against fresh")], title="Value of freshness")  # fmt: skip
+        headings = [f"{name}: {what}" for name in methods for what in (title(MAIN), "against fresh")]
+        table = Table("features", *headings, title="Value of freshness")
         for point in self.staleness:
             cells = [cell for name in methods for cell in (str(point.methods[name][MAIN]), str(point.loss[name]))]
             table.add_row(f"{point.lag} old", *cells)

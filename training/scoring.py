@@ -69,9 +69,7 @@ def answer(
     offered_RK = retrieved_TK[:ranked, :candidates]
     parts = [
         rank_again(models, stale[some], users.rows(torch.arange(ranked)[some]), offered_RK[some], store, config.device)
-        for some in (
-            slice(start, min(start + _RANKED_AT_ONCE, ranked)) for start in range(0, ranked, _RANKED_AT_ONCE)
-        )
+        for some in (slice(start, min(start + _RANKED_AT_ONCE, ranked)) for start in range(0, ranked, _RANKED_AT_ONCE))
     ]
     return Slates(retrieved_TK[:, :DEPTH], np.concatenate(parts)[:, :DEPTH], item_ID)
 

@@ -49,14 +49,22 @@ def parse_lags(text: str) -> tuple[Lag, ...]:
     for part in text.split(","):
         match = _LAG.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"cannot read the lag {part.strip()!r} in {text!r}: write lags like 0s,1m,1h,1d (s, m, h or d)")
+            raise ValueError(
+                f"cannot read the lag {part.strip()!r} in {text!r}: write lags like 0s,1m,1h,1d (s, m, h or d)"
+            )
         us = round(float(match[1]) * _UNITS_US[match[2]])
         found.setdefault(us, Lag(part.strip(), us))
     return tuple(found[us] for us in sorted(found))
 
 
 def value_of_freshness(
-    models: Models, requests: Requests, lags: Sequence[Lag], fresh: Slates, facts: Facts, store: FeatureStore, config: TrainConfig
+    models: Models,
+    requests: Requests,
+    lags: Sequence[Lag],
+    fresh: Slates,
+    facts: Facts,
+    store: FeatureStore,
+    config: TrainConfig,
 ) -> tuple[StalePoint, ...]:
     """Towers, and towers + ranker, at each lag, all requests by both. `fresh` is what they answer at lag 0."""
     values = {FRESH: _values(fresh, requests, facts)}

@@ -255,7 +255,11 @@ def command(arguments: Sequence[str] | None = None) -> int:
         result = main(config, Settings(), progress=not options.json)
         if options.json:
             state = {field.name: getattr(result, field.name) for field in fields(result)}
-            told = {"bundle_dir": str(result.bundle_dir), "report": result.report.to_json(), "index": asdict(result.index)}
+            told = {
+                "bundle_dir": str(result.bundle_dir),
+                "report": result.report.to_json(),
+                "index": asdict(result.index),
+            }
             print(json.dumps(state | told))
             return
         result.report.show()

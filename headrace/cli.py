@@ -232,10 +232,26 @@ def train(
 @app.command()
 def evaluate(
     version: Annotated[str, typer.Argument(help="A registered version; empty: the one in service.")] = "",
+    staleness: Annotated[
+        str, typer.Option(help="Also on features that are so old, like 0s,1m,1h,1d: what real time is worth.")
+    ] = "",
+    report: Annotated[
+        Path | None, typer.Option(help="Where the HTML report goes; left out: var/reports/VERSION.html.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change how it is measured, like max_test=0 for all requests."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a registered version against the baselines on the same split."""
-    _job("training.evaluate", [version] if version else [], as_json)
+    """Measure a registered version against the baselines and the champion on the same requests; write a report."""
+    arguments = [
+        *([version] if version else []),
+        *(["--staleness", staleness] if staleness else []),
+        *(["--report", str(report)] if report else []),
+        *(part for text in change or [] for part in ("--set", text)),
+    ]
+    _job("training.evaluate", arguments, as_json)
 
 
 @app.command()

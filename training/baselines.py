@@ -1,19 +1,26 @@
-"""What the models have to beat, and what retrieval borrows: popularity and item-to-item co-occurrence.
+"""What the models have to beat, and what retrieval borrows: popularity, popularity of late, and what goes with what.
 
-I items of the catalogue, T test requests, K neighbours, L places of a history.
+I items of the catalogue, U users, B or T requests, K neighbours, L places of a history.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from scipy.sparse import csr_array
 
 from headrace import names
+from headrace.arrays import Ints as Places
 from training.dataset import T_US
+from training.requests import Histories, codes
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
+
+# Items whose likeness to all others is held at once: 256 x 100,000 of them are 200 MB where each is like every other.
+_BLOCK = 256
+_TIE = 1e-6
 
 
 def popularity(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Floats:
@@ -21,6 +28,83 @@ def popularity(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Floats:
     items = pl.DataFrame({names.ITEM_ID: list(item_ids)})
     counts = items.join(episodes.group_by(names.ITEM_ID).len("n"), on=names.ITEM_ID, how="left", maintain_order="left")
     return counts["n"].fill_null(0).cast(pl.Float32).to_numpy()
+
+
+def recent_popularity(
+    episodes: pl.DataFrame, item_ids: Sequence[str], half_life_us: float
+) -> Callable[[Places], Floats]:
+    """Of times (B,), the episodes of each item before each of them, halved in weight with every half-life that has passed: (B, I)."""
+    place_E = codes(episodes[names.ITEM_ID], pl.Series(list(item_ids), dtype=pl.String))
+    ours = place_E >= 0
+    t_E = episodes[T_US].to_numpy()[ours]
+    order = np.argsort(t_E, kind="stable")
+    t_E, place_E = t_E[order], place_E[ours][order]
+
+    def scores(t_us: Places) -> Floats:
+        scores_BI = np.zeros((len(t_us), len(item_ids)), np.float32)
+        weight_I, done, at_us = np.zeros(len(item_ids)), 0, 0
+        for row in np.argsort(t_us, kind="stable"):
+            until = int(np.searchsorted(t_E, t_us[row]))
+            weight_I *= 0.5 ** ((t_us[row] - at_us) / half_life_us) if done else 1.0
+            since_us = t_us[row] - t_E[done:until]
+            weight_I += np.bincount(place_E[done:until], 0.5 ** (since_us / half_life_us), len(item_ids))
+            scores_BI[row] = weight_I
+            done, at_us = until, int(t_us[row])
+        return scores_BI
+
+    return scores
+
+
+def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> csr_array:
+    """Of each item, its k nearest by cosine over the users who turned to both (Sarwar et al., WWW 2001). Sparse, shape (I, I).
+
+    Nearest to an item are those with the largest users(a and b) / sqrt(users(a) users(b)), of equals the first in the catalogue.
+    """
+    pairs = episodes.select(names.USER_ID, names.ITEM_ID).unique(maintain_order=True)
+    item_E = codes(pairs[names.ITEM_ID], pl.Series(list(item_ids), dtype=pl.String))
+    user_E = codes(pairs[names.USER_ID], pairs[names.USER_ID].unique())
+    user_E, item_E = user_E[item_E >= 0], item_E[item_E >= 0]
+    items = len(item_ids)
+    shape = (int(user_E.max(initial=-1)) + 1, items)
+    users_UI = csr_array((np.ones(len(item_E), np.float32), (user_E, item_E)), shape=shape)
+    norm_I = np.sqrt(np.maximum(np.bincount(item_E, minlength=items), 1))
+    users_IU = users_UI.T.tocsr()
+    rows, places, scores = [], [], []
+    for start in range(0, items, _BLOCK):
+        both = (users_IU[start : start + _BLOCK] @ users_UI).tocoo()
+        row, place = both.coords[0].astype(np.int64) + start, both.coords[1].astype(np.int64)
+        score = both.data / (norm_I[row] * norm_I[place])
+        other = row != place
+        row, place, score = row[other], place[other], score[other]
+        order = np.lexsort((place, -score, row))
+        row, place, score = row[order], place[order], score[order]
+        nearest = _rank_in_group(row) < k
+        rows.append(row[nearest])
+        places.append(place[nearest])
+        scores.append(score[nearest])
+    cells = np.concatenate(rows), np.concatenate(places)
+    return csr_array((np.concatenate(scores).astype(np.float32), cells), shape=(items, items))
+
+
+def fewer_neighbours(near_II: csr_array, k: int) -> csr_array:
+    """Of `item_knn` of more neighbours, the k nearest of each item."""
+    row = np.repeat(np.arange(near_II.shape[0]), np.diff(near_II.indptr))
+    order = np.lexsort((near_II.indices, -near_II.data, row))
+    kept = order[_rank_in_group(row) < k]
+    return csr_array((near_II.data[kept], (row[kept], near_II.indices[kept])), shape=near_II.shape)
+
+
+def item_knn_scores(history: Histories, near_II: csr_array, popularity_I: Floats) -> Floats:
+    """Likeness to the items of each history, summed; then popularity. Shape (B, I)."""
+    history_BI = csr_array(
+        (np.ones(len(history.places), np.float32), history.places, history.offsets),
+        shape=(len(history), near_II.shape[0]),
+        copy=True,  # summing sorts in place
+    )
+    history_BI.sum_duplicates()
+    history_BI.data[:] = 1.0
+    scores_BI: Floats = (history_BI @ near_II).toarray() + _ties(popularity_I)
+    return scores_BI
 
 
 def neighbours(episodes: pl.DataFrame, item_ids: Sequence[str], k: int, reach: int = 5) -> tuple[Ints, Floats]:
@@ -58,7 +142,7 @@ def co_occurrence_scores(
 ) -> Floats:
     """Neighbours of each request's history (places, -1 for none), newer items more, then popularity. (T, I)."""
     requests, length = history_TL.shape
-    scores_TI = np.tile(1e-6 * popularity_I / max(float(popularity_I.max()), 1.0), (requests, 1)).astype(np.float32)
+    scores_TI = np.tile(_ties(popularity_I), (requests, 1))
     for place in range(length):
         present_R = np.flatnonzero(history_TL[:, place] >= 0)
         near_RK = neighbours_IK[history_TL[present_R, place]]
@@ -66,3 +150,14 @@ def co_occurrence_scores(
         row_RK = np.broadcast_to(present_R[:, None], near_RK.shape)
         np.add.at(scores_TI, (row_RK[near_RK >= 0], near_RK[near_RK >= 0]), weights_RK[near_RK >= 0])
     return scores_TI
+
+
+def _ties(popularity_I: Floats) -> Floats:
+    """So little that it only settles ties."""
+    return (_TIE * popularity_I / max(float(popularity_I.max()), 1.0)).astype(np.float32)
+
+
+def _rank_in_group(group_E: Places) -> Places:
+    """Place within each run of equal values."""
+    starts = np.flatnonzero(np.concatenate([[True], group_E[1:] != group_E[:-1]])) if len(group_E) else group_E
+    return np.arange(len(group_E)) - np.repeat(starts, np.diff(np.append(starts, len(group_E))))

@@ -30,10 +30,12 @@ class TrainConfig:
     min_outcomes: int = 50
     max_positives: int = 20_000
     max_lists: int = 5_000
-    # 0 takes all.
+    # Requests: of the validation, that the towers are judged by; of the test, that are drawn, and those of them that the ranker
+    # answers too (0 for all); and resamples for intervals.
     max_validation: int = 2_000
     max_test: int = 2_000
     max_ranked_requests: int = 400
+    resamples: int = 1_000
     # What retrieval offers the ranker, and how much of it a list to learn from has.
     candidates: int = 200
     list_length: int = 32
@@ -78,6 +80,9 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("max_validation", "max_test", "max_ranked_requests", "resamples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.list_length < 2:
             raise ValueError(f"list_length is {self.list_length}; there is an order from 2 candidates on")
         if not 0 < self.test_share < 1:

@@ -1,271 +1,272 @@
-"""How good the models are: next interaction after the cut, ranked among all items, the user's recent ones left out.
+"""How good the models are: the next new item after the cut, ranked among all items, beside the baselines and the champion.
 
-Every method answers the same requests with the same rules. `python -m training.evaluate` measures a registered bundle
-again, on what has happened since its cut.
+Every method answers the same requests with the same rules (docs/evaluation.md). `python -m training.evaluate` measures a
+registered bundle again, on what has happened since its cut.
 """
 
 import argparse
 import json
-import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import polars as pl
-import torch
 from feast import FeatureStore
-from rich.console import Console
-from rich.table import Column, Table
 
-from headrace import names
-from headrace.arrays import Ints
+from headrace.arrays import Floats, Ints, Mask
+from headrace.clock import from_micros
 from headrace.models import columns
 from headrace.models.bundle import Bundle
-from headrace.models.inputs import UserInputs
-from headrace.models.preprocessing import Catalogue, Preprocessing
-from headrace.models.ranker import Ranker
-from headrace.models.towers import TwoTowers
+from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
-from training import metrics
-from training.baselines import co_occurrence_scores, neighbours, popularity
-from training.config import TrainConfig
-from training.dataset import (
-    T_US,
-    DatasetError,
-    Split,
-    catalogue,
-    features,
-    items_known_at,
-    read_split,
-    sample,
-)
+from training.baselines import popularity
+from training.champion import Champion, read_opponent
+from training.config import TrainConfig, parse_change
+from training.dataset import Split, catalogue, items_known_at, read_split
+from training.intervals import Estimate, estimates
 from training.job import run
-from training.scoring import rank_logits, shop_vectors, user_vectors
+from training.measures import CHAMPION, DEPTH, MAIN, RANKED, TOWERS, exposure_of, facts_of, together, values_of
+from training.outcomes import Outcome, measure_outcomes
+from training.page import write_page
+from training.report import Detail, Group, Measured, Report
+from training.requests import best_places, read_requests
+from training.rivals import RIVALS, Knobs, before_cut, choose_knobs, rivals
+from training.scoring import Models, Slates, answer
+from training.segments import segments
+from training.staleness import Lag, parse_lags, value_of_freshness
 
-Floats = npt.NDArray[np.float32]
+__all__ = ["CHAMPION", "RANKED", "RIVALS", "TOWERS", "Models", "Report", "evaluate", "main"]
 
-SLATE = 100
-CUTOFFS = (10, 20)
-# Requests whose scores of all items are held at once.
-_BLOCK = 256
-POPULAR, CO_OCCURRENCE, TOWERS = "most popular", "co-occurrence", "two towers"
-RETRIEVED, RANKED = "towers, sampled", "towers + ranker, sampled"
-
-
-@dataclass(frozen=True)
-class Report:
-    """Metrics by method. The ranker is tried on a sample of the requests, so the towers are shown on that sample too."""
-
-    methods: dict[str, dict[str, float]]
-    outcome_auc: dict[str, float]
-    """By outcome, how well the ranker tells what was taken from what was shown and left; empty without impressions."""
-
-    def flat(self) -> dict[str, float]:
-        """One name for each number, as MLflow and `bundle.json` keep them; NaN left out."""
-        of_outcomes = {"ranker": {f"auc_{outcome}": value for outcome, value in self.outcome_auc.items()}}
-        return {
-            re.sub(r"\W+", "_", f"{method}_{name}"): value
-            for method, measured in (self.methods | of_outcomes).items()
-            for name, value in measured.items()
-            if not np.isnan(value)
-        }
-
-    def show(self) -> None:
-        console = Console()
-        console.print(self._table())
-        if self.outcome_auc:
-            areas = ", ".join(f"{outcome} {area:.4f}" for outcome, area in self.outcome_auc.items())
-            console.print(f"ranker, AUC over impressions: {areas}")
-
-    def _table(self) -> Table:
-        shown = ["recall_at_10", "ndcg_at_10", "recall_at_20", "requests"]
-        table = Table(
-            Column("method", no_wrap=True),
-            *[name.replace("_at_", "@") for name in shown],
-            title="Next item, among all items",
-        )
-        for method, measured in self.methods.items():
-            cells = [f"{measured[name]:.0f}" if name == "requests" else f"{measured[name]:.4f}" for name in shown]
-            table.add_row(method, *cells)
-        return table
+CHANGEABLE = ("max_test", "max_ranked_requests", "resamples", "seed", "device")
+"""Settings that an evaluation may choose; all others were settled by the training."""
 
 
-@dataclass(frozen=True)
-class Models:
-    """Trained models and the shop as it stood at the cut."""
+def evaluate(
+    models: Models,
+    split: Split,
+    store: FeatureStore,
+    config: TrainConfig,
+    *,
+    champion: Champion | None = None,
+    lags: Sequence[Lag] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """Towers + ranker beside the towers, the baselines and the champion; with `lags`, also on features that are older.
 
-    preprocessing: Preprocessing
-    shop: Catalogue
-    towers: TwoTowers
-    ranker: Ranker
-
-
-@dataclass(frozen=True)
-class Requests:
-    """Test requests: T users at a time, what they turned to next, and what they may not be shown again."""
-
-    rows: pl.DataFrame
-    users: UserInputs
-    target_T: Ints  # place in the catalogue's item_ids
-    history_TL: Ints  # places, -1 for none
-
-    def take(self, count: int) -> "Requests":
-        return Requests(
-            self.rows.head(count), self.users.rows(torch.arange(count)), self.target_T[:count], self.history_TL[:count]
-        )
-
-
-def evaluate(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Report:
-    """Most popular, co-occurrence and the two towers on up to `max_test` requests; with the ranker on some of them."""
-    requests = read_requests(models, split, store, config)
-    item_ids = models.shop.item_ids
-    popularity_I = popularity(split.train, item_ids)
-    near_IK, near_scores_IK = neighbours(split.train, item_ids, k=SLATE)
-    item_ID = shop_vectors(models.towers, models.shop, config.device)
-    user_TD = user_vectors(models.towers, models.shop, requests.users, config.device)
-
-    def by_towers(block: slice) -> Floats:
-        return np.asarray(user_TD[block] @ item_ID.T)
-
-    methods: dict[str, Callable[[slice], Floats]] = {
-        POPULAR: lambda block: np.tile(popularity_I, (len(requests.target_T[block]), 1)),
-        CO_OCCURRENCE: lambda block: co_occurrence_scores(
-            requests.history_TL[block], near_IK, near_scores_IK, popularity_I
-        ),
-        TOWERS: by_towers,
-    }
-    items = len(item_ids)
-    measured = {
-        name: _measure(best_places(scores, requests.history_TL, SLATE), requests, items)
-        for name, scores in methods.items()
-    }
-    some = requests.take(min(config.max_ranked_requests, len(requests.target_T)))
-    retrieved_TK = best_places(by_towers, some.history_TL, min(config.candidates, items))
-    measured[RETRIEVED] = _measure(retrieved_TK, some, items)
-    measured[RANKED] = _measure(rank_again(models, some, retrieved_TK, store, config), some, items)
-    return Report(measured, outcome_auc(models, split, store, config))
-
-
-def read_requests(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> Requests:
-    """Test episodes of items that the catalogue had at the cut and that are not in the user's recent history."""
-    shop = models.shop
-    known = split.test.filter(pl.col(names.ITEM_ID).is_in(shop.item_ids))
-    rows = sample(known, config.max_test, config.seed).sample(fraction=1.0, shuffle=True, seed=config.seed)
-    table = columns.by_name(features(store, names.RETRIEVAL_SERVICE, rows))
-    users = models.preprocessing.users(table, rows[T_US].to_numpy(), shop.row)
-    target_T = shop.rows(rows[names.ITEM_ID].to_list()) - Catalogue.FIRST
-    history_TL = np.maximum(users.items_BL.numpy() - Catalogue.FIRST, -1)
-    fresh_T = np.flatnonzero((history_TL != target_T[:, None]).all(axis=1))
-    if len(fresh_T) == 0:
-        raise DatasetError(
-            "no test interaction is with an item that is new to its user: load more, or raise test_share"
-        )
-    return Requests(rows[fresh_T], users.rows(torch.from_numpy(fresh_T)), target_T[fresh_T], history_TL[fresh_T])
-
-
-def best_places(scores: Callable[[slice], Floats], history_TL: Ints, k: int) -> Ints:
-    """Places of the k best items of each request, its history left out, ties in the catalogue's order: (T, K), -1 where
-    there are fewer.
-
-    `scores` gives a fresh (B, I) of some of the requests: all of them at once would not fit into memory.
+    Raises DatasetError where no request is left to answer.
     """
-    best_TK = np.full((len(history_TL), k), -1, dtype=np.int64)
-    for start in range(0, len(history_TL), _BLOCK):
-        for row, score_I in enumerate(scores(slice(start, min(start + _BLOCK, len(history_TL)))), start):
-            score_I[history_TL[row][history_TL[row] >= 0]] = -np.inf
-            best = _best(score_I, k)
-            best_TK[row, : len(best)] = best
-    return best_TK
+    item_ids = models.shop.item_ids
+    trained_I = popularity(split.train, item_ids)
+    facts = facts_of(models.preprocessing, models.shop, trained_I)
+    requests = read_requests(split.test, split.everything, item_ids, config.max_test, config.seed)
+    ranked = min(config.max_ranked_requests or len(requests), len(requests))
+    few = requests.head(ranked)
 
+    own = answer(models, requests, ranked, store, config)
+    knobs = choose_knobs(split, item_ids, config)
+    slates = {RANKED: own.ranked_RK, TOWERS: own.retrieved_TK}
+    if champion is not None:
+        slates[CHAMPION] = answer(champion.models, few, ranked, store, config).ranked_RK
+    for name, scores in rivals(requests, split, item_ids, knobs).items():
+        slates[name] = best_places(scores, requests.history, DEPTH)
 
-def _best(score_I: Floats, k: int) -> Ints:
-    """A sort of the few that are no worse than the k-th, not of all."""
-    least = np.partition(score_I, -k)[-k] if k < len(score_I) else -np.inf
-    places = np.flatnonzero((score_I >= least) & ~np.isneginf(score_I))
-    return places[np.argsort(-score_I[places], kind="stable")[:k]]
-
-
-def rank_again(models: Models, requests: Requests, slates_TK: Ints, store: FeatureStore, config: TrainConfig) -> Ints:
-    """The slates in the ranker's order, its item features read as of each request. Shape (T, K)."""
-    shown_TK = slates_TK >= 0
-    shown = slates_TK[shown_TK]
-    request_R = np.repeat(np.arange(len(slates_TK)), shown_TK.sum(axis=1))
-    rows = requests.rows[request_R].with_columns(
-        pl.Series(names.ITEM_ID, np.asarray(models.shop.item_ids)[shown].tolist(), dtype=pl.String)
+    values = {name: values_of(slate, requests.head(len(slate)), facts) for name, slate in slates.items()}
+    on_few = {name: {metric: value[:ranked] for metric, value in each.items()} for name, each in values.items()}
+    on_all = {name: values[name] for name in (TOWERS, *RIVALS)}
+    exposure = {name: exposure_of(slate[:ranked], facts) for name, slate in slates.items()}
+    methods = measured(on_few, few.user_T, config)
+    for name, exposure_I in exposure.items():
+        methods[name] |= {metric: Estimate(value) for metric, value in together(exposure_I).items()}
+    outcomes = measure_outcomes(models, split, store, config)
+    return Report(
+        requests=len(few),
+        users=users_in(few.user_T),
+        methods=methods,
+        gains=gains(on_few, few.user_T, config),
+        retrieval=Group(
+            "all", "requests", len(requests), users_in(requests.user_T), measured(on_all, requests.user_T, config)
+        ),
+        segments=tuple(
+            Group(
+                part.of,
+                part.name,
+                int(part.member_T.sum()),
+                users_in(few.user_T[part.member_T]),
+                measured(_members(on_few, part.member_T), few.user_T[part.member_T], config),
+            )
+            for part in segments(few, before_cut(split), trained_I)
+        ),
+        outcomes=outcomes,
+        staleness=value_of_freshness(
+            models, few, lags, Slates(own.retrieved_TK[:ranked], own.ranked_RK, own.item_ID), facts, store, config
+        ),
+        knobs=knobs,
+        notes=(*notes, *_remarks(champion, outcomes, knobs)),
+        detail=Detail(values, requests.user_T, exposure, own.item_ID, facts),
     )
-    table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
-    items = models.preprocessing.items(table, with_activity=True)
-    row_TK = np.zeros(slates_TK.shape, dtype=np.int64)
-    row_TK[shown_TK] = np.arange(len(shown))
-    slates = items.rows(torch.from_numpy(row_TK))
-    logits_TKO = rank_logits(models.towers, models.ranker, models.shop, requests.users, slates, config.device)
-    scores_TK = models.ranker.scores(logits_TKO.to(config.device)).cpu().numpy()
-    scores_TK[~shown_TK] = -np.inf
-    return np.take_along_axis(slates_TK, np.argsort(-scores_TK, axis=1, kind="stable"), axis=1)
 
 
-def outcome_auc(models: Models, split: Split, store: FeatureStore, config: TrainConfig) -> dict[str, float]:
-    """Area under the ROC curve of each outcome, over impressions after the cut. An outcome of one label is left out."""
-    rows = sample(split.test_impressions, config.max_test, config.seed)
-    if rows.is_empty():
-        return {}
-    table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
-    users = models.preprocessing.users(table, rows[T_US].to_numpy(), models.shop.row)
-    items = models.preprocessing.items(table, with_activity=True)
-    alone = items.rows(torch.arange(rows.height)[:, None])
-    logits_RO = rank_logits(models.towers, models.ranker, models.shop, users, alone, config.device)[:, 0].numpy()
-    areas = {name: metrics.auc(logits_RO[:, place], rows[name]) for place, name in enumerate(models.ranker.outcomes)}
-    return {outcome: area for outcome, area in areas.items() if not np.isnan(area)}
+Values = Mapping[str, Mapping[str, Floats]]
+"""By method and metric, a value of each request."""
 
 
-def _measure(slates_TK: Ints, requests: Requests, items: int) -> dict[str, float]:
-    hits_TK = slates_TK == requests.target_T[:, None]
-    one_T = np.ones(len(hits_TK), dtype=np.int64)
-    measured = {"mrr": metrics.mrr(hits_TK, one_T), "requests": float(len(hits_TK))}
-    for k in CUTOFFS:
-        measured[f"recall_at_{k}"] = metrics.recall_at(hits_TK, one_T, k)
-        measured[f"hit_rate_at_{k}"] = metrics.hit_rate_at(hits_TK, one_T, k)
-        measured[f"ndcg_at_{k}"] = metrics.ndcg_at(hits_TK, one_T, k)
-        measured[f"coverage_at_{k}"] = metrics.coverage_at(slates_TK, items, k)
-    return measured
+def measured(values: Values, user_T: Ints, config: TrainConfig) -> dict[str, Measured]:
+    """Means with intervals, all from the same resamples."""
+    columns = {(name, metric): value_T for name, each in values.items() for metric, value_T in each.items()}
+    found: dict[str, Measured] = {name: {} for name in values}
+    for (name, metric), estimate in estimates(columns, user_T, seed=config.seed, resamples=config.resamples).items():
+        found[name][metric] = estimate
+    return found
 
 
-def main(version: str | None, settings: Settings) -> Report:
-    """Measure a registered version, else the champion, else the newest. Raises RegistryError, BundleError, DatasetError."""
+def gains(values: Values, user_T: Ints, config: TrainConfig) -> dict[str, Estimate]:
+    """NDCG@10 of towers + ranker less that of each other method."""
+    differences = {name: values[RANKED][MAIN] - each[MAIN] for name, each in values.items() if name != RANKED}
+    return estimates(differences, user_T, seed=config.seed, resamples=config.resamples)
+
+
+def users_in(user_T: Ints) -> int:
+    return len(np.unique(user_T))
+
+
+def _members(values: Values, member_T: Mask) -> Values:
+    return {name: {metric: value_T[member_T] for metric, value_T in each.items()} for name, each in values.items()}
+
+
+def _remarks(champion: Champion | None, outcomes: Mapping[str, Outcome], knobs: Knobs) -> list[str]:
+    """What a reader has to know."""
+    remarks = []
+    if champion is not None and champion.note:
+        remarks.append(champion.note)
+    if not outcomes:
+        remarks.append(
+            "no AUC, log loss and calibration: they need impressions after the cut, some with an outcome and some without"
+        )
+    if not knobs.validated:
+        remarks.append(
+            "the baselines' half-life and number of neighbours are defaults: there was no validation to choose by"
+        )
+    return remarks
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report, and what it is of. `header` is for a reader; times are UTC."""
+
+    version: str
+    header: dict[str, str]
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        return {"version": self.version, "header": self.header, **self.report.to_json()}
+
+
+def main(
+    version: str | None,
+    settings: Settings,
+    *,
+    lags: Sequence[Lag] = (),
+    changes: Mapping[str, Any] | None = None,
+    command: str = "",
+) -> Evaluation:
+    """Measure a registered version, else the champion, else the newest. Raises RegistryError, BundleError, DatasetError.
+
+    `changes` are settings of `CHANGEABLE`; another raises ValueError.
+    """
     registered = {known.version: known.path for known in ModelRegistry(settings).versions()}
-    champion = read_champion(settings)
-    chosen = version or (champion.version if champion else next(reversed(registered), None))
+    in_service = read_champion(settings)
+    chosen = version or (in_service.version if in_service else next(reversed(registered), None))
     if chosen not in registered:
         raise RegistryError(f"no version {chosen!r}; registered are {', '.join(registered) or 'none: train first'}")
     bundle = Bundle.load(registered[chosen])
-    config, cut_us = TrainConfig.from_json(bundle.manifest.config), bundle.manifest.cut_us
+    cut_us = bundle.manifest.cut_us
+    config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
     store = open_feature_store(settings)
     split = read_split(EventLake(settings.lake_dir), config, cut_us)
     content = catalogue(store, items_known_at(settings.lake_dir, split, cut_us), cut_us)
     shop = Catalogue(bundle.preprocessing, columns.by_name(content))
-    return evaluate(Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker), split, store, config)
+    opponent = read_opponent(settings, content, cut_us, chosen)
+    report = evaluate(
+        Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker),
+        split,
+        store,
+        config,
+        champion=None if isinstance(opponent, str) else opponent,
+        lags=lags,
+        notes=[opponent] if isinstance(opponent, str) else [],
+    )
+    header = {
+        "version": f"{chosen} ({bundle.version})",
+        "champion": "not compared" if isinstance(opponent, str) else f"version {opponent.version}",
+        "config": f"{config.name}, size {config.size}, width {config.width}, history {config.length}, seed {config.seed}",
+        "data window": f"{_moment(split.start_us)} to {_moment(split.end_us)}",
+        "cut": f"{_moment(cut_us)}: the test is what came after, the models learnt from what came before",
+        "episodes": f"{split.train.height:,} training, {split.validation.height:,} validation, {split.test.height:,} test",
+        "catalogue": f"{len(shop.item_ids):,} items",
+        "requests": f"{report.retrieval.requests:,} of {report.retrieval.users:,} users, the ranker on {report.requests:,}",
+        "command": command,
+    }
+    return Evaluation(chosen, {name: text for name, text in header.items() if text}, report)
+
+
+def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """Raises ValueError for a setting that the training has settled."""
+    settled = sorted(set(changes) - set(CHANGEABLE))
+    if settled:
+        raise ValueError(
+            f"{', '.join(settled)} was settled by the training; an evaluation may set {', '.join(CHANGEABLE)}"
+        )
+    return config.changed(**changes)
+
+
+def _moment(us: int) -> str:
+    return f"{from_micros(us):%Y-%m-%d %H:%M} UTC"
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; else the champion, else the newest")
-    parser.add_argument("--json", action="store_true", help="print the metrics as JSON")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--staleness", metavar="LAGS", help="also with features that are so old, like 0s,1m,1h,1d")
+    parser.add_argument(
+        "--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION.html if left out"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"change one of {', '.join(CHANGEABLE)}; repeatable",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(given)
     quieten_feast()
 
-    def evaluate() -> None:
-        report = main(options.version, Settings())
+    def measure() -> None:
+        settings = Settings()
+        lags = parse_lags(options.staleness) if options.staleness is not None else ()
+        found = main(
+            options.version,
+            settings,
+            lags=lags,
+            changes=dict(parse_change(text) for text in options.set),
+            command=shlex.join(["headrace", "evaluate", *given]),
+        )
+        page = options.report or settings.data / "reports" / f"{found.version}.html"
+        write_page(page, found.report, found.header)
         if options.json:
-            print(json.dumps(asdict(report)))
+            print(json.dumps({**found.to_json(), "page": str(page)}))
         else:
-            report.show()
+            found.report.show()
+            print(f"report: {page}")
 
-    return run(evaluate)
+    return run(measure)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import xxhash
 from feast import FeatureStore
 
@@ -34,7 +33,7 @@ from training.dataset import (
     user_features,
 )
 from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
-from training.ranks import Ragged, own_histories
+from training.requests import Requests
 from training.rows import CHUNK, Table, UserRows, Values, of_users
 
 _PREPROCESSING: Final = "preprocessing.json"
@@ -58,10 +57,6 @@ class Shop:
     preprocessing: Preprocessing
     catalogue: Catalogue
     content: pa.Table
-
-    @property
-    def place_of(self) -> pl.DataFrame:
-        return pl.DataFrame({names.ITEM_ID: self.catalogue.item_ids}).with_row_index("place")
 
     @property
     def items(self) -> int:
@@ -111,48 +106,10 @@ def _encoded(chunks: Iterator[pa.Table], positives: pl.DataFrame, shop: Shop) ->
         at += chunk.num_rows
 
 
-@dataclass(frozen=True)
-class Requests:
-    """T users at a time, the place of what each turned to next, and the places of what each had met before."""
-
-    rows: pl.DataFrame
-    users: UserInputs
-    target_T: Ints
-    seen: Ragged
-
-    def __len__(self) -> int:
-        return len(self.target_T)
-
-    def sample(self, most: int, seed: int) -> "Requests":
-        """Of more than `most`, so many drawn evenly; all for 0."""
-        if not 0 < most < len(self):
-            return self
-        return self.take(np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False)))
-
-    def take(self, which: Ints) -> "Requests":
-        return Requests(
-            self.rows[which], self.users.rows(torch.from_numpy(which)), self.target_T[which], self.seen.take(which)
-        )
-
-
-def requests_of(
-    episodes: pl.DataFrame, most: int, split: Split, shop: Shop, store: FeatureStore, seed: int
-) -> Requests:
-    """Episodes with an item that the catalogue has and the user had not met in the window; of more than `most`, a sample."""
-    known = episodes.filter(pl.Series(shop.places(episodes) >= 0)) if episodes.height else episodes
-    seen = own_histories(known, split.everything, shop.place_of)
-    target = shop.places(known)
-    request, place = seen.pairs(0, len(seen))
-    is_new = np.ones(known.height, np.bool_)
-    is_new[request[place == target[request]]] = False
-    chosen = np.flatnonzero(is_new)
-    if 0 < most < len(chosen):
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, most, replace=False))
-    rows = known[chosen]
-    users = shop.preprocessing.users(
-        columns.by_name(user_features(store, rows)), rows[T_US].to_numpy(), shop.catalogue.row
-    )
-    return Requests(rows, users, target[chosen], seen.take(chosen))
+def users_of(requests: Requests, shop: Shop, store: FeatureStore) -> UserInputs:
+    """As of each request's time."""
+    table = columns.by_name(user_features(store, requests.rows))
+    return shop.preprocessing.users(table, requests.t_us, shop.catalogue.row)
 
 
 def ranker_lists(
@@ -175,8 +132,7 @@ def ranker_lists(
     place = folder / _LISTS
     if not (place / _READY).exists():
         held = _held_out(requests.rows)
-        learnt = np.flatnonzero(~held)[-config.max_lists :]
-        judged = np.flatnonzero(held)[-_MOST_HELD_OUT:]
+        learnt, judged = np.flatnonzero(~held)[: config.max_lists], np.flatnonzero(held)[:_MOST_HELD_OUT]
         item_ids, shown = shop.catalogue.item_ids, split.validation_impressions
         shown_held = _held_out(shown)
         retrieved = {

@@ -1,21 +1,99 @@
 """Scores of many rows by trained models, a batch at a time. T requests, K candidates, I items of the catalogue, R rows."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
+from feast import FeatureStore
 from torch import Tensor
 
+from headrace import names
 from headrace.arrays import Ints
+from headrace.models import columns
 from headrace.models.inputs import ItemInputs, UserInputs
-from headrace.models.preprocessing import Catalogue
+from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
+from training.config import TrainConfig
+from training.dataset import T_US, features
+from training.measures import DEPTH
+from training.requests import Requests, best_places
 from training.rows import UserRows
 
 Floats = npt.NDArray[np.float32]
 _BATCH = 512
+# Requests whose candidates' features are read at once.
+_RANKED_AT_ONCE = 2_000
+
+
+@dataclass(frozen=True)
+class Models:
+    """Trained models and the shop as it stood at the cut."""
+
+    preprocessing: Preprocessing
+    shop: Catalogue
+    towers: TwoTowers
+    ranker: Ranker
+
+
+@dataclass(frozen=True)
+class Slates:
+    """What models answer to T requests, and to the first R of them with the ranker: places in the catalogue, -1 for an empty one;
+    and the items' vectors.
+    """
+
+    retrieved_TK: Ints
+    ranked_RK: Ints
+    item_ID: Floats
+
+
+def answer(
+    models: Models, requests: Requests, ranked: int, store: FeatureStore, config: TrainConfig, *, lag_us: int = 0
+) -> Slates:
+    """The towers' best DEPTH items of each request; for the first `ranked`, the best `candidates` in the ranker's order.
+
+    Features are read as they stood `lag_us` before each request. What is computed from them is computed at the request: an event of
+    the history is as old as it is then.
+    """
+    stale = requests.rows.with_columns(pl.col(T_US) - lag_us)
+    table = columns.by_name(features(store, names.RETRIEVAL_SERVICE, stale))
+    users = models.preprocessing.users(table, requests.t_us, models.shop.row)
+    candidates = min(config.candidates, len(models.shop.item_ids))
+    item_ID = shop_vectors(models.towers, models.shop, config.device)
+    user_TD = user_vectors(models.towers, models.shop, users, config.device)
+    retrieved_TK = best_places(
+        lambda some: np.asarray(user_TD[some] @ item_ID.T), requests.history, max(DEPTH, candidates)
+    )
+    offered_RK = retrieved_TK[:ranked, :candidates]
+    parts = [
+        rank_again(models, stale[some], users.rows(torch.arange(ranked)[some]), offered_RK[some], store, config.device)
+        for some in (slice(start, min(start + _RANKED_AT_ONCE, ranked)) for start in range(0, ranked, _RANKED_AT_ONCE))
+    ]
+    return Slates(retrieved_TK[:, :DEPTH], np.concatenate(parts)[:, :DEPTH], item_ID)
+
+
+def rank_again(
+    models: Models, rows: pl.DataFrame, users: UserInputs, slates_RK: Ints, store: FeatureStore, device: str
+) -> Ints:
+    """The slates in the ranker's order, their items' features read at the rows' times. Shape (R, K)."""
+    shown_RK = slates_RK >= 0
+    shown = slates_RK[shown_RK]
+    asked = rows[np.repeat(np.arange(len(slates_RK)), shown_RK.sum(axis=1))].with_columns(
+        pl.Series(names.ITEM_ID, np.asarray(models.shop.item_ids)[shown].tolist(), dtype=pl.String)
+    )
+    table = columns.by_name(features(store, names.RANKER_SERVICE, asked))
+    items = models.preprocessing.items(table, with_activity=True)
+    row_RK = np.zeros(slates_RK.shape, dtype=np.int64)
+    row_RK[shown_RK] = np.arange(len(shown))
+    logits_RKO = rank_logits(
+        models.towers, models.ranker, models.shop, users, items.rows(torch.from_numpy(row_RK)), device
+    )
+    scores_RK = models.ranker.scores(logits_RKO.to(device)).cpu().numpy()
+    scores_RK[~shown_RK] = -np.inf
+    return np.take_along_axis(slates_RK, np.argsort(-scores_RK, axis=1, kind="stable"), axis=1)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

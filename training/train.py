@@ -8,9 +8,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -25,6 +26,7 @@ from headrace.models import columns
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CLICK, ModelConfig
 from headrace.models.index import IndexFacts, ItemIndex
+from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.snapshot import AVAILABLE, Snapshot
@@ -41,9 +43,10 @@ from training.evaluate import Models, Report, evaluate
 from training.fit import Epoch, Schedule, fit
 from training.job import run
 from training.lists import Lists
-from training.prepare import Requests, Shop, ranker_lists, requests_of, shop_at_cut, tower_rows
+from training.prepare import Shop, ranker_lists, shop_at_cut, tower_rows, users_of
 from training.processes import Processes, device_of, processes
 from training.ranks import best_unseen, ndcg, target_ranks
+from training.requests import Requests, read_requests
 from training.rows import UserRows
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, shop_vectors, user_vectors
@@ -96,16 +99,24 @@ def main(
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
         positives = newest(split.train, config.max_positives)
         rows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
-        asked = requests_of(split.validation, _REQUESTS_A_LIST * config.max_lists, split, shop, store, config.seed)
+        asked = read_requests(
+            split.validation,
+            split.everything,
+            shop.catalogue.item_ids,
+            _REQUESTS_A_LIST * config.max_lists,
+            config.seed,
+            part="validation",
+        )
+        users = users_of(asked, shop, store)
         model = config.model(outcomes_of(split, config))
 
         # Retrieval, judged by what users turned to next among all items.
         towers, tower_epochs = learn_retrieval(
-            folder, model, rows, positives, asked, shop, config, us, device, progress=progress
+            folder, model, rows, positives, asked, users, shop, config, us, device, progress=progress
         )
 
         # Ranking, of what retrieval offers users that it has not learnt from.
-        offered_TK = offer(towers, asked, shop, config, device)
+        offered_TK = offer(towers, asked, users, shop, config, device)
         learnt, held = us.in_turn(
             lambda: ranker_lists(
                 folder.path, split, asked, offered_TK, shop, towers, model.outcomes, store, config, device
@@ -170,6 +181,7 @@ def learn_retrieval(
     rows: UserRows,
     positives: pl.DataFrame,
     asked: Requests,
+    users: UserInputs,
     shop: Shop,
     config: TrainConfig,
     us: Processes,
@@ -182,12 +194,13 @@ def learn_retrieval(
     towers: TwoTowers = TwoTowers(shop.preprocessing, model).to(device)
     target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
     expected_I = learn_towers.expected_draws(target_R, shop.items, config.batch, drawn or 0).to(device)
-    judged = asked.sample(config.max_validation, config.seed)
+    judged = asked.head(min(config.max_validation or len(asked), len(asked)))
+    judged_users = users.rows(torch.arange(len(judged)))
 
     def quality() -> float:
-        user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, judged.users, device))
+        user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, judged_users, device))
         item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
-        return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.seen), 10).mean())
+        return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.history), 10).mean())
 
     epochs = fit(
         TOWERS,
@@ -195,7 +208,7 @@ def learn_retrieval(
         learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
         learn_towers.reader(rows, target_R, shop.items, drawn, device),
         rows.lengths_R,
-        quality if len(judged) else None,
+        quality,
         schedule_of(config, config.tower_epochs, config.batch),
         us,
         device,
@@ -205,11 +218,11 @@ def learn_retrieval(
     return towers, epochs
 
 
-def offer(towers: TwoTowers, asked: Requests, shop: Shop, config: TrainConfig, device: str) -> Ints:
+def offer(towers: TwoTowers, asked: Requests, users: UserInputs, shop: Shop, config: TrainConfig, device: str) -> Ints:
     """What retrieval offers each request. Shape (T, K)."""
-    user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, asked.users, device))
+    user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, users, device))
     item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
-    offered_TK: Ints = best_unseen(user_TD, item_ID, asked.seen, config.candidates)
+    offered_TK: Ints = best_unseen(user_TD, item_ID, asked.history, config.candidates)
     return offered_TK
 
 
@@ -282,6 +295,13 @@ def items_of(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot
     return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
 
 
+def _finite(state: dict[str, Any]) -> dict[str, Any]:
+    """As JSON can say it."""
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in state.items()
+    }
+
+
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument("--config", default="default", help="small, default or large")
@@ -301,7 +321,14 @@ def command(arguments: Sequence[str] | None = None) -> int:
         if result is None:  # one of the other processes
             return
         if options.json:
-            print(json.dumps({**asdict(result), "bundle_dir": str(result.bundle_dir)}))
+            state = {field.name: getattr(result, field.name) for field in fields(result)}
+            told = {
+                "bundle_dir": str(result.bundle_dir),
+                "report": result.report.to_json(),
+                "index": asdict(result.index),
+                "epochs": {name: [_finite(asdict(epoch)) for epoch in each] for name, each in result.epochs.items()},
+            }
+            print(json.dumps(state | told))
             return
         result.report.show()
         for name, epochs in result.epochs.items():

@@ -19,7 +19,10 @@ from tests.integration.open_shop import open_shop as opened
 @pytest.fixture(scope="session")
 def applied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a feature repository that `feast apply` has been run in, as a user runs it: no server, no flag."""
-    directory = tmp_path_factory.mktemp("applied")
+    return feast_applied(tmp_path_factory.mktemp("applied"))
+
+
+def feast_applied(directory: Path) -> Path:
     shutil.copytree(ROOT / "feature_repo", directory / "feature_repo", ignore=shutil.ignore_patterns("__pycache__"))
     environment = os.environ | {"HEADRACE_DATA": str(directory / "var")}
     feast = Path(sys.executable).parent / "feast"

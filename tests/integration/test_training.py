@@ -24,7 +24,9 @@ from headrace.stores.models import ModelRegistry, read_champion
 from training import evaluate, promote, train
 from training.config import TrainConfig, small
 from training.dataset import DatasetError, features
-from training.evaluate import CO_OCCURRENCE, POPULAR, RANKED, RETRIEVED, TOWERS
+from training.intervals import Estimate
+from training.measures import RANKED, TOWERS
+from training.rivals import CO_OCCURRENCE, POPULAR
 
 SHOP = ShopConfig(users=400, items=200, categories=8, events=16_000, days=4)
 CONFIG = small().changed(max_ranker_positives=2_000, max_ranked_requests=200)
@@ -66,10 +68,11 @@ def bundle(result: train.TrainResult) -> Bundle:
 
 
 def test_the_towers_beat_popularity_and_co_occurrence_on_the_same_split(result: train.TrainResult) -> None:
-    measured = {name: values["ndcg_at_20"] for name, values in result.report.methods.items()}
-    assert measured[TOWERS] > 1.1 * measured[CO_OCCURRENCE] > 1.1 * measured[POPULAR]
-    assert measured[RANKED] > 0.9 * measured[RETRIEVED]
-    assert result.report.outcome_auc["click"] > 0.7
+    everywhere = {name: values["ndcg_at_20"].value for name, values in result.report.retrieval.methods.items()}
+    assert everywhere[TOWERS] > 1.1 * everywhere[CO_OCCURRENCE] > 1.1 * everywhere[POPULAR]
+    measured = {name: values["ndcg_at_20"].value for name, values in result.report.methods.items()}
+    assert measured[RANKED] > 0.9 * measured[TOWERS]
+    assert result.report.outcomes["click"].auc.value > 0.7
 
 
 def test_the_bundle_says_what_it_was_trained_on_and_with(settings: Settings, bundle: Bundle) -> None:
@@ -181,15 +184,14 @@ def test_a_promoted_version_is_what_serving_finds(settings: Settings, result: tr
 def test_measuring_a_registered_bundle_again_gives_what_training_reported(
     settings: Settings, result: train.TrainResult
 ) -> None:
-    again = evaluate.main(result.version, settings)
-    for method, measured in result.report.methods.items():
-        assert again.methods[method] == pytest.approx(measured, abs=1e-9)
-    assert again.outcome_auc == pytest.approx(result.report.outcome_auc, abs=1e-9)
+    again = evaluate.main(result.version, settings).report
+    assert again.flat() == pytest.approx(result.report.flat(), abs=1e-9)
+    assert again.segments == result.report.segments
 
 
 def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainResult) -> None:
     (registered,) = [known for known in ModelRegistry(settings).versions() if known.version == result.version]
-    assert registered.metrics["two_towers_ndcg_at_10"] == result.report.methods[TOWERS]["ndcg_at_10"]
+    assert registered.metrics["two_towers_ndcg_at_10"] == result.report.methods[TOWERS]["ndcg_at_10"].value
 
 
 QUICK = CONFIG.changed(
@@ -238,10 +240,15 @@ def test_one_user_trains_while_all_positive_labels_and_a_single_item_are_refused
     with pytest.raises(DatasetError, match="every label is positive"):
         train.main(quick, two, store=store)
 
+    three = Settings(data=tmp_path / "three", feature_repo=settings.feature_repo)
+    append_views(three, [(item, SHOP.start_us + hours * hour_us) for item, hours in [*visits, ("c", 60)]])
     listed = pa.table({"item_id": ["c"], "event_timestamp": pa.array([SHOP.start_us], pa.timestamp("us", "UTC"))})
-    append_rows(two.lake_dir, names.ITEMS_TABLE, listed)
-    result = train.main(quick, two, store=store)
-    assert result.report.methods[TOWERS]["requests"] == 3
+    append_rows(three.lake_dir, names.ITEMS_TABLE, listed)
+    result = train.main(quick, three, store=store)
+    assert (result.report.requests, result.report.users) == (1, 1)
+    assert result.report.methods[TOWERS]["recall_at_10"] == Estimate(
+        1.0
+    )  # all that is left is c, and one user has no interval
     assert Bundle.load(result.bundle_dir).snapshot.item_id == ["a", "b", "c"]
 
     one = Settings(data=tmp_path / "one", feature_repo=settings.feature_repo)

@@ -210,6 +210,8 @@ def main(
         "episodes": f"{split.train.height:,} training, {split.validation.height:,} validation, {split.test.height:,} test",
         "catalogue": f"{len(shop.item_ids):,} items",
         "requests": f"{report.retrieval.requests:,} of {report.retrieval.users:,} users, the ranker on {report.requests:,}",
+        "baselines": f"half-life {report.knobs.half_life_share:.3g} of the time before the cut, {report.knobs.neighbours} neighbours: "
+        + ("chosen by the validation part" if report.knobs.validated else "defaults"),
         "command": command,
     }
     return Evaluation(chosen, {name: text for name, text in header.items() if text}, report)

@@ -26,7 +26,7 @@ from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training.baselines import popularity
-from training.champion import Champion, read_opponent
+from training.champion import Champion, check_features, read_opponent
 from training.config import TrainConfig, parse_change
 from training.dataset import Split, catalogue, items_known_at, read_split
 from training.intervals import Estimate, estimates
@@ -185,6 +185,7 @@ def main(
     if chosen not in registered:
         raise RegistryError(f"no version {chosen!r}; registered are {', '.join(registered) or 'none: train first'}")
     bundle = Bundle.load(registered[chosen])
+    check_features(bundle, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
     store = open_feature_store(settings)

@@ -26,7 +26,7 @@ from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training.baselines import popularity
-from training.champion import Champion, read_opponent
+from training.champion import Champion, check_features, read_opponent
 from training.config import TrainConfig, parse_change
 from training.dataset import Split, catalogue, items_known_at, read_split
 from training.intervals import Estimate, estimates
@@ -185,6 +185,7 @@ def main(
     if chosen not in registered:
         raise RegistryError(f"no version {chosen!r}; registered are {', '.join(registered) or 'none: train first'}")
     bundle = Bundle.load(registered[chosen])
+    check_features(bundle, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
     store = open_feature_store(settings)
@@ -210,6 +211,8 @@ def main(
         "episodes": f"{split.train.height:,} training, {split.validation.height:,} validation, {split.test.height:,} test",
         "catalogue": f"{len(shop.item_ids):,} items",
         "requests": f"{report.retrieval.requests:,} of {report.retrieval.users:,} users, the ranker on {report.requests:,}",
+        "baselines": f"half-life {report.knobs.half_life_share:.3g} of the time before the cut, {report.knobs.neighbours} neighbours: "
+        + ("chosen by the validation part" if report.knobs.validated else "defaults"),
         "command": command,
     }
     return Evaluation(chosen, {name: text for name, text in header.items() if text}, report)

@@ -122,7 +122,9 @@ def main(
                 folder.path, split, asked, offered_TK, shop, towers, model.outcomes, store, config, device
             )
         )
-        ranker, ranker_epochs = learn_ranking(folder, model, learnt, held, shop, config, us, device, progress=progress)
+        ranker, ranker_epochs = learn_ranking(
+            folder, model, towers, learnt, held, shop, config, us, device, progress=progress
+        )
         if not us.is_first:
             return None
 
@@ -229,6 +231,7 @@ def offer(towers: TwoTowers, asked: Requests, users: UserInputs, shop: Shop, con
 def learn_ranking(
     folder: RunFolder,
     model: ModelConfig,
+    towers: TwoTowers,
     learnt: Lists,
     held: Lists,
     shop: Shop,
@@ -241,6 +244,7 @@ def learn_ranking(
     """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these."""
     torch.manual_seed(config.seed)
     ranker: Ranker = Ranker(shop.preprocessing, model).to(device)
+    ranker.begin_from(towers)
     table = shop.catalogue.inputs.to(device)
     epochs = fit(
         RANKER,

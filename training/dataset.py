@@ -120,7 +120,7 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
 def events_on_items(lake: EventLake, more: Sequence[str] = ()) -> pl.DataFrame:
     """Interactions and impressions, in no order, with `more` columns of the event's. Raises DatasetError where there is none."""
     events = (
-        lake.scan((*_EVENT_COLUMNS, *more))
+        lake.scan(tuple(dict.fromkeys((*_EVENT_COLUMNS, *more))))
         .filter(pl.col(names.TYPE).is_in([*POSITIVE_TYPES, names.IMPRESSION]) & pl.col(names.ITEM_ID).is_not_null())
         .with_columns(pl.col(names.TIMESTAMP).dt.epoch("us").alias(T_US), pl.col("as_of").dt.epoch("us"))
         .rename({names.USER_KEY: names.USER_ID})

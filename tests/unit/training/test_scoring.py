@@ -57,7 +57,7 @@ class SteadyStore:
 def models() -> Models:
     fitted = tiny_shop.preprocessing()
     torch.manual_seed(1)
-    towers, ranker = TwoTowers(fitted, tiny_shop.MODEL).eval(), Ranker(fitted, tiny_shop.MODEL).eval()
+    towers, ranker = TwoTowers(fitted, tiny_shop.MODEL).eval(), tiny_shop.stirred(Ranker(fitted, tiny_shop.MODEL))
     return Models(fitted, Catalogue(fitted, columns.by_name(tiny_shop.catalogue())), towers, ranker)
 
 

@@ -86,7 +86,8 @@ def fit(
     model: nn.Module,
     objective: nn.Module,
     read: Callable[[Ints, Ints], Any],
-    lengths_R: Ints,
+    lengths_U: Ints,
+    sizes_U: Ints,
     judge: Callable[[], float] | None,
     schedule: Schedule,
     processes: Processes,
@@ -97,10 +98,10 @@ def fit(
 ) -> list[Epoch]:
     """Leaves `model`, whose parameters `objective` has, in its best state; returns the epochs, the first as it began.
 
-    `read` makes what the objective takes from the rows of a batch and the share of them that is this process' own; `lengths_R` are
-    of the rows' histories. `judge` is asked before the first epoch and after each one, of the model in `eval` mode; without it
-    the last epoch is the best. Goes on from `checkpoint` where there is
-    one. Raises TrainError where the loss is not finite or a checkpoint cannot be written.
+    Batches are of units, each of `sizes_U` rows and a history of `lengths_U`. `read` makes what the objective takes from the units of
+    a batch and the share of them that is this process' own. `judge` is asked before the first epoch and after each one, of the model
+    in `eval` mode; without it the last epoch is the best. Goes on from `checkpoint` where there is one. Raises TrainError where the loss
+    is not finite or a checkpoint cannot be written.
     """
     optimizer = torch.optim.AdamW(objective.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     wrapped = DistributedDataParallel(objective, find_unused_parameters=True) if processes.count > 1 else objective
@@ -108,30 +109,31 @@ def fit(
     if not state.history:
         state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
     with _bar(name, disable=not progress or not processes.is_first) as bar:
-        task = bar.add_task(name, total=len(epoch_of(lengths_R, schedule.batch, schedule.seed, 0)), said="")
+        task = bar.add_task(name, total=len(epoch_of(lengths_U, schedule.batch, schedule.seed, 0)), said="")
         while not state.is_over(schedule):
             number = state.history[-1].number + 1
-            batches = epoch_of(lengths_R, schedule.batch, schedule.seed, number)
+            batches = epoch_of(lengths_U, schedule.batch, schedule.seed, number)
             said = f"epoch {number} of {schedule.epochs}, best {state.best_judged:.4f}"
             bar.reset(task, total=len(batches), said=said)
             started, waited_s, losses = time.perf_counter(), 0.0, []
             model.train()
-            for step, rows in enumerate(batches, start=(number - 1) * len(batches)):
+            for step, units in enumerate(batches, start=(number - 1) * len(batches)):
                 _set_rate(optimizer, schedule, step)
                 asked = time.perf_counter()
-                batch = read(rows, processes.share(rows))
+                batch = read(units, processes.share(units))
                 waited_s += time.perf_counter() - asked
                 with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device != "cpu"):
-                    loss = wrapped(batch) * processes.weight(rows)
-                losses.append(_learn(objective, loss, optimizer, name, number) * len(rows))
-                bar.update(task, advance=1, said=f"{said}, loss {losses[-1] / len(rows):.4f}")
+                    loss = wrapped(batch) * processes.weight(units, sizes_U)
+                value, rows = _learn(objective, loss, optimizer, name, number), int(sizes_U[units].sum())
+                losses.append(value * rows)
+                bar.update(task, advance=1, said=f"{said}, loss {value:.4f}")
             spent = time.perf_counter() - started
             epoch = Epoch(
                 number,
-                processes.mean(float(np.sum(losses)) / len(lengths_R)),
+                processes.mean(float(np.sum(losses) / sizes_U.sum())),
                 _judged(model, judge, processes),
                 time.perf_counter() - started,
-                len(lengths_R) / spent,
+                float(sizes_U.sum() / spent),
                 waited_s / spent,
             )
             state.note(epoch, model)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from headrace.arrays import Ints
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs
 from headrace.models.preprocessing import Catalogue
 from headrace.models.towers import TwoTowers, full_softmax_loss, sampled_softmax_loss
-from training.rows import UserRows
+from training.windows import WindowBatch, Windows
 
 
 class TowerBatch(NamedTuple):
     """Users and the places of what they turned to; `candidates_S` are the items told from each other, None for all of the catalogue."""
 
-    users: UserInputs
+    windows: WindowBatch
     targets_B: Tensor
     candidates_S: Tensor | None
 
@@ -37,7 +37,8 @@ class TowerObjective(nn.Module):  # type: ignore[misc]
         self._log_expected_I = expected_I.log()
 
     def forward(self, batch: TowerBatch) -> Tensor:
-        user_BD = self.towers.users(batch.users, self._table)
+        histories, users, window_B, seen_B = batch.windows
+        user_BD = self.towers.users_along(histories, self._table, users, window_B, seen_B)
         if batch.candidates_S is None:
             return full_softmax_loss(user_BD, self.towers.items(self._table.rows(self._every)), batch.targets_B)
         item_SD = self.towers.items(self._table.rows(batch.candidates_S + Catalogue.FIRST))
@@ -52,7 +53,7 @@ def expected_draws(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor
 
 
 def reader(
-    rows: UserRows, target_R: Ints, items: int, drawn: int | None, device: str
+    windows: Windows, target_R: Ints, items: int, drawn: int | None, device: str
 ) -> Callable[[Ints, Ints], TowerBatch]:
     """Batches for `fit`. `drawn` items of the catalogue join the batch's targets as candidates; all of it where None.
 
@@ -63,8 +64,9 @@ def reader(
         candidates_S = None
         if drawn is not None:
             others = np.random.default_rng(batch[:8]).integers(items, size=drawn)
-            candidates_S = torch.from_numpy(np.unique(np.concatenate([target_R[batch], others]))).to(device)
-        targets_B = torch.from_numpy(target_R[share]).to(device)
-        return TowerBatch(rows.take(share).to(device), targets_B, candidates_S)
+            candidates_S = np.unique(np.concatenate([target_R[windows.rows_of(batch)], others]))
+        targets_B = torch.from_numpy(target_R[windows.rows_of(share)]).to(device)
+        candidates = None if candidates_S is None else torch.from_numpy(candidates_S).to(device)
+        return TowerBatch(windows.take(share).to(device), targets_B, candidates)
 
     return read

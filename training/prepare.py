@@ -1,6 +1,6 @@
 """What a run learns from, written once into its folder: by the first process, for the others, and for a run that is resumed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,7 +33,8 @@ from training.dataset import (
 )
 from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
 from training.requests import Requests
-from training.rows import CHUNK, Table, UserRows, Values, of_users
+from training.rows import CHUNK
+from training.windows import Windows, write_windows
 
 _PREPROCESSING: Final = "preprocessing.json"
 _CONTENT: Final = "content.parquet"
@@ -87,22 +88,15 @@ def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path,
     return Shop(preprocessing, Catalogue(preprocessing, columns.by_name(content)), content)
 
 
-def tower_rows(folder: Path, positives: pl.DataFrame, shop: Shop, store: FeatureStore) -> UserRows:
-    """The users of all positives, each as of just before; features come and are written a chunk at a time."""
+def tower_rows(folder: Path, positives: pl.DataFrame, shop: Shop, store: FeatureStore) -> Windows:
+    """The users of all positives, sorted by user and time, each as of just before; features come and are written a chunk at a time."""
     place = folder / _ROWS
     if not (place / _READY).exists():
-        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, positives.select(names.USER_ID, T_US), CHUNK)
-        Table.write(place, positives.height, _encoded(chunks, positives, shop))
+        keys = positives.select(names.USER_ID, T_US)
+        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, keys, CHUNK)
+        write_windows(place, keys, chunks, shop.preprocessing, shop.catalogue.row)
         (place / _READY).touch()
-    return UserRows.of(Table.open(place))
-
-
-def _encoded(chunks: Iterator[pa.Table], positives: pl.DataFrame, shop: Shop) -> Iterator[dict[str, Values]]:
-    at = 0
-    for chunk in chunks:
-        times = positives[T_US].slice(at, chunk.num_rows).to_numpy()
-        yield of_users(shop.preprocessing.users(columns.by_name(chunk), times, shop.catalogue.row))
-        at += chunk.num_rows
+    return Windows.open(place)
 
 
 def users_of(requests: Requests, shop: Shop, store: FeatureStore) -> UserInputs:

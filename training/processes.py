@@ -31,13 +31,15 @@ class Processes:
         """Whether this one reads the data, judges, and saves."""
         return self.rank == 0
 
-    def share(self, rows: Ints) -> Ints:
-        """Every process' own rows of a batch; of fewer rows than processes, all of them for each."""
-        return rows if len(rows) < self.count else rows[self.rank :: self.count]
+    def share(self, units: Ints) -> Ints:
+        """This one's own units of a batch; of fewer than processes, all of them for each."""
+        return units if len(units) < self.count else units[self.rank :: self.count]
 
-    def weight(self, rows: Ints) -> float:
-        """What the mean over this one's share counts for in the mean over the shares' means, to give the mean over all rows."""
-        return 1.0 if len(rows) < self.count else len(self.share(rows)) * self.count / len(rows)
+    def weight(self, units: Ints, sizes_U: Ints) -> float:
+        """What the mean over the rows of this one's share counts for in the mean over the shares' means, to give that over all rows."""
+        if len(units) < self.count:
+            return 1.0
+        return float(sizes_U[self.share(units)].sum() * self.count / sizes_U[units].sum())
 
     def mean(self, value: float) -> float:
         """Over the processes."""

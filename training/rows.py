@@ -18,6 +18,7 @@ from headrace.models.inputs import ItemInputs, UserInputs
 
 Values = npt.NDArray[Any]
 
+_COUNT: Final = "count"
 CHUNK: Final = 65_536
 """Rows whose features are held at once while a table is written."""
 # Codes of a history's events are few, those of items are below 2^31.
@@ -37,6 +38,32 @@ _ITEM_TYPES: Final = {
 }
 
 
+class TableWriter:
+    """Rows into a new table, a chunk after the other. `most` is how many there can be: room on disk is taken as it is used."""
+
+    def __init__(self, folder: Path, most: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._most = folder, most
+        self._columns: dict[str, Values] = {}
+        self._count = 0
+
+    def put(self, chunk: Mapping[str, Values]) -> None:
+        """The first chunk says which columns there are. Raises OSError."""
+        for name, values in chunk.items():
+            if name not in self._columns:
+                file, shape = self._folder / f"{name}.npy", (self._most, *values.shape[1:])
+                self._columns[name] = np.lib.format.open_memmap(file, "w+", values.dtype, shape)
+            self._columns[name][self._count : self._count + len(values)] = values
+        self._count += len(next(iter(chunk.values())))
+
+    def close(self) -> "Table":
+        """What was written, for reading."""
+        for column in self._columns.values():
+            column.flush()  # type: ignore[attr-defined]
+        (self._folder / _COUNT).write_text(str(self._count))
+        return Table.open(self._folder)
+
+
 @dataclass(frozen=True)
 class Table:
     """Columns of equal length, each a file `<name>.npy` in a folder."""
@@ -45,25 +72,18 @@ class Table:
 
     @classmethod
     def write(cls, folder: Path, rows: int, chunks: Iterable[Mapping[str, Values]]) -> "Table":
-        """So many rows from chunks in their order. The first chunk says which columns there are. Raises OSError."""
-        folder.mkdir(parents=True, exist_ok=True)
-        columns: dict[str, Values] = {}
-        at = 0
+        """So many rows from chunks in their order. Raises OSError."""
+        writer = TableWriter(folder, rows)
         for chunk in chunks:
-            for name, values in chunk.items():
-                if name not in columns:
-                    shape = (rows, *values.shape[1:])
-                    columns[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", values.dtype, shape)
-                columns[name][at : at + len(values)] = values
-            at += len(next(iter(chunk.values())))
-        assert at == rows, f"{at} rows were written of {rows}"
-        for column in columns.values():
-            column.flush()  # type: ignore[attr-defined]
-        return cls.open(folder)
+            writer.put(chunk)
+        table = writer.close()
+        assert len(table) == rows, f"{len(table)} rows were written of {rows}"
+        return table
 
     @classmethod
     def open(cls, folder: Path) -> "Table":
-        return cls({file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))})
+        count = int((folder / _COUNT).read_text())
+        return cls({file.stem: np.load(file, mmap_mode="r")[:count] for file in sorted(folder.glob("*.npy"))})
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))

@@ -23,6 +23,7 @@ from training.measures import DEPTH
 from training.processes import device_of
 from training.requests import Requests, best_places
 from training.rows import UserRows
+from training.windows import Windows
 
 Floats = npt.NDArray[np.float32]
 _BATCH = 512
@@ -112,6 +113,17 @@ def vectors_of(towers: TwoTowers, shop: Catalogue, rows: UserRows, device: str) 
     batches = (rows.take(batch.numpy()).to(device) for batch in _batches(len(rows)))
     none = torch.zeros(0, towers.out.out_features)
     return np.asarray(torch.cat([none, *(towers.users(batch, table).cpu() for batch in batches)]).numpy())
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def window_vectors(towers: TwoTowers, shop: Catalogue, windows: Windows, chosen: Ints) -> Floats:
+    """Users at the last row of each of these windows. Shape (len(chosen), D)."""
+    parts = []
+    for some in np.split(chosen, range(_BATCH, len(chosen), _BATCH)):
+        histories, users, window_R, seen_R = windows.take(some)
+        last_W = torch.from_numpy(np.cumsum(windows.sizes_W[some]) - 1)
+        parts.append(towers.users_along(histories, shop.inputs, users.rows(last_W), window_R[last_W], seen_R[last_W]))
+    return _joined(iter(parts))
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

@@ -38,7 +38,7 @@ from headrace.stores.models import ModelRegistry
 from training import learn_ranker, learn_towers
 from training.baselines import neighbours, popularity
 from training.config import TrainConfig, by_name, parse_change
-from training.dataset import LABELS, Split, catalogue, items_known_at, newest, read_split
+from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, Report, evaluate
 from training.fit import Epoch, Schedule, fit
 from training.job import run
@@ -47,9 +47,9 @@ from training.prepare import Shop, ranker_lists, shop_at_cut, tower_rows, users_
 from training.processes import Processes, device_of, processes
 from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Requests, new_to_their_users
-from training.rows import UserRows
 from training.run_folder import RunFolder
-from training.scoring import item_vectors, shop_vectors, user_vectors
+from training.scoring import item_vectors, shop_vectors, user_vectors, window_vectors
+from training.windows import Windows
 
 NEIGHBOURS = 20
 TOWERS, RANKER = "towers", "ranker"
@@ -97,8 +97,8 @@ def main(
         # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
-        positives = newest(split.train, config.max_positives)
-        rows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
+        positives = newest(split.train, config.max_positives).sort(names.USER_ID, T_US, maintain_order=True)
+        windows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
         most = _REQUESTS_A_LIST * config.max_lists
         asked = new_to_their_users(split.validation, split.everything, shop.catalogue.item_ids, most, config.seed)
         users = users_of(asked, shop, store)
@@ -106,7 +106,7 @@ def main(
 
         # Retrieval, judged by what users turned to next among all items.
         towers, tower_epochs = learn_retrieval(
-            folder, model, rows, positives, asked, users, shop, config, us, device, progress=progress
+            folder, model, windows, positives, asked, users, shop, config, us, device, progress=progress
         )
 
         # Ranking, of what retrieval offers users that it has not learnt from.
@@ -132,7 +132,7 @@ def main(
         items = items_of(shop.preprocessing, towers, snapshot, split.everything)
         index = ItemIndex.build(
             items.vectors_ND,
-            queries(towers, shop, rows, config),
+            queries(towers, shop, windows, config),
             exact_below=config.exact_below,
             recall_target=config.index_recall,
             seed=config.seed,
@@ -159,7 +159,7 @@ def main(
         folder.end()
         epochs = {TOWERS: tower_epochs, RANKER: ranker_epochs}
         seconds = (clock() - started_us) / MICROS
-        return TrainResult(version, bundle_dir, report, index.facts, len(rows), len(learnt or ()), epochs, seconds)
+        return TrainResult(version, bundle_dir, report, index.facts, windows.rows, len(learnt or ()), epochs, seconds)
 
 
 def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool) -> RunFolder:
@@ -174,7 +174,7 @@ def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool
 def learn_retrieval(
     folder: RunFolder,
     model: ModelConfig,
-    rows: UserRows,
+    windows: Windows,
     positives: pl.DataFrame,
     asked: Requests,
     users: UserInputs,
@@ -202,10 +202,11 @@ def learn_retrieval(
         TOWERS,
         towers,
         learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
-        learn_towers.reader(rows, target_R, shop.items, drawn, device),
-        rows.lengths_R,
+        learn_towers.reader(windows, target_R, shop.items, drawn, device),
+        windows.lengths_W,
+        windows.sizes_W,
         quality if len(judged) else None,
-        schedule_of(config, config.tower_epochs, config.batch),
+        schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
         us,
         device,
         checkpoint=folder.path / f"{TOWERS}.pt",
@@ -250,6 +251,7 @@ def learn_ranking(
         learn_ranker.RankerObjective(ranker, table),
         learn_ranker.reader(learnt, device),
         learnt.users.lengths_R,
+        np.ones(len(learnt), np.int64),
         (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held and held.has_choices else None,
         schedule_of(config, config.ranker_epochs, config.list_batch),
         us,
@@ -268,11 +270,11 @@ def schedule_of(config: TrainConfig, epochs: int, batch: int) -> Schedule:
     )
 
 
-def queries(towers: TwoTowers, shop: Shop, rows: UserRows, config: TrainConfig) -> Floats32:
-    """Vectors of some users of the window, by which the index is measured. Shape (Q, D)."""
-    count = min(len(rows), _QUERIES)
-    chosen = np.sort(np.random.default_rng(config.seed).choice(len(rows), count, replace=False))
-    vectors_QD: Floats32 = user_vectors(towers, shop.catalogue, rows.take(chosen), "cpu")
+def queries(towers: TwoTowers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
+    """Vectors of some users of the window as they last stood, by which the index is measured. Shape (Q, D)."""
+    count = min(len(windows), _QUERIES)
+    chosen = np.sort(np.random.default_rng(config.seed).choice(len(windows), count, replace=False))
+    vectors_QD: Floats32 = window_vectors(towers, shop.catalogue, windows, chosen)
     return vectors_QD
 
 
@@ -305,7 +307,9 @@ def how_it_went(epochs: Sequence[Epoch]) -> str:
     best = max(epochs, key=lambda epoch: -1.0 if np.isnan(epoch.judged) else epoch.judged)
     last, judged = epochs[-1], "there was no validation to judge by"
     if not np.isnan(best.judged):
-        judged = f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
+        judged = (
+            f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
+        )
     speed = f"{last.rows_per_second:,.0f} rows/s, {last.input_share:.1%} of it waiting for rows"
     return f"{last.number} epochs, {judged}; {speed}"
 

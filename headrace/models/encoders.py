@@ -12,15 +12,15 @@ from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import GAP_BUCKETS, MISSING, TYPES, Preprocessing, Vocabulary
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask_BL: Tensor) -> Tensor:
-    """Multi-head attention (Vaswani et al., 2017). `query` (B, Q, D), `key` and `value` (B, L, D); places where the mask is False are
-    not attended to. Shape (B, Q, D).
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor) -> Tensor:
+    """Multi-head attention (Vaswani et al., 2017). `query` (B, Q, D), `key` and `value` (B, L, D). `mask`, of a shape that fits (B, H, Q,
+    L): places where it is False are not attended to; or numbers that are added to what a place weighs. Shape (B, Q, D).
     """
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask_BL[:, None, None, :])
+    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
     return mixed.transpose(1, 2).flatten(2)
 
 
@@ -84,19 +84,17 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
 
 
 class HistoryEncoder(nn.Module):  # type: ignore[misc]
-    """The events of a history: item, what was done, how long ago, how many places ago. -> (B, L, D), L up to `length`."""
+    """The events of a history: item, what was done, how long until the next one. -> (B, L, D)."""
 
-    def __init__(self, config: ModelConfig, length: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.types = nn.Embedding(len(TYPES), config.width)
         self.gaps = nn.Embedding(GAP_BUCKETS, config.width)
-        self.places = nn.Embedding(length, config.width)
-        for table in (self.types, self.gaps, self.places):
+        for table in (self.types, self.gaps):
             nn.init.normal_(table.weight, std=0.5 * config.width**-0.5)
 
     def forward(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
-        places_LD = self.places.weight[-users.items_BL.shape[1] :]
-        return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL) + places_LD
+        return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL)
 
 
 def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> EncodedItems:

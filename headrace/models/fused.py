@@ -52,11 +52,23 @@ def _tower_weights(towers: TwoTowers) -> TowerWeights:
         asked, asked_bias = _linear(block.query, block.norm)
         told, told_bias = _linear(block.key_value, block.norm)
         both = np.concatenate([asked, told], axis=1), np.concatenate([asked_bias, told_bias])
-        blocks.append((*both, *_linear(block.out), *_linear(block.mlp[0], block.norm_mlp), *_linear(block.mlp[2])))
+        near = _array(block.nearness), _array(block.beginning)
+        blocks.append(
+            (*both, *_linear(block.out), *_linear(block.mlp[0], block.norm_mlp), *_linear(block.mlp[2]), *near)
+        )
     each = [np.stack(parts) for parts in zip(*blocks, strict=True)]
     out_DD, out_bias_D = _linear(towers.out, towers.norm)
-    user, history = _user_weights(towers.user_encoder), _history_weights(towers.history_encoder, 0)
-    return TowerWeights(user, history, towers.blocks[0].heads, BlockWeights(*each), out_DD, out_bias_D)
+    length, width = towers.blocks[0].nearness.shape[1], len(out_bias_D)
+    history = _history_weights(towers.history_encoder, np.zeros((length, width), np.float32), 0)
+    return TowerWeights(
+        _user_weights(towers.user_encoder),
+        history,
+        _array(towers.start),
+        towers.blocks[0].heads,
+        BlockWeights(*each),
+        out_DD,
+        out_bias_D,
+    )
 
 
 def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
@@ -64,7 +76,7 @@ def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
     wide = ranker.project_item.out_features
     return RankerWeights(
         _user_weights(ranker.user_encoder),
-        _history_weights(ranker.history_encoder, packing.width),
+        _history_weights(ranker.history_encoder, _array(ranker.places.weight), packing.width),
         ranker.heads,
         packing.content_at,
         packing.codes_at,
@@ -95,9 +107,8 @@ def _user_weights(encoder: UserEncoder) -> UserWeights:
     )
 
 
-def _history_weights(encoder: HistoryEncoder, column: int) -> HistoryWeights:
-    types, gaps, places = (_array(table.weight) for table in (encoder.types, encoder.gaps, encoder.places))
-    return HistoryWeights(types, gaps, places, column)
+def _history_weights(encoder: HistoryEncoder, places_LD: Floats32, column: int) -> HistoryWeights:
+    return HistoryWeights(_array(encoder.types.weight), _array(encoder.gaps.weight), places_LD, column)
 
 
 def _linear(layer: nn.Linear, norm: nn.LayerNorm | None = None) -> tuple[Floats32, Floats32]:

@@ -20,6 +20,7 @@ EPSILON: Final = np.float32(1e-5)
 """Of torch.nn.LayerNorm."""
 NO_CODE: Final = np.float32(-1)
 LOG2_E: Final = np.float32(1.4426950408889634)
+NOT_SEEN: Final = np.float32(-1e30)
 LEAST_EXPONENT: Final = np.float32(-126)
 
 
@@ -54,6 +55,8 @@ class BlockWeights(NamedTuple):
     up_bias: Floats32
     down: Floats32
     down_bias: Floats32
+    nearness_HL: Floats32
+    beginning_H: Floats32
 
 
 class TowerWeights(NamedTuple):
@@ -61,6 +64,7 @@ class TowerWeights(NamedTuple):
 
     user: UserWeights
     history: HistoryWeights
+    start_D: Floats32
     heads: int
     blocks: BlockWeights
     out_DD: Floats32
@@ -120,8 +124,8 @@ def read_user(
     """A user, with the history as rows of `table_IW`; a place of 0 is empty."""
     places_P = np.flatnonzero(items_L)
     x_PD = _history(tower.history, table_IW, places_P, items_L, types_L, gaps_L, 1)
-    x_PD[-1] = _user(tower.user, categories_C, numbers_F)
-    vector_D = _user_vector(tower, x_PD)
+    x_PD[0] = tower.start_D
+    vector_D = _user_vector(tower, x_PD, places_P, _user(tower.user, categories_C, numbers_F))
     history_PD = _history(ranker.history, table_IW, places_P, items_L, types_L, gaps_L, 0)
     keys_PD = _linear(history_PD, ranker.key_DD, ranker.key_bias_D)
     own_D = _user(ranker.user, categories_C, numbers_F)
@@ -197,8 +201,8 @@ def _outcomes(ranker: RankerWeights, x0_NX: Floats32) -> Floats32:
 
 
 @fast_kernel
-def _user_vector(tower: TowerWeights, x_PD: Floats32) -> Floats32:
-    """The blocks over the history and, in the last place, the user: `TwoTowers.user_vectors`. Shape (D,)."""
+def _user_vector(tower: TowerWeights, x_PD: Floats32, places_P: Ints, user_D: Floats32) -> Floats32:
+    """The blocks over the beginning and the history behind it, then the user: `TwoTowers.users`. Shape (D,)."""
     width, blocks = x_PD.shape[1], tower.blocks
     for block in range(len(blocks.mixed)):
         made = _linear(_normed(x_PD), blocks.query_key_value[block], blocks.query_key_value_bias[block])
@@ -206,11 +210,19 @@ def _user_vector(tower: TowerWeights, x_PD: Floats32) -> Floats32:
             x_PD = x_PD[-1:]
         query = np.ascontiguousarray(made[-len(x_PD) :, :width])
         key, value = made[:, width : 2 * width], made[:, 2 * width :]
-        mixed = _attend(query, np.ascontiguousarray(key), np.ascontiguousarray(value), tower.heads)
+        mixed = _look_back(
+            query,
+            np.ascontiguousarray(key),
+            np.ascontiguousarray(value),
+            places_P,
+            blocks.nearness_HL[block],
+            blocks.beginning_H[block],
+        )
         x_PD = x_PD + _linear(mixed, blocks.mixed[block], blocks.mixed_bias[block])
         hidden = _linear(_normed(x_PD), blocks.up[block], blocks.up_bias[block])
         _rectify(hidden)
         x_PD = x_PD + _linear(hidden, blocks.down[block], blocks.down_bias[block])
+    x_PD[-1] += user_D
     vector_1D = _linear(_normed(x_PD[-1:]), tower.out_DD, tower.out_bias_D)
     vector_D: Floats32 = vector_1D[0]
     return vector_D
@@ -237,14 +249,14 @@ def _history(
     gaps_L: Ints,
     room: int,
 ) -> Floats32:
-    """The history encoded, with room for more rows behind it. Shape (P + room, D)."""
+    """The history encoded, with room for more rows before it. Shape (room + P, D)."""
     made_PD = np.empty((len(places_P) + room, weights.types.shape[1]), np.float32)
     for p in range(len(places_P)):
         place = places_P[p]
         row = table_IW[items_L[place]]
         kind, gap = weights.types[types_L[place]], weights.gaps[gaps_L[place]]
         for d in range(made_PD.shape[1]):
-            made_PD[p, d] = row[weights.column + d] + kind[d] + gap[d] + weights.places_LD[place, d]
+            made_PD[room + p, d] = row[weights.column + d] + kind[d] + gap[d] + weights.places_LD[place, d]
     return made_PD
 
 
@@ -270,6 +282,37 @@ def _attend(query_QD: Floats32, key_PD: Floats32, value_PD: Floats32, heads: int
         part = slice(head * width, (head + 1) * width)
         key_DP = np.ascontiguousarray(key_PD[:, part].T)
         weights_QP = np.dot(np.ascontiguousarray(query_QD[:, part]), key_DP)
+        _softmax(weights_QP, scale)
+        mixed_QD[:, part] = np.dot(weights_QP, np.ascontiguousarray(value_PD[:, part]))
+    return mixed_QD
+
+
+@fast_kernel
+def _look_back(
+    query_QD: Floats32,
+    key_PD: Floats32,
+    value_PD: Floats32,
+    places_P: Ints,
+    nearness_HL: Floats32,
+    beginning_H: Floats32,
+) -> Floats32:
+    """The last Q of the beginning and the P events behind it attend to themselves and what is before them. Shape (Q, D)."""
+    heads = len(nearness_HL)
+    count, width = len(query_QD), query_QD.shape[1] // heads
+    mixed_QD = np.empty_like(query_QD)
+    scale = ONE / np.float32(np.sqrt(width))
+    first = len(key_PD) - count
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        key_DP = np.ascontiguousarray(key_PD[:, part].T)
+        weights_QP = np.dot(np.ascontiguousarray(query_QD[:, part]), key_DP)
+        for q in range(count):
+            weights_QP[q, 0] += beginning_H[head] / scale
+            for p in range(1, len(key_PD)):
+                if p > first + q:
+                    weights_QP[q, p] = NOT_SEEN
+                else:
+                    weights_QP[q, p] += nearness_HL[head, places_P[first + q - 1] - places_P[p - 1]] / scale
         _softmax(weights_QP, scale)
         mixed_QD[:, part] = np.dot(weights_QP, np.ascontiguousarray(value_PD[:, part]))
     return mixed_QD

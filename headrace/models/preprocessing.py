@@ -9,7 +9,7 @@ Rules, the same everywhere:
   the flag set.
 - A list of strings is the codes of its first values, as many as nearly every item has, padded with `MISSING`.
 - A history is the last L of `recent_items`, `recent_types` and `recent_times`; lists of unequal length are cut to their
-  newest common part; the time from an event to t is cut into powers of two of a second.
+  newest common part; the time from an event to the next one, of the newest to t, is cut into powers of two of a second.
 - A feature that the request lacks reads as null.
 
 One module, though a long one: the rules for columns and for a single user must agree, and stand side by side.
@@ -36,6 +36,8 @@ from headrace.settings import MICROS
 
 MISSING: Final = 0
 GAP_BUCKETS: Final = 26
+UNKNOWN_ITEM: Final = 1
+"""Row of the catalogue table for an item that is not in it, and for an event that names none: an event is one all the same."""
 
 RECENT_TIMES: Final = f"{names.USER_ACTIVITY}__recent_times"
 _RECENT: Final = (names.RECENT_ITEMS, names.RECENT_TYPES, RECENT_TIMES)
@@ -187,8 +189,14 @@ def _log_of(value: float) -> float:
     return float(np.log1p(value))
 
 
+def gaps_of(times_BL: Ints, present_BL: Mask, t_us: Ints) -> Ints:
+    """Bucket of the time from each event to the next one, of the newest to t; 0 where there is none. Shape (B, L)."""
+    next_BL = np.concatenate([times_BL[:, 1:], t_us[:, None]], axis=1)
+    return gap_buckets(next_BL, times_BL) * present_BL
+
+
 def gap_buckets(t_us: Ints, times_us: Ints) -> Ints:
-    """1 + floor(log2(1 + seconds from the event to t)), at most GAP_BUCKETS - 1; 0 is left for padding."""
+    """1 + floor(log2(1 + seconds from one time to another)), at most GAP_BUCKETS - 1; 0 is left for padding."""
     since_us = np.asarray(t_us - times_us)
     return _gap_buckets(since_us.ravel()).reshape(since_us.shape)
 
@@ -214,10 +222,12 @@ def _gap_bucket(since_us: Int) -> Int:
 def _pad_history(items: Ints, types: Ints, times_us: Ints, t_us: int, out: Ints) -> None:
     """The newest common part of three lists into the last places of `out` (3, L): items, types, buckets of gaps."""
     length = out.shape[1]
+    next_us = t_us
     for back in range(1, min(len(items), len(types), len(times_us), length) + 1):
-        out[0, length - back] = items[len(items) - back]
+        out[0, length - back] = max(items[len(items) - back], UNKNOWN_ITEM)
         out[1, length - back] = types[len(types) - back]
-        out[2, length - back] = _gap_bucket(t_us - times_us[len(times_us) - back])
+        out[2, length - back] = _gap_bucket(next_us - times_us[len(times_us) - back])
+        next_us = times_us[len(times_us) - back]
 
 
 TYPES: Final = Vocabulary(names.EVENT_TYPES)
@@ -348,13 +358,13 @@ class Preprocessing:
 
     def users(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> UserInputs:
         """B users at times `t_us` (B,). `code_of_item` gives an item's row in the catalogue table (`Catalogue.row`)."""
-        items_BL, types_BL, gaps_BL = self._history(features, t_us, code_of_item)
+        items_BL, types_BL, times_BL, present_BL = self.histories(features, len(t_us), code_of_item)
         return UserInputs(
             categories_BC=_categories(self.user_categories, features, len(t_us)),
             numbers_BF=torch.from_numpy(self._users.of(features, len(t_us))),
             items_BL=torch.from_numpy(items_BL),
             types_BL=torch.from_numpy(types_BL),
-            gaps_BL=torch.from_numpy(gaps_BL),
+            gaps_BL=torch.from_numpy(gaps_of(times_BL, present_BL, t_us)),
         )
 
     def user(self, features: Columns, t_us: int, code_of_item: Callable[[object], int]) -> OneUser:
@@ -381,9 +391,13 @@ class Preprocessing:
         ]
         return np.concatenate(parts, axis=1) if parts else np.zeros((count, 0), np.int64)
 
-    def _history(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> tuple[Ints, Ints, Ints]:
+    def histories(
+        self, features: Columns, count: int, code_of_item: Callable[[object], int]
+    ) -> tuple[Ints, Ints, Ints, Mask]:
+        """Items, types, times in Unix microseconds, and whether there is an event: of B users, each (B, L), the newest last."""
         if any(name not in features for name in _RECENT):
-            return tuple(np.zeros((len(t_us), self.length), dtype=np.int64) for _ in range(3))  # type: ignore[return-value]
+            nothing = np.zeros((count, self.length), np.int64)
+            return nothing, nothing.copy(), nothing.copy(), np.zeros((count, self.length), np.bool_)
         item_flat, item_offsets = columns.ragged(features[names.RECENT_ITEMS])
         type_flat, type_offsets = columns.ragged(features[names.RECENT_TYPES])
         time_flat, time_offsets = columns.ragged(features[RECENT_TIMES])
@@ -391,8 +405,9 @@ class Preprocessing:
         types_BL = columns.last_padded(columns.codes(type_flat, TYPES.code), type_offsets, self.length)
         times_BL = columns.last_padded(columns.micros(time_flat), time_offsets, self.length)
         common_B = np.minimum(np.minimum(np.diff(item_offsets), np.diff(type_offsets)), np.diff(time_offsets))
-        present_BL = (np.arange(self.length) >= self.length - common_B[:, None]).astype(np.int64)
-        return items_BL * present_BL, types_BL * present_BL, gap_buckets(t_us[:, None], times_BL) * present_BL
+        present_BL = np.arange(self.length) >= self.length - common_B[:, None]
+        items_BL = np.maximum(items_BL, UNKNOWN_ITEM) * present_BL
+        return items_BL, types_BL * present_BL, times_BL * present_BL, present_BL
 
     def to_json(self) -> str:
         state = {

@@ -29,7 +29,9 @@ class Ranker(nn.Module):  # type: ignore[misc]
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__()
         self.item_encoder = ItemEncoder(preprocessing, config)
-        self.history_encoder = HistoryEncoder(config, preprocessing.length)
+        self.history_encoder = HistoryEncoder(config)
+        self.places = nn.Embedding(preprocessing.length, config.width)
+        nn.init.normal_(self.places.weight, std=0.5 * config.width**-0.5)
         self.user_encoder = UserEncoder(preprocessing, config)
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
         self.heads, self.width, self.outcomes = config.heads, config.width, config.outcomes
@@ -60,7 +62,7 @@ class Ranker(nn.Module):  # type: ignore[misc]
     def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
         """As `forward`, of items that are encoded. Leading shapes (B, N) and (B, L)."""
         inputs, item_BND = items
-        history_BLD = self.history_encoder(users, history.vectors_ND)
+        history_BLD = self.history_encoder(users, history.vectors_ND) + self.places.weight[-users.items_BL.shape[1] :]
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
         shares_BNM = match_shares(users, inputs, history.inputs)
         match_BN1 = retrieved_BN[..., None] * self.width**-0.5
@@ -115,7 +117,8 @@ class Ranker(nn.Module):  # type: ignore[misc]
     def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
         mask_BL = present_BL | ~present_BL.any(dim=1, keepdim=True)
-        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, mask_BL)
+        mask_B11L = mask_BL[:, None, None, :]
+        mixed_BND = attend(self.query(item_BND), self.key(history_BLD), history_BLD, self.heads, mask_B11L)
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 

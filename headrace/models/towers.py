@@ -19,15 +19,21 @@ _LEAST_CHANCE: Final = 1e-30
 
 
 class Block(nn.Module):  # type: ignore[misc]
-    """Pre-norm transformer layer over (B, L, D). With `last_only` it answers for the last place alone: (B, 1, D)."""
+    """Pre-norm transformer layer over (B, L, D) in which a place sees itself and those before it, the nearer ones as much more as is
+    learnt (a bias by distance and head: Raffel et al., 2020). With `last_only` it answers for the last place alone: (B, 1, D).
+    """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, length: int) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
         self.norm, self.norm_mlp = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Linear(config.width, config.width)
+        self.nearness = nn.Parameter(torch.zeros(config.heads, length))
+        """Of events so many places back."""
+        self.beginning = nn.Parameter(torch.zeros(config.heads))
+        """Of what stands before all events, however many there are."""
         self.mlp = nn.Sequential(
             nn.Linear(config.width, 4 * config.width),
             nn.ReLU(),
@@ -40,25 +46,43 @@ class Block(nn.Module):  # type: ignore[misc]
         asking_BLD = x_BLD[:, -1:] if last_only else x_BLD
         query = self.query(normed_BLD[:, -1:] if last_only else normed_BLD)
         key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
-        mixed_BLD = self.out(attend(query, key, value, self.heads, present_BL))
+        weight_HQL = self._nearness(x_BLD.shape[1])[:, -query.shape[1] :]
+        weight_BHQL = weight_HQL.masked_fill(~present_BL[:, None, None, :], float("-inf"))
+        mixed_BLD = self.out(attend(query, key, value, self.heads, weight_BHQL))
         x_BLD = asking_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
         return x_BLD + self.mlp(self.norm_mlp(x_BLD))
+
+    def _nearness(self, places: int) -> Tensor:
+        """What is added to each place's weight for each that asks, minus infinity for later ones. The first place is the beginning.
+        Shape (H, L, L).
+        """
+        place_L = torch.arange(places, device=self.nearness.device)
+        back_LL = place_L[:, None] - place_L
+        weight_HLL = self.nearness[:, back_LL.clamp(0, self.nearness.shape[1] - 1)].masked_fill(
+            back_LL < 0, float("-inf")
+        )
+        beginning_HL1 = self.beginning[:, None, None].expand(-1, places, 1)
+        return torch.cat([beginning_HL1, weight_HLL[:, :, 1:]], dim=2)
 
 
 class TwoTowers(nn.Module):  # type: ignore[misc]
     """The user tower reads history, counts and profile; the item tower ID and content.
 
-    The same item encoder embeds the history, so a click moves the user's vector towards what was clicked.
+    The same item encoder embeds the history, so a click moves the user's vector towards what was clicked. A place of the history
+    sees nothing after it: what the tower makes of a user at an earlier time stands at an earlier place, and training learns from all
+    of them in one pass (Kang and McAuley, 2018).
     """
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__()
         self.item_encoder = ItemEncoder(preprocessing, config)
-        self.history_encoder = HistoryEncoder(config, preprocessing.length)
+        self.history_encoder = HistoryEncoder(config)
         self.user_encoder = UserEncoder(preprocessing, config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.start = nn.Parameter(config.width**-0.5 * torch.randn(config.width))
+        self.blocks = nn.ModuleList(Block(config, preprocessing.length) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.width)
+        self.dropout = config.dropout
 
     def items(self, items: ItemInputs) -> Tensor:
         """Shape (N, D)."""
@@ -66,18 +90,35 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
 
     def users(self, users: UserInputs, table: ItemInputs) -> Tensor:
         """Shape (B, D). Histories hold rows of `table`."""
-        return self.user_vectors(users, encode_history(self.item_encoder, table, users.items_BL).vectors_ND)
+        item_BLD = encode_history(self.item_encoder, table, users.items_BL).vectors_ND
+        return self._vectors(self._places(users, item_BLD, last_only=True)[:, -1], users)
 
-    def user_vectors(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
-        """Shape (B, D), from the history's vectors by `item_encoder`. The profile stands behind the history as one more place, and its
-        output is the user.
+    def users_along(
+        self, histories: UserInputs, table: ItemInputs, users: UserInputs, row_R: Tensor, seen_R: Tensor
+    ) -> Tensor:
+        """Users at several times of a history each: `row_R` of `histories`, of which the first `seen_R` events have happened; their
+        counts and profile are those of `users`. What `users` gives of each, but in one pass. Shape (R, D).
         """
-        history_BLD = self.history_encoder(users, item_BLD)
-        x_BLD = torch.cat([history_BLD, self.user_encoder(users)[:, None]], dim=1)
-        present_BL = F.pad(users.items_BL > 0, (0, 1), value=True)
+        item_BLD = encode_history(self.item_encoder, table, histories.items_BL).vectors_ND
+        place_BLD = self._places(histories, item_BLD, last_only=False)
+        empty_B = (histories.items_BL == 0).sum(dim=1)  # all of them before the first event
+        return self._vectors(place_BLD[row_R, empty_B[row_R] + seen_R], users)
+
+    def _places(self, users: UserInputs, item_BLD: Tensor, last_only: bool) -> Tensor:
+        """The blocks over the beginning and the events behind it. An empty place before the first event is as the beginning, and no other
+        sees it. Shape (B, 1 + L, D), or of the last place alone (B, 1, D).
+        """
+        happened_BL1 = (users.items_BL > 0)[..., None]
+        event_BLD = torch.where(happened_BL1, self.history_encoder(users, item_BLD), self.start)
+        x_BLD = torch.cat([self.start.expand(len(event_BLD), 1, -1), event_BLD], dim=1)
+        x_BLD = F.dropout(x_BLD, self.dropout, self.training)
+        present_BL = F.pad(users.items_BL > 0, (1, 0), value=True)
         for number, block in enumerate(self.blocks, start=1):
-            x_BLD = block(x_BLD, present_BL, last_only=number == len(self.blocks))
-        return self.out(self.norm(x_BLD[:, -1]))
+            x_BLD = block(x_BLD, present_BL, last_only=last_only and number == len(self.blocks))
+        return x_BLD
+
+    def _vectors(self, last_RD: Tensor, users: UserInputs) -> Tensor:
+        return self.out(self.norm(last_RD + self.user_encoder(users)))
 
     def scores(self, users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
         """How well each user's own candidates, leading shape (B, N), match. Shape (B, N)."""

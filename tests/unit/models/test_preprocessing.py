@@ -78,7 +78,7 @@ def test_a_history_ends_in_the_last_place_and_is_padded_with_zeros() -> None:
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row)
     assert users.items_BL.tolist() == [[0, 2, 3], [0, 0, 4], [0, 0, 0]]
-    assert users.gaps_BL.tolist() == [[0, 4, 2], [0, 0, 3], [0, 0, 0]]
+    assert users.gaps_BL.tolist() == [[0, 3, 2], [0, 0, 3], [0, 0, 0]]
 
 
 def test_lists_of_unequal_length_are_cut_to_their_newest_common_part() -> None:

@@ -45,6 +45,7 @@ def learn(
         line,
         read,
         np.ones(len(POINTS), np.int64),
+        np.ones(len(POINTS), np.int64),
         lambda: -float((line.slope(POINTS) - 2 * POINTS - 1).abs().max()),
         schedule,
         processes or Processes(),
@@ -109,12 +110,16 @@ def test_a_checkpoint_on_a_full_disk_names_the_file_and_the_remedy(tmp_path: Pat
 
 
 def test_shares_of_a_batch_are_weighted_so_that_their_mean_is_that_of_all_rows() -> None:
-    rows = np.array([3, 1, 4, 1, 5])
-    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    """Units of 1, 2 and 3 rows, whose values are their unit's number."""
+    units, sizes = np.array([0, 1, 2]), np.array([1, 2, 3])
+
+    def mean(some: Ints) -> float:
+        return float((some * sizes[some]).sum() / sizes[some].sum())
+
     both = [Processes(rank, 2) for rank in (0, 1)]
-    means = [values[each.share(rows)].mean() * each.weight(rows) for each in both]
-    assert np.mean(means) == pytest.approx(values[rows].mean())
-    assert [each.share(rows[:1]).tolist() for each in both] == [[3], [3]]
+    assert np.mean([mean(each.share(units)) * each.weight(units, sizes) for each in both]) == pytest.approx(mean(units))
+    assert [each.share(units[:1]).tolist() for each in both] == [[0], [0]]
+    assert [each.weight(units[:1], sizes) for each in both] == [1.0, 1.0]
 
 
 _WITHOUT_DROPOUT = """

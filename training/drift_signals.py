@@ -94,7 +94,7 @@ def of_numbers(name: str, before_B: Floats, now_B: Floats, config: DriftConfig) 
 def in_bins(before_B: Floats, now_B: Floats) -> tuple[Ints, Ints]:
     """Counts in the deciles of the first, those that coincide being one, and of nulls. Shape (K,) both."""
     known = before_B[~np.isnan(before_B)]
-    edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS)) if len(known) else np.zeros(0)
+    edges = np.unique(np.quantile(known, np.arange(1, BINS) / BINS, method="lower")) if len(known) else np.zeros(0)
 
     def counts(values: Floats) -> Ints:
         bins = np.where(np.isnan(values), len(edges) + 1, np.searchsorted(edges, values))

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from headrace import names
 from headrace.arrays import Ints as Places
 from training.dataset import T_US
-from training.requests import Histories, codes
+from training.requests import Histories, best_of, codes
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -55,10 +55,11 @@ def recent_popularity(
     return scores
 
 
-def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> csr_array:
-    """Of each item, its k nearest by cosine over the users who turned to both (Sarwar et al., WWW 2001). Sparse, shape (I, I).
+def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> tuple[Ints, Floats]:
+    """Of each item, its k nearest by cosine over the users who turned to both (Sarwar et al., WWW 2001): places and scores.
 
-    Nearest to an item are those with the largest users(a and b) / sqrt(users(a) users(b)), of equals the first in the catalogue.
+    Score: users(a and b) / sqrt(users(a) users(b)); of equals the first in the catalogue. Shapes (I, K); -1 and 0 where there are
+    fewer than k.
     """
     pairs = episodes.select(names.USER_ID, names.ITEM_ID).unique(maintain_order=True)
     item_E = codes(pairs[names.ITEM_ID], pl.Series(list(item_ids), dtype=pl.String))
@@ -67,44 +68,44 @@ def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> csr_arr
     items = len(item_ids)
     shape = (int(user_E.max(initial=-1)) + 1, items)
     users_UI = csr_array((np.ones(len(item_E), np.float32), (user_E, item_E)), shape=shape)
-    norm_I = np.sqrt(np.maximum(np.bincount(item_E, minlength=items), 1))
     users_IU = users_UI.T.tocsr()
-    rows, places, scores = [], [], []
+    norm_I = np.sqrt(np.maximum(np.bincount(item_E, minlength=items), 1))
+    near_IK = np.full((items, k), -1, np.int32)
+    scores_IK = np.zeros((items, k), np.float32)
     for start in range(0, items, _BLOCK):
-        both = (users_IU[start : start + _BLOCK] @ users_UI).tocoo()
-        row, place = both.coords[0].astype(np.int64) + start, both.coords[1].astype(np.int64)
-        score = both.data / (norm_I[row] * norm_I[place])
-        other = row != place
-        row, place, score = row[other], place[other], score[other]
-        order = np.lexsort((place, -score, row))
-        row, place, score = row[order], place[order], score[order]
-        nearest = _rank_in_group(row) < k
-        rows.append(row[nearest])
-        places.append(place[nearest])
-        scores.append(score[nearest])
-    cells = np.concatenate(rows), np.concatenate(places)
-    return csr_array((np.concatenate(scores).astype(np.float32), cells), shape=(items, items))
+        both = users_IU[start : start + _BLOCK] @ users_UI
+        both.sort_indices()
+        for row, item in enumerate(range(start, min(start + _BLOCK, items))):
+            own = slice(both.indptr[row], both.indptr[row + 1])
+            places = both.indices[own]
+            score = both.data[own] / (norm_I[item] * norm_I[places])
+            score[places == item] = -np.inf
+            nearest = best_of(score, k)
+            near_IK[item, : len(nearest)] = places[nearest]
+            scores_IK[item, : len(nearest)] = score[nearest]
+    return near_IK, scores_IK
 
 
-def fewer_neighbours(near_II: csr_array, k: int) -> csr_array:
-    """Of `item_knn` of more neighbours, the k nearest of each item."""
-    row = np.repeat(np.arange(near_II.shape[0]), np.diff(near_II.indptr))
-    order = np.lexsort((near_II.indices, -near_II.data, row))
-    kept = order[_rank_in_group(row) < k]
-    return csr_array((near_II.data[kept], (row[kept], near_II.indices[kept])), shape=near_II.shape)
+def item_knn_scores(
+    history: Histories, near_IK: Ints, scores_IK: Floats, popularity_I: Floats
+) -> Callable[[slice], Floats]:
+    """Of some of the requests, likeness to the items of each history, summed, each item once; then popularity: (B, I)."""
+    items = len(near_IK)
+    there_IK = near_IK >= 0
+    offsets = np.concatenate([[0], np.cumsum(there_IK.sum(axis=1))])
+    near_II = csr_array((scores_IK[there_IK], near_IK[there_IK], offsets), shape=(items, items))
+    ties_I = _ties(popularity_I)
 
+    def scores(some: slice) -> Floats:
+        asked = history.rows(some)
+        cells = np.ones(len(asked.places), np.float32), asked.places, asked.offsets
+        history_BI = csr_array(cells, shape=(len(asked), items), copy=True)  # summing sorts in place
+        history_BI.sum_duplicates()
+        history_BI.data[:] = 1.0
+        scores_BI: Floats = (history_BI @ near_II).toarray() + ties_I
+        return scores_BI
 
-def item_knn_scores(history: Histories, near_II: csr_array, popularity_I: Floats) -> Floats:
-    """Likeness to the items of each history, summed; then popularity. Shape (B, I)."""
-    history_BI = csr_array(
-        (np.ones(len(history.places), np.float32), history.places, history.offsets),
-        shape=(len(history), near_II.shape[0]),
-        copy=True,  # summing sorts in place
-    )
-    history_BI.sum_duplicates()
-    history_BI.data[:] = 1.0
-    scores_BI: Floats = (history_BI @ near_II).toarray() + _ties(popularity_I)
-    return scores_BI
+    return scores
 
 
 def neighbours(episodes: pl.DataFrame, item_ids: Sequence[str], k: int, reach: int = 5) -> tuple[Ints, Floats]:
@@ -155,9 +156,3 @@ def co_occurrence_scores(
 def _ties(popularity_I: Floats) -> Floats:
     """So little that it only settles ties."""
     return (_TIE * popularity_I / max(float(popularity_I.max()), 1.0)).astype(np.float32)
-
-
-def _rank_in_group(group_E: Places) -> Places:
-    """Place within each run of equal values."""
-    starts = np.flatnonzero(np.concatenate([[True], group_E[1:] != group_E[:-1]])) if len(group_E) else group_E
-    return np.arange(len(group_E)) - np.repeat(starts, np.diff(np.append(starts, len(group_E))))

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -122,7 +120,7 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
 def events_on_items(lake: EventLake, more: Sequence[str] = ()) -> pl.DataFrame:
     """Interactions and impressions, in no order, with `more` columns of the event's. Raises DatasetError where there is none."""
     events = (
-        lake.scan((*_EVENT_COLUMNS, *more))
+        lake.scan(tuple(dict.fromkeys((*_EVENT_COLUMNS, *more))))
         .filter(pl.col(names.TYPE).is_in([*POSITIVE_TYPES, names.IMPRESSION]) & pl.col(names.ITEM_ID).is_not_null())
         .with_columns(pl.col(names.TIMESTAMP).dt.epoch("us").alias(T_US), pl.col("as_of").dt.epoch("us"))
         .rename({names.USER_KEY: names.USER_ID})
@@ -201,31 +199,6 @@ def newest(rows: pl.DataFrame, count: int) -> pl.DataFrame:
 
 def sample(rows: pl.DataFrame, count: int, seed: int) -> pl.DataFrame:
     return rows if rows.height <= count else rows.sample(count, seed=seed).sort(T_US, maintain_order=True)
-
-
-def with_negatives(
-    positives: pl.DataFrame, drawn_TK: npt.NDArray[np.int64], item_ids: Sequence[str], known: pl.DataFrame
-) -> pl.DataFrame:
-    """Positives and, at the same user and time, the drawn items as negatives (labels 0), in the positives' order.
-
-    `drawn_TK` holds places in `item_ids` for each positive. An item that the user has interacted with, by `known`, is
-    no negative and is dropped, and so is the second of two equal draws.
-    """
-    drawn = positives.select(*_KEYS).with_columns(
-        pl.Series("drawn", np.asarray(item_ids)[drawn_TK].tolist(), dtype=pl.List(pl.String)),
-        turn=pl.int_range(pl.len()),
-    )
-    negatives = (
-        drawn.drop(names.ITEM_ID)
-        .explode("drawn", empty_as_null=True)
-        .rename({"drawn": names.ITEM_ID})
-        .unique(["turn", names.ITEM_ID], maintain_order=True)
-        .join(known.select(names.USER_ID, names.ITEM_ID).unique(), on=[names.USER_ID, names.ITEM_ID], how="anti")
-        .with_columns(*[pl.lit(0, dtype=pl.Int8).alias(label) for label in LABELS])
-    )
-    columns = [*_KEYS, *LABELS, "turn"]
-    both = pl.concat([positives.with_columns(turn=pl.int_range(pl.len())).select(columns), negatives.select(columns)])
-    return both.sort("turn", maintain_order=True).drop("turn")
 
 
 def features(store: FeatureStore, service: str, rows: pl.DataFrame) -> pa.Table:

@@ -23,7 +23,7 @@ from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training.baselines import popularity
-from training.champion import Champion, read_opponent
+from training.champion import Champion, check_features, read_opponent
 from training.config import TrainConfig, parse_change
 from training.dataset import Split
 from training.intervals import Estimate, estimates
@@ -183,6 +183,7 @@ def main(
     if chosen not in registered:
         raise RegistryError(f"no version {chosen!r}; registered are {', '.join(registered) or 'none: train first'}")
     bundle = Bundle.load(registered[chosen])
+    check_features(bundle, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
     window = window_of(bundle, config, settings)
@@ -206,6 +207,8 @@ def main(
         "episodes": f"{split.train.height:,} training, {split.validation.height:,} validation, {split.test.height:,} test",
         "catalogue": f"{len(shop.item_ids):,} items",
         "requests": f"{report.retrieval.requests:,} of {report.retrieval.users:,} users, the ranker on {report.requests:,}",
+        "baselines": f"half-life {report.knobs.half_life_share:.3g} of the time before the cut, {report.knobs.neighbours} neighbours: "
+        + ("chosen by the validation part" if report.knobs.validated else "defaults"),
         "command": command,
     }
     return Evaluation(chosen, {name: text for name, text in header.items() if text}, report)

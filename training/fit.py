@@ -152,7 +152,7 @@ def _learn(objective: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer,
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+    nn.utils.clip_grad_norm_([each for each in objective.parameters() if each.grad is not None], 1.0)
     optimizer.step()
     return value
 

@@ -73,7 +73,7 @@ def calibrate(ranker: Ranker, table: ItemInputs, lists: Lists, device: str) -> d
     shown_C = positions_C != NOT_SHOWN
     used_C = shown_C if shown_C.any() else ~shown_C
     fitted = {
-        name: _platt(logits_CO[used_C, place], labels_CO[used_C, place]) for place, name in enumerate(ranker.outcomes)
+        name: platt(logits_CO[used_C, place], labels_CO[used_C, place]) for place, name in enumerate(ranker.outcomes)
     }
     slopes, shifts = (
         torch.tensor(each, dtype=torch.float32, device=device) for each in zip(*fitted.values(), strict=True)
@@ -95,10 +95,13 @@ def _all(ranker: Ranker, table: ItemInputs, lists: Lists, device: str) -> tuple[
     return np.concatenate(logits), np.concatenate(labels), np.concatenate(positions)
 
 
-def _platt(logits_C: Floats, labels_C: Floats) -> tuple[float, float]:
+def platt(logits_C: Floats, labels_C: Floats) -> tuple[float, float]:
     """Slope and shift of the logistic regression of labels on logits, by Newton's method; labels are drawn a little towards each
-    other, as Platt has it, so that both stay finite. A slope is at least 0.05: no outcome turns the order around.
+    other, as Platt has it, so that both stay finite. A slope is at least 0.05: no outcome turns the order around. Without labels
+    nothing changes.
     """
+    if not len(labels_C):
+        return 1.0, 0.0
     positives, negatives = float(labels_C.sum()), float((1 - labels_C).sum())
     high, low = (positives + 1) / (positives + 2), 1 / (negatives + 2)
     wanted_C = np.where(labels_C > 0, high, low)

@@ -146,7 +146,9 @@ def shown_lists(impressions: pl.DataFrame, item_ids: Sequence[str], longest: int
         .sort(T_US, "request_id", "position", maintain_order=True)
         .with_columns((pl.struct("request_id", names.USER_ID, T_US).rle_id()).cast(pl.UInt32).alias(LIST))
         .filter(pl.int_range(pl.len()).over(LIST) < longest)
-        .with_columns((1 + pl.col("position")).alias(POSITION), pl.lit(False).alias(WANTED))
+        .with_columns(
+            (1 + pl.col("position")).alias(POSITION), pl.lit(False).alias(WANTED), pl.col(*LABELS).cast(pl.Int8)
+        )
         .select(_COLUMNS)
     )
 

@@ -18,6 +18,7 @@ from training.config import TrainConfig
 from training.dataset import T_US, Split, features, sample
 from training.intervals import Estimate, estimate, estimates, resampled_users
 from training.metrics import Bin
+from training.processes import device_of
 from training.scoring import Models, rank_logits
 
 
@@ -79,6 +80,10 @@ def probabilities(models: Models, rows: pl.DataFrame, store: FeatureStore, confi
     users = models.preprocessing.users(table, rows[T_US].to_numpy(), models.shop.row)
     items = models.preprocessing.items(table, with_activity=True)
     alone = items.rows(torch.arange(rows.height)[:, None])
-    logits_RKO = rank_logits(models.towers, models.ranker, models.shop, users, alone, config.device)
-    probability_RO: Floats = torch.sigmoid(logits_RKO[:, 0].double()).numpy()
+    device = device_of(config.device)
+    logits_R1O = rank_logits(models.towers, models.ranker, models.shop, users, alone, device)
+    # Where an item stood is known of an impression, and part of how likely it was taken.
+    position_R1 = torch.from_numpy(1 + rows["position"].fill_null(0).cast(pl.Int64).to_numpy()[:, None])
+    placed_R1O = models.ranker.at_positions(logits_R1O.to(device), position_R1.to(device)).cpu()
+    probability_RO: Floats = torch.sigmoid(placed_R1O[:, 0].detach().double()).numpy()
     return probability_RO

@@ -9,22 +9,23 @@ from matplotlib.figure import Figure
 from training import plots
 from training.intervals import Estimate
 from training.measures import MAIN, RANKED
-from training.report import SHOWN, Group, Measured, Report, title
+from training.report import RELEVANCE, SLATES, Group, Measured, Report, title, verdict
 from training.rivals import POPULAR
-from training.segments import EPISODES
+from training.segments import SEEN
+from training.staleness import StalePoint
 
 _STYLE = """
-body { margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #222; background: #fff; line-height: 1.45;
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; background: #fff; line-height: 1.45;
   font: 16px/1.45 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 1rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .5rem; }
 p, li { max-width: 48rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; margin: 0; font-size: .92rem; }
 dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid #e4e4e4; vertical-align: top; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { text-align: right; padding: .3rem .55rem; border-bottom: 1px solid #e4e4e4; vertical-align: top; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { border-bottom: 2px solid #999; vertical-align: bottom; }
+thead th { border-bottom: 2px solid #999; vertical-align: bottom; white-space: normal; }
 tbody tr.main td { font-weight: 600; background: #f2f7fb; }
 td small { display: block; color: #666; font-weight: 400; }
 figure { margin: .8rem 0; } figcaption { color: #555; font-size: .88rem; max-width: 48rem; }
@@ -44,7 +45,9 @@ def write_page(path: Path, report: Report, header: Mapping[str, str]) -> None:
 
 def page(report: Report, header: Mapping[str, str]) -> str:
     heading = f"Evaluation of version {header['version']}" if "version" in header else "Evaluation"
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in header.items())
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in header.items() if name != "version"
+    )
     parts = [
         f"<h1>{escape(heading)}</h1><dl>{facts}</dl>",
         *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
@@ -74,7 +77,7 @@ def _methods(report: Report) -> str:
         f"{report.detail.facts.items:,} items but those the user knows, and is right where it ranks that item high. All methods "
         f"answer the same {report.requests:,} requests of {report.users:,} users. In brackets, 95 % intervals by resampling users.",
         _figure(plots.dots(main, title(MAIN)), f"{title(MAIN)} by method; the line is the 95 % interval."),
-        _measured_table(report.methods, SHOWN),
+        _measured_table(report.methods, (*RELEVANCE, *SLATES)),
     )
 
 
@@ -87,15 +90,8 @@ def _gains(report: Report) -> str:
             plots.dots(report.gains, f"{title(MAIN)} of {RANKED} less that of the method", zero=True),
             f"Right of the line {RANKED} is better, left of it the other.",
         ),
-        "<ul>" + "".join(f"<li>{escape(verdict(name, gain))}</li>" for name, gain in report.gains.items()) + "</ul>",
+        _list(verdict(name, gain) for name, gain in report.gains.items()),
     )
-
-
-def verdict(method: str, gain: Estimate) -> str:
-    """A sentence of what serving does beside one method."""
-    if not gain.is_clear:
-        return f"{RANKED} and {method}: no clear difference, {gain}"
-    return f"{RANKED} is {'better' if gain.value > 0 else 'worse'} than {method}: {gain}"
 
 
 def _retrieval(report: Report) -> str:
@@ -118,7 +114,8 @@ def _staleness(report: Report) -> str:
         ]
         for point in points
     ]
-    headings = ["features", *(text for name in methods for text in (f"{name}: {title(MAIN)}", "less fresh"))]
+    headings = ["features", *(text for name in methods for text in (f"{name}: {title(MAIN)}", "difference to 0s"))]
+    fresh = points[0].methods[RANKED][MAIN]
     return _section(
         "What real time is worth",
         "The same models answer the same requests with features as they stood some time before each: what a store would give that "
@@ -133,8 +130,17 @@ def _staleness(report: Report) -> str:
             ),
             f"{title(MAIN)} by age of the features, with 95 % intervals; dashed, what needs no features.",
         ),
+        _list(price(point, fresh) for point in points[1:]),
         _table(headings, rows),
     )
+
+
+def price(point: StalePoint, fresh: Estimate) -> str:
+    """A sentence of what the age of features costs serving."""
+    loss = point.loss[RANKED]
+    if not loss.is_clear or fresh.value == 0:
+        return f"Features {point.lag} old make no clear difference in {title(MAIN)} of {RANKED}: {loss}"
+    return f"Features {point.lag} old change {title(MAIN)} of {RANKED} by {loss.value / fresh.value:+.0%}: {loss}"
 
 
 def _segments(report: Report) -> str:
@@ -149,7 +155,7 @@ def _segments(report: Report) -> str:
         ]
         for group in report.segments
     ]
-    ranges = [group for group in report.segments if group.of == EPISODES]
+    ranges = [group for group in report.segments if group.of == SEEN]
     recall = "recall_at_20"
     return _section(
         "Segments",
@@ -160,7 +166,7 @@ def _segments(report: Report) -> str:
             plots.groups(
                 {name: [group.methods[name][recall] for group in ranges] for name in methods},
                 [f"{group.name}\n({_requests(group)})" for group in ranges],
-                "training episodes of the item that was right",
+                "how often training saw the item that was right",
                 title(recall),
             ),
             f"{title(recall)} by how often training saw the item, with 95 % intervals.",
@@ -183,7 +189,12 @@ def _outcomes(report: Report) -> str:
         "giving every impression the mean rate. The calibration error is over 15 bins of equal numbers of impressions.",
         _table(headings, rows),
         _figure(
-            plots.reliability({name: each.bins for name, each in report.outcomes.items()}),
+            plots.reliability(
+                {
+                    f"{name}: {each.positives:,} of {each.impressions:,}": each.bins
+                    for name, each in report.outcomes.items()
+                }
+            ),
             "A point for each bin; on the diagonal a probability is what it says.",
         ),
     )
@@ -193,7 +204,10 @@ def _exposure(report: Report) -> str:
     return _section(
         "Exposure",
         "How the places of all slates of 10 are shared out among the items. The further a curve sags, the more of them go to few.",
-        _figure(plots.lorenz(report.detail.exposure_I), "Lorenz curves; the Gini index is twice the area above each."),
+        _figure(
+            plots.lorenz(report.detail.exposure_I),
+            "Lorenz curves; the Gini index is twice the area between the diagonal and the curve.",
+        ),
     )
 
 
@@ -211,6 +225,10 @@ def _embedding(report: Report) -> str:
 
 def _section(heading: str, text: str, *parts: str) -> str:
     return f"<section><h2>{escape(heading)}</h2><p>{escape(text)}</p>{''.join(parts)}</section>"
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
 def _figure(figure: Figure, caption: str) -> str:

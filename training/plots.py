@@ -43,6 +43,7 @@ _NOTHING_ELSE = {"Creator": None, "Date": None, "Format": None, "Type": None}
 _MOST_ITEMS = 2_000
 _MOST_CATEGORIES = 7
 _CURVE_POINTS = 200
+_MARGIN = 0.03
 
 
 def svg(figure: Figure) -> str:
@@ -76,7 +77,7 @@ def dots(estimates: Mapping[str, Estimate], label: str, *, zero: bool = False) -
 def groups(series: Mapping[str, Sequence[Estimate]], names: Sequence[str], xlabel: str, ylabel: str) -> Figure:
     """Beside each other for each name, the value and interval of every series."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
         axes = figure.subplots()
         width = 0.7 / max(len(series), 1)
         for place, (name, estimates) in enumerate(series.items()):
@@ -86,7 +87,7 @@ def groups(series: Mapping[str, Sequence[Estimate]], names: Sequence[str], xlabe
             axes.plot([], [], marker, color=colour, label=name)
         axes.set_xticks(range(len(names)), list(names))
         axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set_ylim(bottom=0)
+        _begin_at_zero(axes)
         axes.grid(visible=False, axis="x")
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -103,7 +104,7 @@ def lines(
 ) -> Figure:
     """A line with intervals for each series over names at equal distances; `levels` are dashed lines to compare with."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
         axes = figure.subplots()
         for place, (name, estimates) in enumerate(series.items()):
             colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
@@ -114,7 +115,7 @@ def lines(
         for place, (name, level) in enumerate((levels or {}).items()):
             axes.axhline(level, color=GREY, linestyle=("--", ":", "-.")[place % 3], linewidth=1.2, label=name)
         axes.set_xticks(range(len(names)), list(names))
-        axes.set_ylim(bottom=0)
+        _begin_at_zero(axes)
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         _legend_beside(figure, axes)
@@ -127,11 +128,10 @@ def reliability(bins: Mapping[str, Sequence[Bin]]) -> Figure:
         figure = Figure(figsize=(3.2 * max(len(bins), 1), 3.2), layout="constrained")
         for axes, (name, each) in zip(figure.subplots(1, len(bins), squeeze=False)[0], bins.items(), strict=True):
             most = 1.05 * max([max(part.predicted, part.observed) for part in each], default=1.0) or 1.0
+            ends = (-_MARGIN * most, most)
             axes.plot([0, most], [0, most], color=GREY, linestyle="--", linewidth=1.2)
             axes.plot([part.predicted for part in each], [part.observed for part in each], "o-", color=BLUE)
-            axes.set(
-                title=name, xlabel="predicted probability", ylabel="observed share", xlim=(0, most), ylim=(0, most)
-            )
+            axes.set(title=name, xlabel="predicted probability", ylabel="observed share", xlim=ends, ylim=ends)
             axes.set_aspect("equal")
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -205,6 +205,12 @@ def _lorenz_curve(exposure_I: Ints) -> tuple[Floats, Floats]:
     sums = np.concatenate([[0.0], np.cumsum(np.sort(exposure_I).astype(np.float64))])
     at_P = np.unique(np.linspace(0, len(exposure_I), _CURVE_POINTS).round().astype(np.int64))
     return at_P / len(exposure_I), sums[at_P] / max(sums[-1], 1.0)
+
+
+def _begin_at_zero(axes: Axes) -> None:
+    """Just below, so that a mark at zero is whole."""
+    _, top = axes.get_ylim()
+    axes.set_ylim(-_MARGIN * top, top)
 
 
 def _point(axes: Axes, estimate: Estimate, at: float, colour: str, marker: str, *, along_x: bool = False) -> None:

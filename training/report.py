@@ -1,7 +1,7 @@
 """What an evaluation found, and how it reads on a screen and as JSON. `training.page` makes the HTML of it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from training.rivals import Knobs
 from training.staleness import StalePoint
 
 Measured = dict[str, Estimate]
-SHOWN = (
-    "ndcg_at_10", "recall_at_10", "recall_at_20", "mrr", "coverage_at_10", "gini_at_10", "novelty_at_10", "diversity_at_10",
-)  # fmt: skip
+RELEVANCE = ("ndcg_at_10", "recall_at_10", "recall_at_20", "mrr")
+SLATES = ("coverage_at_10", "gini_at_10", "novelty_at_10", "diversity_at_10")
 
 
 @dataclass(frozen=True)
@@ -88,53 +87,64 @@ class Report:
         return {name: _plain(value) for name, value in parts.items()}
 
     def show(self, console: Console | None = None) -> None:
+        """Fits into 80 columns."""
         console = console or Console()
-        console.print(self._methods_table())
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        console.print(
+            _table(
+                f"Next new item among all {self.detail.facts.items:,}: {self.requests:,} requests of {self.users:,} users",
+                self.methods,
+                RELEVANCE,
+            )
+        )
+        for method, gain in self.gains.items():
+            say(verdict(method, gain))
+        console.print(_table("Slates of 10", self.methods, SLATES))
         if self.retrieval.requests > self.requests:
-            console.print(_table(f"Without the ranker, {_count(self.retrieval)}", self.retrieval.methods, SHOWN[:4]))
+            group = self.retrieval
+            heading = f"Without the ranker: {group.requests:,} requests of {group.users:,} users"
+            console.print(_table(heading, group.methods, RELEVANCE))
         console.print(self._segments_table())
         for name, quality in self.outcomes.items():
-            console.print(
-                f"ranker, {name} over {quality.impressions:,} impressions: AUC {quality.auc}, log loss {quality.log_loss} "
-                f"(constant {quality.constant_log_loss:.4f}), calibration error {quality.calibration_error:.4f}",
-                markup=False, highlight=False,
-            )  # fmt: skip
+            say(
+                f"{name} over {quality.impressions:,} impressions: AUC {quality.auc}, log loss {quality.log_loss.value:.4f} "
+                f"(of the mean rate {quality.constant_log_loss:.4f}), calibration error {quality.calibration_error:.4f}"
+            )
         if self.staleness:
             console.print(self._staleness_table())
         for note in self.notes:
-            console.print(f"note: {note}", markup=False, highlight=False)
-
-    def _methods_table(self) -> Table:
-        heading = (
-            f"Next new item among all {self.detail.facts.items:,}: {self.requests:,} requests of {self.users:,} users"
-        )
-        gains = {method: str(gain) for method, gain in self.gains.items()}
-        return _table(heading, self.methods, SHOWN, {f"{RANKED} less this": gains})
+            say(f"note: {note}")
 
     def _segments_table(self) -> Table:
-        methods = [name for name in (RANKED, TOWERS) if name in self.methods]
         table = Table(
             Column("requests of", no_wrap=True),
             "requests",
-            *[f"{name}: {title(MAIN)}" for name in methods],
-            title="Segments",
+            Column(RANKED, no_wrap=True),
+            TOWERS,
+            title=f"Segments: {title(MAIN)}",
         )
         for group in self.segments:
-            table.add_row(
-                f"{group.of}: {group.name}",
-                f"{group.requests:,}",
-                *[str(group.methods[name][MAIN]) for name in methods],
-            )
+            ranked, towers = group.methods[RANKED][MAIN], group.methods[TOWERS][MAIN]
+            table.add_row(f"{group.of}: {group.name}", f"{group.requests:,}", str(ranked), f"{towers.value:.4f}")
         return table
 
     def _staleness_table(self) -> Table:
-        methods = list(self.staleness[0].methods)
-        headings = [f"{name}: {what}" for name in methods for what in (title(MAIN), "against fresh")]
-        table = Table("features", *headings, title="Value of freshness")
+        wide = [Column(name, no_wrap=True) for name in (RANKED, "difference to 0s")]
+        table = Table("features", *wide, TOWERS, title=f"What real time is worth: {title(MAIN)}")
         for point in self.staleness:
-            cells = [cell for name in methods for cell in (str(point.methods[name][MAIN]), str(point.loss[name]))]
-            table.add_row(f"{point.lag} old", *cells)
+            ranked, towers = point.methods[RANKED][MAIN], point.methods[TOWERS][MAIN]
+            table.add_row(f"{point.lag} old", str(ranked), str(point.loss[RANKED]), f"{towers.value:.4f}")
         return table
+
+
+def verdict(method: str, gain: Estimate) -> str:
+    """A sentence of what serving does beside one method."""
+    if not gain.is_clear:
+        return f"{RANKED} and {method}: no clear difference in {title(MAIN)}, {gain}"
+    return f"{RANKED} is {'better' if gain.value > 0 else 'worse'} than {method} in {title(MAIN)}: {gain}"
 
 
 def title(metric: str) -> str:
@@ -144,30 +154,19 @@ def title(metric: str) -> str:
     return f"{words}@{k}" if k else words
 
 
-def _table(
-    heading: str,
-    methods: Mapping[str, Measured],
-    shown: tuple[str, ...],
-    more: Mapping[str, Mapping[str, str]] | None = None,
-) -> Table:
-    """`more` are further columns: by heading, the cell of each method."""
+def _table(heading: str, methods: Mapping[str, Measured], shown: Sequence[str]) -> Table:
     kept = [name for name in shown if any(name in measured for measured in methods.values())]
-    extra = more or {}
-    table = Table(Column("method", no_wrap=True), *map(title, kept), *extra, title=heading)
+    columns = [Column(title(name), no_wrap=True) for name in kept]
+    table = Table(Column("method", no_wrap=True), *columns, title=heading)
     for method, measured in methods.items():
-        cells = [_cell(measured.get(name), name == MAIN) for name in kept]
-        table.add_row(method, *cells, *[column.get(method, "") for column in extra.values()])
+        table.add_row(method, *[_cell(measured.get(name), name == MAIN) for name in kept])
     return table
 
 
 def _cell(estimate: Estimate | None, with_interval: bool) -> str:
     if estimate is None:
         return ""
-    return str(estimate) if with_interval else f"{estimate.value:.4g}"
-
-
-def _count(group: Group) -> str:
-    return f"{group.requests:,} requests of {group.users:,} users"
+    return str(estimate) if with_interval else f"{estimate.value:.4f}"
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ T requests, I items of the catalogue, L places.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -142,13 +143,16 @@ def best_places(scores: Scores, history: Histories, k: int) -> Ints:
     for start in range(0, len(history), _BLOCK):
         for row, score_I in enumerate(scores(slice(start, min(start + _BLOCK, len(history)))), start):
             score_I[history.of(row)] = -np.inf
-            best = _best(score_I, k)
+            best = best_of(score_I, k)
             best_TK[row, : len(best)] = best
     return best_TK
 
 
-def _best(score_I: npt.NDArray[np.float32], k: int) -> Ints:
-    """A sort of the few that are no worse than the k-th, not of all."""
+def best_of(score_I: npt.NDArray[np.floating[Any]], k: int) -> Ints:
+    """Places of the k largest, the largest first, of equals the first; fewer where the rest is -inf.
+
+    A sort of the few that are no worse than the k-th, not of all.
+    """
     least = np.partition(score_I, -k)[-k] if k < len(score_I) else -np.inf
     places = np.flatnonzero((score_I >= least) & ~np.isneginf(score_I))
     return places[np.argsort(-score_I[places], kind="stable")[:k]]

@@ -12,7 +12,6 @@ import polars as pl
 from training import metrics
 from training.baselines import (
     co_occurrence_scores,
-    fewer_neighbours,
     item_knn,
     item_knn_scores,
     neighbours,
@@ -27,8 +26,8 @@ POPULAR, RECENT, ITEM_KNN, CO_OCCURRENCE = "most popular", "recent popular", "it
 RIVALS = (POPULAR, RECENT, ITEM_KNN, CO_OCCURRENCE)
 HALF_LIFE_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 """Of the time from the window's start to the cut."""
-NEIGHBOURS = (20, 100, 500)
-_UNTUNED = (1 / 16, 100)
+NEIGHBOURS = (20, 50, 200)
+_UNTUNED = (1 / 16, 50)
 # As many as serving's sources look at; older ones weigh nothing.
 _WALK = 50
 _NEAR = 100
@@ -52,12 +51,12 @@ def rivals(requests: Requests, split: Split, item_ids: Sequence[str], knobs: Kno
     before = before_cut(split)
     popularity_I = popularity(before, item_ids)
     recent = recent_popularity(split.everything, item_ids, knobs.half_life_share * (split.cut_us - split.start_us))
-    near_II = item_knn(before, item_ids, knobs.neighbours)
+    nearest_IK, likeness_IK = item_knn(before, item_ids, knobs.neighbours)
     near_IK, near_scores_IK = neighbours(before, item_ids, k=_NEAR)
     return {
         POPULAR: lambda some: np.tile(popularity_I, (len(requests.target_T[some]), 1)),
         RECENT: lambda some: recent(requests.t_us[some]),
-        ITEM_KNN: lambda some: item_knn_scores(requests.history.rows(some), near_II, popularity_I),
+        ITEM_KNN: item_knn_scores(requests.history, nearest_IK, likeness_IK, popularity_I),
         CO_OCCURRENCE: lambda some: co_occurrence_scores(
             requests.history.rows(some).last(_WALK), near_IK, near_scores_IK, popularity_I
         ),
@@ -78,11 +77,10 @@ def choose_knobs(split: Split, item_ids: Sequence[str], config: TrainConfig) -> 
         recent = recent_popularity(everything, item_ids, share * span_us)
         return lambda some: recent(requests.t_us[some])
 
-    most_II = item_knn(split.train, item_ids, max(NEIGHBOURS))
+    near_IK, scores_IK = item_knn(split.train, item_ids, max(NEIGHBOURS))
 
     def by_neighbours(k: int) -> Scores:
-        near_II = fewer_neighbours(most_II, k)
-        return lambda some: item_knn_scores(requests.history.rows(some), near_II, popularity_I)
+        return item_knn_scores(requests.history, near_IK[:, :k], scores_IK[:, :k], popularity_I)
 
     return Knobs(
         _best(requests, ((share, by_half_life(share)) for share in HALF_LIFE_SHARES)),

@@ -20,6 +20,7 @@ from headrace.models.towers import TwoTowers
 from training.config import TrainConfig
 from training.dataset import T_US, features
 from training.measures import DEPTH
+from training.processes import device_of
 from training.requests import Requests, best_places
 from training.rows import UserRows
 
@@ -58,18 +59,19 @@ def answer(
     Features are read as they stood `lag_us` before each request. What is computed from them is computed at the request: an event of
     the history is as old as it is then.
     """
+    device = device_of(config.device)
     stale = requests.rows.with_columns(pl.col(T_US) - lag_us)
     table = columns.by_name(features(store, names.RETRIEVAL_SERVICE, stale))
     users = models.preprocessing.users(table, requests.t_us, models.shop.row)
     candidates = min(config.candidates, len(models.shop.item_ids))
-    item_ID = shop_vectors(models.towers, models.shop, config.device)
-    user_TD = user_vectors(models.towers, models.shop, users, config.device)
+    item_ID = shop_vectors(models.towers, models.shop, device)
+    user_TD = user_vectors(models.towers, models.shop, users, device)
     retrieved_TK = best_places(
         lambda some: np.asarray(user_TD[some] @ item_ID.T), requests.history, max(DEPTH, candidates)
     )
     offered_RK = retrieved_TK[:ranked, :candidates]
     parts = [
-        rank_again(models, stale[some], users.rows(torch.arange(ranked)[some]), offered_RK[some], store, config.device)
+        rank_again(models, stale[some], users.rows(torch.arange(ranked)[some]), offered_RK[some], store, device)
         for some in (slice(start, min(start + _RANKED_AT_ONCE, ranked)) for start in range(0, ranked, _RANKED_AT_ONCE))
     ]
     return Slates(retrieved_TK[:, :DEPTH], np.concatenate(parts)[:, :DEPTH], item_ID)
@@ -122,18 +124,6 @@ def shop_vectors(towers: TwoTowers, shop: Catalogue, device: str) -> Floats:
     """Vectors of the catalogue's items, its special rows left out. Shape (I, D)."""
     every_ID: Floats = item_vectors(towers, shop.inputs, device)
     return every_ID[Catalogue.FIRST :]
-
-
-def pair_scores(
-    towers: TwoTowers, shop: Catalogue, users: UserInputs, items: ItemInputs, user_of_R: Ints, device: str
-) -> Floats:
-    """The towers' score of rows of one user and one item. Shape (R,).
-
-    `user_of_R` numbers the rows' users at their times: rows of one number are encoded once.
-    """
-    _, first, place_R = np.unique(user_of_R, return_index=True, return_inverse=True)
-    user_TD = user_vectors(towers, shop, users.rows(torch.from_numpy(first)), device)
-    return np.asarray((user_TD[place_R] * item_vectors(towers, items, device)).sum(axis=1))
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

@@ -10,7 +10,7 @@ from headrace import names
 from headrace.arrays import Ints, Mask
 from training.requests import Requests
 
-USER, ITEM, EPISODES = "user", "item", "training episodes of the item"
+USER, ITEM, SEEN = "user", "item", "item seen"
 # Lower ends of the ranges of training episodes.
 _RANGES = (0, 1, 10, 100, 1_000)
 
@@ -42,7 +42,7 @@ def segments(requests: Requests, before_cut: pl.DataFrame, trained_I: npt.NDArra
         Segment(ITEM, "tail", ~head_I[target_T] & (seen_T > 0)),
         Segment(ITEM, "cold", seen_T == 0),
         *(
-            Segment(EPISODES, _range_name(low, high), (seen_T >= low) & (seen_T < high))
+            Segment(SEEN, _range_name(low, high), (seen_T >= low) & (seen_T < high))
             for low, high in zip(_RANGES, ends, strict=True)
         ),
     ]
@@ -61,5 +61,5 @@ def head(trained_I: npt.NDArray[np.float32]) -> Mask:
 
 def _range_name(low: int, high: float) -> str:
     if low + 1 == high:
-        return str(low)
-    return f"{low:,} or more" if np.isinf(high) else f"{low:,} to {int(high) - 1:,}"
+        return f"{low} times"
+    return f"{low:,} times or more" if np.isinf(high) else f"{low:,} to {int(high) - 1:,} times"

@@ -69,7 +69,7 @@ def value_of_freshness(
         if lag not in values:
             slates = answer(models, requests, len(requests), store, config, lag_us=lag.us)
             values[lag] = _values(slates, requests, facts)
-        lost = {name: values[lag][name][MAIN] - values[FRESH][name][MAIN] for name in (TOWERS, RANKED)}
+        lost = {name: values[lag][name][MAIN] - values[FRESH][name][MAIN] for name in (RANKED, TOWERS)}
         means = {
             name: estimates(each, requests.user_T, seed=config.seed, resamples=config.resamples)
             for name, each in values[lag].items()
@@ -81,6 +81,6 @@ def value_of_freshness(
 
 def _values(slates: Slates, requests: Requests, facts: Facts) -> dict[str, dict[str, Floats]]:
     return {
-        TOWERS: values_of(slates.retrieved_TK, requests, facts),
         RANKED: values_of(slates.ranked_RK, requests, facts),
+        TOWERS: values_of(slates.retrieved_TK, requests, facts),
     }

@@ -138,7 +138,7 @@ def main(
             )
         )
         ranker, ranker_epochs = learn_ranking(
-            folder, model, learnt, held, shop, config, us, device, progress=progress, warm_start=warm_start
+            folder, model, towers, learnt, held, shop, config, us, device, progress=progress, warm_start=warm_start
         )
         if not us.is_first:
             return None
@@ -250,6 +250,7 @@ def offer(towers: TwoTowers, asked: Requests, users: UserInputs, shop: Shop, con
 def learn_ranking(
     folder: RunFolder,
     model: ModelConfig,
+    towers: TwoTowers,
     learnt: Lists,
     held: Lists,
     shop: Shop,
@@ -263,6 +264,7 @@ def learn_ranking(
     """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these."""
     torch.manual_seed(config.seed)
     ranker: Ranker = Ranker(shop.preprocessing, model).to(device)
+    ranker.begin_from(towers)
     if warm_start is not None:
         begin_from(warm_start, warm_start.ranker, ranker, shop.preprocessing, model)
     table = shop.catalogue.inputs.to(device)

@@ -13,6 +13,7 @@ from headrace.models.config import OUTCOME_VALUES, ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
 from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
+from headrace.models.towers import TwoTowers
 
 RECENT_PLACES = 5
 # Positions of impressions: 0 is an item that was not shown, those beyond the last count as it.
@@ -87,6 +88,15 @@ class Ranker(nn.Module):  # type: ignore[misc]
         bias_PO.sub_(bias_PO[position].clone()).mul_(slope_O)
         for layer in (self.out_crossed, self.out_deep):
             layer.weight.mul_(slope_O[:, None])
+
+    def begin_from(self, towers: TwoTowers) -> None:
+        """Items, histories and users as the towers, which have seen many more rows, know them."""
+        for own, theirs in (
+            (self.item_encoder, towers.item_encoder),
+            (self.history_encoder, towers.history_encoder),
+            (self.user_encoder, towers.user_encoder),
+        ):
+            own.load_state_dict(theirs.state_dict())
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _begin_with_retrieval(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from headrace import names
 from headrace.ingest.shop import ShopConfig
-from headrace.models.bundle import Bundle
+from headrace.models.bundle import Bundle, BundleError
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
@@ -18,7 +19,7 @@ from headrace.stores.models import BundleRef, ModelRegistry, read_pointer, write
 from tests.integration.conftest import feast_applied
 from tests.integration.test_training import fill_lake
 from training import evaluate, promote, train
-from training.champion import read_opponent
+from training.champion import check_features, read_opponent
 from training.config import small
 from training.dataset import catalogue, items_known_at
 from training.evaluate import Evaluation
@@ -91,6 +92,14 @@ def test_no_request_is_for_an_item_that_its_user_knows(settings: Settings, resul
     before = requests.rows.join(split.everything, on=["user_id", "item_id"], suffix="_before")
     assert before.filter(pl.col("t_us_before") < pl.col("t_us")).is_empty()
     assert result.report.retrieval.requests == min(CONFIG.max_test, len(requests))
+
+
+def test_a_version_of_other_feature_definitions_is_refused(settings: Settings, result: train.TrainResult) -> None:
+    bundle = Bundle.load(result.bundle_dir)
+    check_features(bundle, settings)
+    other = replace(bundle, manifest=replace(bundle.manifest, fingerprints={names.USER_ACTIVITY: 1}))
+    with pytest.raises(BundleError, match="trained on another definition of view user_activity"):
+        check_features(other, settings)
 
 
 class Links(HTMLParser):

@@ -246,15 +246,19 @@ def test_one_user_trains_while_all_positive_labels_and_a_single_item_are_refused
     append_rows(three.lake_dir, names.ITEMS_TABLE, listed)
     result = train.main(quick, three, store=store)
     assert (result.report.requests, result.report.users) == (1, 1)
-    assert result.report.methods[TOWERS]["recall_at_10"] == Estimate(
-        1.0
-    )  # all that is left is c, and one user has no interval
-    assert Bundle.load(result.bundle_dir).snapshot.item_id == ["a", "b", "c"]
+    assert result.report.outcomes == {}
+    assert [note.split(":")[0] for note in result.report.notes] == [
+        "no AUC, log loss and calibration",
+        "the baselines' half-life and number of neighbours are defaults",
+    ]
+    # All that is left to rank is c, and one user has no interval.
+    assert result.report.methods[TOWERS]["recall_at_10"] == Estimate(1.0)
+    assert sorted(Bundle.load(result.bundle_dir).snapshot.item_id) == ["a", "b", "c"]
 
     one = Settings(data=tmp_path / "one", feature_repo=settings.feature_repo)
     append_views(one, [("a", SHOP.start_us + hours * hour_us) for hours in (0, 26, 53)])
     with pytest.raises(DatasetError, match="the catalogue holds 1 item"):
-        train.main(quick, one, store=store)
+        train.main(quick.changed(validation_share=0.0), one, store=store)
 
 
 def append_views(settings: Settings, visits: list[tuple[str, int]]) -> None:

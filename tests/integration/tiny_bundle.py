@@ -16,6 +16,7 @@ from headrace.models.ranker import Ranker
 from headrace.models.snapshot import Snapshot
 from headrace.models.towers import TwoTowers
 from headrace.settings import Settings
+from tests.unit.models.tiny_shop import stirred
 
 
 def save_bundle(
@@ -35,7 +36,7 @@ def save_bundle(
     activity = pa.table({"item_activity__views_1h": [0, 1, 2]})
     fitted = Preprocessing.fit(users, pa.table(content), activity, dict.fromkeys(item_ids, 1), length=4)
     model = ModelConfig(width=8, hidden=8)
-    towers, ranker = TwoTowers(fitted, model).eval(), Ranker(fitted, model).eval()
+    towers, ranker = TwoTowers(fitted, model).eval(), stirred(Ranker(fitted, model))
     with torch.inference_mode():
         vectors = towers.items(fitted.items(content, with_activity=False)).numpy()
     near = np.array([[1, 2], [0, -1], [0, -1]], dtype=np.int32)

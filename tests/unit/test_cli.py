@@ -27,6 +27,15 @@ def test_every_command_has_help(command: str) -> None:
     assert answer.output.startswith(f"Usage: root {command}")
 
 
+def test_what_is_asked_of_an_evaluation_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(cli, "_job", lambda *arguments: asked.append(arguments))
+    options = ["--staleness", "0s,1h", "--report", "x.html", "--set", "max_test=0", "--set", "seed=1", "--json"]
+    assert CliRunner().invoke(cli.app, ["evaluate", "3", *options]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["evaluate"]).exit_code == 0
+    assert asked == [("training.evaluate", ["3", *options[:-1]], True), ("training.evaluate", [], False)]
+
+
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the user reads when the command fails: one line, exit code 1."""
     with pytest.raises(SystemExit) as ended:

@@ -41,7 +41,7 @@ def test_atomic_files_give_ratings_items_and_profiles_from_the_first_rating_on(t
         "timestamp": "1970-01-01T00:03:20.000000Z",
     }
     assert second.raw["value"] == 4.5  # type: ignore[index]
-    assert item == ItemRow("10", 100_000_000, title="Toy Story (1995)", category="Fun")
+    assert item == ItemRow("10", 100_000_000, title="Toy Story (1995)", category="Fun", attributes=("Fun", "Film"))
     assert profile == ProfileRow("1", 100_000_000, age=24, segment="writer")
 
 
@@ -60,7 +60,7 @@ def test_the_zip_of_the_dat_layout_gives_the_same_rows_and_ids(tmp_path: Path) -
 def test_the_csv_layout_reads_quoted_titles_and_films_without_genre(tmp_path: Path) -> None:
     rows = list(MovieLens(write(tmp_path, CSV)).read())
     assert rows[2:] == [
-        ItemRow("10", 100_000_000, title="Story, The Toy (1995)", category="Fun"),
+        ItemRow("10", 100_000_000, title="Story, The Toy (1995)", category="Fun", attributes=("Fun", "Film")),
         ItemRow("11", 100_000_000, title="Nothing"),
     ]
 

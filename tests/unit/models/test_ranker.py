@@ -7,7 +7,7 @@ import torch
 from headrace.models import columns
 from headrace.models.inputs import ItemInputs
 from headrace.models.preprocessing import Catalogue
-from headrace.models.ranker import Ranker, match_shares, outcome_loss
+from headrace.models.ranker import NOT_SHOWN, Ranker, choice_loss, match_shares, outcome_loss
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
@@ -72,3 +72,51 @@ def test_a_candidate_scores_the_same_alone_and_among_others() -> None:
     together = ranker(users, candidates("a", "b"), torch.tensor([[0.5, -0.5]]), shop.inputs)
     alone = ranker(users, candidates("b"), torch.tensor([[-0.5]]), shop.inputs)
     assert torch.allclose(together[:, 1], alone[:, 0], atol=1e-6)
+
+
+def test_a_ranker_begins_with_the_order_of_retrieval() -> None:
+    """Every outcome's logit is the towers' score, whatever else is known."""
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
+    ranker = Ranker(fitted, tiny_shop.MODEL).eval()
+    logits = ranker(users, candidates("a", "c"), torch.tensor([[1.5, -2.0]]), shop.inputs)
+    assert logits[0].tolist() == [pytest.approx([1.5, 1.5]), pytest.approx([-2.0, -2.0])]
+
+
+def test_a_position_adds_to_the_logits_and_the_last_one_stands_for_those_beyond() -> None:
+    ranker = Ranker(tiny_shop.preprocessing(), tiny_shop.MODEL)
+    with torch.no_grad():
+        ranker.position_bias.weight[3] = torch.tensor([0.5, -0.5])
+        ranker.position_bias.weight[-1] = torch.tensor([-1.0, -2.0])
+    placed = ranker.at_positions(torch.zeros(1, 3, 2), torch.tensor([[NOT_SHOWN, 3, 1_000]]))
+    assert placed[0].tolist() == [[0.0, 0.0], [0.5, -0.5], [-1.0, -2.0]]
+
+
+def test_settled_logits_are_the_scaled_ones_of_the_position_settled_for() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
+    torch.manual_seed(0)
+    ranker = Ranker(fitted, tiny_shop.MODEL).eval()
+    with torch.no_grad():
+        for parameter in ranker.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    slopes, shifts = torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0])
+
+    def logits(position: int) -> torch.Tensor:
+        found = ranker(users, candidates("a", "c"), torch.tensor([[1.5, -2.0]]), shop.inputs)
+        return ranker.at_positions(found, torch.tensor([[position, position]]))
+
+    expected = {position: slopes * logits(position) + shifts for position in (NOT_SHOWN, 1, 2)}
+    ranker.settle(1, slopes, shifts)
+    for position, wanted in expected.items():
+        assert torch.allclose(logits(position), wanted, atol=1e-5)
+    plain = ranker(users, candidates("a", "c"), torch.tensor([[1.5, -2.0]]), shop.inputs)
+    assert torch.allclose(plain, expected[1], atol=1e-5)
+
+
+def test_the_choice_loss_is_of_the_lists_with_a_choice() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [5.0, 7.0]])
+    assert choice_loss(logits, torch.tensor([1, -1])).item() == pytest.approx(-math.log(3 / 4))
+    assert choice_loss(logits, torch.tensor([-1, -1])).item() == 0.0

@@ -33,7 +33,7 @@ def report() -> Report:
         methods=methods(),
         gains={TOWERS: Estimate(0.25, 0.125, 0.375), POPULAR: Estimate(-0.25, -0.5, -0.125)},
         retrieval=Group("all", "requests", 3, 2, {name: each for name, each in methods().items() if name != RANKED}),
-        segments=(Group("user", "new", 2, 2, methods()), Group("training episodes of the item", "1 to 9", 2, 2, methods())),
+        segments=(Group("user", "new", 2, 2, methods()), Group("item seen", "1 to 9 times", 2, 2, methods())),
         outcomes={"click": quality},
         staleness=(
             StalePoint("0s", 0, stale, {RANKED: Estimate(0, 0, 0), TOWERS: Estimate(0, 0, 0)}),

@@ -5,7 +5,6 @@ import pytest
 from training import baselines
 from training.baselines import (
     co_occurrence_scores,
-    fewer_neighbours,
     item_knn,
     item_knn_scores,
     neighbours,
@@ -65,27 +64,26 @@ def test_likeness_is_the_cosine_over_users_and_no_item_is_like_itself(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "_BLOCK", block)
-    near = item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=5).toarray()
+    near, scores = item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=3)
     # a: u, v; b: u, v; c: v, w; d: nobody. An item that a user met twice counts once.
-    expected = [[0, 1, 1 / 2, 0], [1, 0, 1 / 2, 0], [1 / 2, 1 / 2, 0, 0], [0, 0, 0, 0]]
-    assert near == pytest.approx(np.array(expected))
+    assert near.tolist() == [[1, 2, -1], [0, 2, -1], [0, 1, -1], [-1, -1, -1]]
+    assert scores == pytest.approx(np.array([[1, 1 / 2, 0], [1, 1 / 2, 0], [1 / 2, 1 / 2, 0], [0, 0, 0]]))
 
 
 def test_only_the_nearest_are_kept_of_equals_the_first() -> None:
-    one = item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=1).toarray()
-    assert one == pytest.approx(np.array([[0, 1, 0, 0], [1, 0, 0, 0], [1 / 2, 0, 0, 0], [0, 0, 0, 0]]))
-    assert np.array_equal(fewer_neighbours(item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=5), 1).toarray(), one)
+    assert item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=1)[0].tolist() == [[1], [0], [0], [-1]]
 
 
 def test_likeness_to_each_item_of_a_history_is_summed_once_an_item_and_popularity_settles_ties() -> None:
-    near = item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=5)
+    near = item_knn(WHO_TURNED_TO_WHAT, ITEMS, k=3)
     history = Histories(np.array([0, 3, 3]), np.array([1, 0, 1]))
     popular = np.array([4, 2, 1, 0], dtype=np.float32)
-    scores = item_knn_scores(history, near, popular)
+    scores = item_knn_scores(history, *near, popular)(slice(0, 2))
     assert scores[0].tolist() == pytest.approx([1 + 1e-6, 1 + 5e-7, 1 + 2.5e-7, 0])
     assert scores[1].tolist() == pytest.approx([1e-6, 5e-7, 2.5e-7, 0])
     assert history.places.tolist() == [1, 0, 1]
 
 
 def test_nobody_turning_to_anything_is_like_nothing() -> None:
-    assert item_knn(WHO_TURNED_TO_WHAT.clear(), ITEMS, k=2).toarray().tolist() == [[0.0] * 4] * 4
+    near, scores = item_knn(WHO_TURNED_TO_WHAT.clear(), ITEMS, k=2)
+    assert (near.tolist(), scores.tolist()) == ([[-1, -1]] * 4, [[0.0, 0.0]] * 4)

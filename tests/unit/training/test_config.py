@@ -32,10 +32,16 @@ def test_a_change_that_cannot_be_read_is_refused(text: str) -> None:
         parse_change(text)
 
 
-@pytest.mark.parametrize(("key", "value"), [("test_share", 1.0), ("negatives", 0), ("days", 0.0)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("test_share", 1.0), ("negatives", 0), ("days", 0.0), ("max_test", -1), ("resamples", -1)]
+)
 def test_a_value_out_of_range_is_refused_by_name(key: str, value: float) -> None:
     with pytest.raises(ValueError, match=key):
         small().changed(**{key: value})
+
+
+def test_zero_test_requests_means_all_of_them() -> None:
+    assert small().changed(max_test=0, max_ranked_requests=0).max_test == 0
 
 
 def test_a_config_survives_json() -> None:

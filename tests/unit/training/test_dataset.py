@@ -1,13 +1,12 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 
 from headrace.stores.lake import EventLake
 from training.config import small
-from training.dataset import DatasetError, episodes, impressions, read_split, with_negatives
+from training.dataset import DatasetError, episodes, impressions, read_split
 
 HOUR_US = 3_600_000_000
 CONFIG = small()
@@ -26,6 +25,7 @@ def events(*rows: tuple[str, str, str, float], **columns: list[object]) -> pl.Da
             "request_id": pl.Series(columns.get("request_id", nothing), dtype=pl.String),
             "as_of": pl.Series(columns.get("as_of", nothing), dtype=pl.Int64),
             "value": pl.Series(columns.get("value", nothing), dtype=pl.Float64),
+            "position": pl.Series(columns.get("position", nothing), dtype=pl.Int32),
         }
     )
 
@@ -61,33 +61,17 @@ def test_an_impression_is_labelled_by_what_answers_its_request_and_item() -> Non
         ("u", "b", "view", 1.3),
         request_id=["r", "r", "r", "r", None],
         as_of=[HOUR_US - 7, HOUR_US - 7, None, None, None],
+        position=[0, 1, None, None, None],
     )
     assert impressions(log, CONFIG).rows() == [
-        ("u", "a", HOUR_US - 7, "r", 1, 0, 1),
-        ("u", "b", HOUR_US - 7, "r", 0, 0, 0),
+        ("u", "a", HOUR_US - 7, "r", 0, 1, 0, 1),
+        ("u", "b", HOUR_US - 7, "r", 1, 0, 0, 0),
     ]
 
 
 def test_an_answer_after_the_horizon_does_not_count() -> None:
     log = events(("u", "a", "impression", 1), ("u", "a", "click", 25.1), request_id=["r", "r"])
     assert impressions(log, CONFIG)["click"].to_list() == [0]
-
-
-def test_negatives_share_user_and_time_and_never_hit_what_the_user_knows() -> None:
-    positives = episodes(events(("u", "a", "view", 1), ("u", "b", "view", 2)), CONFIG)
-    rows = with_negatives(positives, np.array([[1, 2], [2, 2]]), ["a", "b", "c"], positives)
-    assert rows.select("user_id", "item_id", "t_us", "click").rows() == [
-        ("u", "a", HOUR_US, 1),
-        ("u", "c", HOUR_US, 0),
-        ("u", "b", 2 * HOUR_US, 1),
-        ("u", "c", 2 * HOUR_US, 0),
-    ]
-
-
-def test_a_positive_whose_draws_are_all_known_has_no_negative() -> None:
-    positives = episodes(events(("u", "a", "view", 1), ("u", "b", "view", 2)), CONFIG)
-    rows = with_negatives(positives, np.array([[1], [0]]), ["a", "b"], positives)
-    assert rows["click"].to_list() == [1, 1]
 
 
 def test_an_empty_lake_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -123,6 +107,22 @@ def test_a_purchase_after_the_cut_is_no_label_of_an_episode_before_it(tmp_path: 
     split = read_split(lake, CONFIG.changed(validation_share=0.0), cut_us=int(2.5 * HOUR_US))
     assert split.train.select("item_id", "purchase").rows() == [("a", 0), ("b", 0)]
     assert split.test["item_id"].to_list() == ["c"]
+
+
+def test_days_before_the_end_cut_off_test_and_validation(tmp_path: Path) -> None:
+    """So that a history of one interaction a day leaves out the last for the test and the one before for validation."""
+    lake = lake_of(tmp_path, [("u", item, "view", 24.0 * day) for day, item in enumerate("abcd")])
+    split = read_split(lake, CONFIG.changed(test_days=1.0, validation_days=1.0))
+    parts = (split.train, split.validation, split.test)
+    assert [part["item_id"].to_list() for part in parts] == [["a", "b"], ["c"], ["d"]]
+
+
+def test_what_comes_after_the_validation_begins_is_no_label_before_it(tmp_path: Path) -> None:
+    lake = lake_of(
+        tmp_path, [("u", "a", "view", 1), ("u", "b", "view", 2), ("u", "a", "purchase", 20), ("u", "c", "view", 60)]
+    )
+    split = read_split(lake, CONFIG.changed(test_days=1.0, validation_days=1.0))
+    assert split.train.select("item_id", "purchase").rows() == [("a", 0), ("b", 0)]
 
 
 def test_events_of_one_time_cannot_be_split(tmp_path: Path) -> None:

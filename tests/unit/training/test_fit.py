@@ -1,55 +1,157 @@
-"""The loops on the tiny shop: they learn, and the same seed learns the same."""
+"""The loop on a line through points: it learns, one seed gives one model, a kill costs nothing, and faults have names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from headrace.models import columns
-from headrace.models.preprocessing import Catalogue
-from headrace.models.towers import TwoTowers
-from tests.unit.models import tiny_shop
-from tests.unit.models.tiny_shop import T_US
-from training.config import TrainConfig, small
-from training.fit import fit_ranker, fit_towers
+from headrace.arrays import Ints
+from training.fit import Epoch, Schedule, TrainError, fit
+from training.processes import Processes
 
-CONFIG = small().changed(tower_epochs=60, ranker_epochs=60, batch=2, learning_rate=1e-2, seed=3)
-TARGETS = np.array([4, 2, 5])  # c, a and d
+POINTS = torch.linspace(-1, 1, 60)[:, None]
+SCHEDULE = Schedule(epochs=40, patience=40, batch=8, learning_rate=0.05, weight_decay=0.0, warm_up=5, seed=3)
 
 
-def trained(config: TrainConfig) -> tuple[TwoTowers, torch.Tensor]:
-    """Towers of three rows, and their scores (3 users, 4 items)."""
-    fitted = tiny_shop.preprocessing()
-    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
-    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row)
-    towers = fit_towers(fitted, tiny_shop.MODEL, users, TARGETS, shop, config, progress=False)
+class Line(nn.Module):  # type: ignore[misc]
+    """A line with dropout, so that a state without its random numbers would show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Linear(1, 1)
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return ((self.slope(self.drop(batch)) - 2 * batch - 1) ** 2).mean()
+
+
+def read(rows: Ints, share: Ints) -> Tensor:
+    return POINTS[torch.from_numpy(share)]
+
+
+def learn(
+    checkpoint: Path, schedule: Schedule = SCHEDULE, line: Line | None = None, processes: Processes | None = None
+) -> tuple[Line, list[Epoch]]:
+    torch.manual_seed(schedule.seed)
+    line = line or Line()
+    epochs = fit(
+        "line",
+        line,
+        line,
+        read,
+        np.ones(len(POINTS), np.int64),
+        lambda: -float((line.slope(POINTS) - 2 * POINTS - 1).abs().max()),
+        schedule,
+        processes or Processes(),
+        "cpu",
+        checkpoint=checkpoint,
+        progress=False,
+    )
+    return line, epochs
+
+
+def test_a_line_is_learnt_and_its_best_epoch_is_what_is_left(tmp_path: Path) -> None:
+    line, epochs = learn(tmp_path / "line.pt")
+    assert [epoch.number for epoch in epochs] == list(range(41))
+    best = max(epochs, key=lambda epoch: epoch.judged)
     with torch.inference_mode():
-        return towers, towers.users(users, shop.inputs) @ towers.items(shop.inputs)[Catalogue.FIRST :].T
+        left = -float((line.slope(POINTS) - 2 * POINTS - 1).abs().max())
+    assert left == pytest.approx(best.judged)
+    assert left > -0.2 > epochs[0].judged
+    assert not line.training
 
 
-@pytest.mark.parametrize("full_softmax_items", [100, 1], ids=["full softmax", "in-batch softmax"])
-def test_towers_learn_which_item_belongs_to_which_user(full_softmax_items: int) -> None:
-    config = CONFIG.changed(full_softmax_items=full_softmax_items, batch=3)
-    _, scores = trained(config)
-    drawn = TARGETS - Catalogue.FIRST
-    assert scores[:, drawn].argmax(dim=1).tolist() == [0, 1, 2]
+def test_fitting_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    perfect = Line()
+    with torch.no_grad():
+        perfect.slope.weight.fill_(2.0)
+        perfect.slope.bias.fill_(1.0)
+    line, epochs = learn(tmp_path / "line.pt", Schedule(40, 3, 8, 0.05, 0.0, 1, 0), perfect)
+    assert [epoch.number for epoch in epochs] == [0, 1, 2, 3]
+    assert float(line.slope.weight.detach()) == 2.0
 
 
-def test_one_seed_gives_one_model() -> None:
-    short = CONFIG.changed(tower_epochs=3)
-    first, again, other = (trained(short.changed(seed=seed))[0].state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not all(torch.equal(first[name], other[name]) for name in first)
+def test_one_seed_gives_one_model(tmp_path: Path) -> None:
+    weights = [learn(tmp_path / name)[0].slope.weight.item() for name in ("a.pt", "b.pt")]
+    assert weights[0] == weights[1]
 
 
-def test_a_ranker_learns_its_outcomes_and_bears_labels_that_are_all_positive() -> None:
-    fitted = tiny_shop.preprocessing()
-    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
-    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row)
-    items = fitted.items(columns.by_name(tiny_shop.catalogue().slice(0, 3)), with_activity=True)
-    labels = np.array([[1, 0], [1, 1], [1, 0]], dtype=np.float32)
-    retrieved = np.zeros(3, dtype=np.float32)
-    ranker = fit_ranker(fitted, tiny_shop.MODEL, users, items, retrieved, labels, shop, CONFIG, progress=False)
-    rows = torch.arange(3)
-    with torch.inference_mode():
-        logits = ranker(users, items.rows(rows[:, None]), torch.zeros(3, 1), shop.inputs)[:, 0]
-    assert (logits > 0).float().tolist() == labels.tolist()
+def test_a_fit_that_ended_early_goes_on_from_its_checkpoint_to_the_same_model(tmp_path: Path) -> None:
+    whole, all_epochs = learn(tmp_path / "whole.pt")
+    learn(tmp_path / "part.pt", Schedule(**{**vars(SCHEDULE), "epochs": 7}))
+    torch.manual_seed(99)
+    resumed, epochs = learn(tmp_path / "part.pt")
+    assert resumed.slope.weight.item() == whole.slope.weight.item()
+    assert [epoch.judged for epoch in epochs] == [epoch.judged for epoch in all_epochs]
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_with_the_remedy(tmp_path: Path) -> None:
+    broken = Line()
+    with torch.no_grad():
+        broken.slope.weight.fill_(float("nan"))
+    with pytest.raises(TrainError, match=r"the loss of the line is nan in epoch 1: take a lower learning rate"):
+        learn(tmp_path / "line.pt", line=broken)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device without room")
+def test_a_checkpoint_on_a_full_disk_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "line.draft").symlink_to("/dev/full")
+    with pytest.raises(
+        TrainError, match=r"line\.pt of [\d,]+ bytes cannot be written \(No space left on device\): make room"
+    ):
+        learn(tmp_path / "line.pt")
+
+
+def test_shares_of_a_batch_are_weighted_so_that_their_mean_is_that_of_all_rows() -> None:
+    rows = np.array([3, 1, 4, 1, 5])
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    both = [Processes(rank, 2) for rank in (0, 1)]
+    means = [values[each.share(rows)].mean() * each.weight(rows) for each in both]
+    assert np.mean(means) == pytest.approx(values[rows].mean())
+    assert [each.share(rows[:1]).tolist() for each in both] == [[3], [3]]
+
+
+_WITHOUT_DROPOUT = """
+import sys
+from pathlib import Path
+from tests.unit.training.test_fit import SCHEDULE, Line, learn
+from training.fit import Schedule
+from training.processes import processes
+import torch
+with processes("cpu") as us:
+    torch.manual_seed(3)
+    line = Line()
+    line.drop.p = 0.0
+    line, epochs = learn(Path(sys.argv[1]), Schedule(**{**vars(SCHEDULE), "epochs": 5}), line, us)
+    if us.is_first:
+        print(line.slope.weight.item(), *(epoch.loss for epoch in epochs[1:]))
+"""
+
+
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    """Their losses and the model agree to the last digits that sums in another order leave."""
+
+    def run(*command: str) -> list[float]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+        script = tmp_path / "learn.py"
+        script.write_text(_WITHOUT_DROPOUT)
+        checkpoint = str(tmp_path / f"{len(command)}.pt")
+        done = subprocess.run(
+            [sys.executable, *command, str(script), checkpoint],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return [float(number) for number in done.stdout.split()]
+
+    alone = run()
+    both = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    assert both == pytest.approx(alone, rel=1e-5)

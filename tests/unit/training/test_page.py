@@ -3,7 +3,9 @@ from pathlib import Path
 
 from tests.unit.training.report_of import report
 from training.intervals import Estimate
-from training.page import page, verdict, write_page
+from training.measures import RANKED
+from training.page import page, price, write_page
+from training.staleness import StalePoint
 
 
 def test_a_page_holds_every_part_and_escapes_what_it_is_given() -> None:
@@ -26,17 +28,16 @@ def test_parts_of_which_there_is_nothing_are_left_out() -> None:
     assert "<h1>Evaluation</h1>" in text
 
 
-def test_better_and_worse_are_said_only_where_zero_is_outside_of_the_interval() -> None:
-    assert (
-        verdict("item-kNN", Estimate(0.1, 0.05, 0.15))
-        == "towers + ranker is better than item-kNN: 0.1000 [0.0500, 0.1500]"
-    )
-    assert verdict("item-kNN", Estimate(-0.1, -0.15, -0.05)).startswith("towers + ranker is worse than item-kNN")
-    assert verdict("item-kNN", Estimate(0.1, -0.05, 0.15)).startswith(
-        "towers + ranker and item-kNN: no clear difference"
-    )
-
-
 def test_a_page_is_written_into_a_folder_that_is_made(tmp_path: Path) -> None:
     write_page(tmp_path / "reports" / "3.html", report(), {})
     assert (tmp_path / "reports" / "3.html").read_text().endswith("</html>\n")
+
+
+def test_the_price_of_age_is_said_as_a_share_where_it_is_clear() -> None:
+    hour = StalePoint("1h", 3_600_000_000, {}, {RANKED: Estimate(-0.05, -0.08, -0.02)})
+    assert (
+        price(hour, Estimate(0.2))
+        == "Features 1h old change NDCG@10 of towers + ranker by -25%: -0.0500 [-0.0800, -0.0200]"
+    )
+    minute = StalePoint("1m", 60_000_000, {}, {RANKED: Estimate(-0.05, -0.08, 0.02)})
+    assert price(minute, Estimate(0.2)).startswith("Features 1m old make no clear difference")

@@ -4,7 +4,8 @@ from io import StringIO
 from rich.console import Console
 
 from tests.unit.training.report_of import report
-from training.report import title
+from training.intervals import Estimate
+from training.report import title, verdict
 
 
 def test_every_number_has_a_name_of_its_own() -> None:
@@ -27,13 +28,14 @@ def test_json_holds_all_but_the_details_of_the_plots() -> None:
 
 def test_a_report_shows_its_tables_and_its_notes() -> None:
     written = StringIO()
-    report().show(Console(file=written, width=200))
+    report().show(Console(file=written, width=80))
     text = written.getvalue()
+    assert "…" not in text
     for said in (
         "0.5000 [0.2500, 0.7500]",
-        "Without the ranker, 3 requests of 2 users",
+        "Without the ranker: 3 requests of 2 users",
         "user: new",
-        "ranker, click over 4 impressions: AUC 0.7500 [0.5000, 1.0000]",
+        "click over 4 impressions: AUC 0.7500 [0.5000, 1.0000]",
         "1h old",
         "note: 2 < 3 & so on",
     ):
@@ -44,3 +46,10 @@ def test_metrics_are_titled_as_they_are_written() -> None:
     assert [title(name) for name in ("ndcg_at_10", "mrr", "hit_rate_at_20", "recall_at_100")] == [
         "NDCG@10", "MRR", "hit rate@20", "recall@100",
     ]  # fmt: skip
+
+
+def test_better_and_worse_are_said_only_where_zero_is_outside_of_the_interval() -> None:
+    better, worse, open_ = Estimate(0.1, 0.05, 0.15), Estimate(-0.1, -0.15, -0.05), Estimate(0.1, -0.05, 0.15)
+    assert verdict("item-kNN", better) == "towers + ranker is better than item-kNN in NDCG@10: 0.1000 [0.0500, 0.1500]"
+    assert verdict("item-kNN", worse).startswith("towers + ranker is worse than item-kNN")
+    assert verdict("item-kNN", open_).startswith("towers + ranker and item-kNN: no clear difference")

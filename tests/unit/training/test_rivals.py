@@ -41,7 +41,7 @@ def test_the_half_life_is_the_one_that_was_best_on_the_validation_part() -> None
 
 def test_without_validation_the_defaults_hold_and_say_so() -> None:
     knobs = choose_knobs(split_of(TURNED.train, NONE, TURNED.test), ITEMS, small())
-    assert (knobs.half_life_share, knobs.neighbours, knobs.validated) == (1 / 16, 100, False)
+    assert (knobs.half_life_share, knobs.neighbours, knobs.validated) == (1 / 16, 50, False)
 
 
 def test_baselines_answer_the_same_requests_each_in_its_way() -> None:

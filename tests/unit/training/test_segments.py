@@ -2,7 +2,7 @@ import numpy as np
 import polars as pl
 
 from training.requests import Histories, Requests
-from training.segments import EPISODES, ITEM, USER, head, segments
+from training.segments import ITEM, SEEN, USER, head, segments
 
 TRAINED = np.array([6, 3, 2, 1, 0], dtype=np.float32)
 
@@ -24,6 +24,6 @@ def test_requests_fall_into_their_segments_and_empty_ones_are_left_out() -> None
         (ITEM, "head", [0]),
         (ITEM, "tail", [1, 3]),
         (ITEM, "cold", [2]),
-        (EPISODES, "0", [2]),
-        (EPISODES, "1 to 9", [0, 1, 3]),
+        (SEEN, "0 times", [2]),
+        (SEEN, "1 to 9 times", [0, 1, 3]),
     ]

@@ -81,15 +81,23 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
             (), f"{min(now.height, before.height):,} events {few}: nothing is said below {config.min_events:,}"
         )
     store = store or open_feature_store(settings)
-    shown = of_impressions(bundle, events, end_us, store, config)
+    users, shown = of_users(bundle, before, now, store, config), of_impressions(bundle, events, end_us, store, config)
+    left_out = [
+        *([] if users else [f"users' features are not compared: that takes {config.min_users:,} users on both sides"]),
+        *(
+            []
+            if shown
+            else [f"clicks are not compared: that takes {config.min_impressions:,} impressions on both sides"]
+        ),
+    ]
     return found(
         [
             of_types(lake, start_us, cut_us, config),
             *of_items(bundle, before, now, store, end_us, config),
-            *of_users(bundle, before, now, store, config),
+            *users,
             *shown,
         ],
-        "" if shown else f"clicks are not compared: that takes {config.min_impressions:,} impressions before and since",
+        "; ".join(left_out),
     )
 
 
@@ -100,10 +108,10 @@ def of_types(lake: EventLake, start_us: int, cut_us: int, config: DriftConfig) -
         (pl.col(names.TYPE) != names.IMPRESSION) & (moment >= start_us)
     )
     counted = own.group_by(names.TYPE, (moment >= cut_us).alias("is_new")).len().collect()
-    sides = [
+    before, now = (
         dict(counted.filter(pl.col("is_new") == new).select(names.TYPE, "len").iter_rows()) for new in (False, True)
-    ]
-    return of_histogram("event types", *sides, config)
+    )
+    return of_histogram("event types", before, now, config)
 
 
 def of_items(
@@ -140,19 +148,24 @@ def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int
 def of_users(
     bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, config: DriftConfig
 ) -> list[Signal]:
-    """Each number that the towers read of users at their events. Compared is the end of the window, as long as what came since and at
-    least a day: where a window has just begun, its counts are small.
+    """Each number that the towers read of users, at one event of each; none where there are too few. Compared is the end of the window, as
+    long as what came since and at least a day: where a window has just begun, its counts are small.
     """
     start_us, end_us = int(now[T_US].min()), int(now[T_US].max())  # type: ignore[arg-type]
     recent = before.filter(pl.col(T_US) >= start_us - max(end_us - start_us, _DAY_US))
-    sides = [
-        columns.by_name(user_features(store, sample(side.select(names.USER_ID, T_US), config.sample, config.seed)))
+    one_of_each = [
+        side.sample(fraction=1.0, shuffle=True, seed=config.seed).unique(
+            names.USER_ID, keep="first", maintain_order=True
+        )
         for side in (recent, now)
     ]
+    if min(side.height for side in one_of_each) < config.min_users:
+        return []
+    was, is_now = (columns.by_name(user_features(store, side.head(config.sample))) for side in one_of_each)
     return [
-        of_numbers(number.name, *(columns.numbers(side[number.name]) for side in sides), config)
+        of_numbers(number.name, columns.numbers(was[number.name]), columns.numbers(is_now[number.name]), config)
         for number in bundle.preprocessing.user_numbers
-        if all(number.name in side for side in sides)
+        if number.name in was
     ]
 
 

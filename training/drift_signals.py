@@ -31,6 +31,8 @@ class DriftConfig:
     calibration: float = 1.5
     """Predicted clicks for each that came, or the other way round."""
     min_events: int = 1_000
+    min_users: int = 500
+    """Nothing is said of users' features below it: one event of each is looked at, since those of one user are alike."""
     min_impressions: int = 1_000
     min_clicks: int = 30
     sample: int = 1_000

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from headrace import names
-from headrace.arrays import Floats
+from headrace.arrays import Floats, Floats32
 from headrace.models.bundle import Bundle
 from headrace.models.columns import Columns
 from headrace.models.shelf import Shelf
@@ -98,7 +98,7 @@ def differences(bundle: Bundle, shelf: Shelf) -> Differences:
     for each in requests:
         seen = shelf.user(_one_row(each.user), each.t_us, row_of)
         of_users.append(_apart(seen.vector[0], scorer.user_vector(each.user, each.t_us)))
-        items = {name: [column[row] for row in each.rows_N] for name, column in content.items()}
+        items: dict[str, Any] = {name: [column[row] for row in each.rows_N] for name, column in content.items()}
         items |= {name: each.activity_NA[:, place] for place, name in enumerate(activity)}
         wanted_N = scorer.rank(each.user, items, each.t_us)
         of_scores.append(float(np.abs(shelf.rank(seen, each.rows_N, each.activity_NA) - wanted_N).max(initial=0.0)))
@@ -107,7 +107,7 @@ def differences(bundle: Bundle, shelf: Shelf) -> Differences:
     return Differences(max(of_scores), max(of_users), of_items, len(requests), candidates)
 
 
-def _apart(one: Floats, other: Floats) -> float:
+def _apart(one: Floats32, other: Floats32) -> float:
     """Of vectors, the last axis; those of no length at all count as of length 1."""
     lengths = np.linalg.norm(other, axis=-1)
     return float((np.linalg.norm(one - other, axis=-1) / np.where(lengths > 0, lengths, 1.0)).max(initial=0.0))

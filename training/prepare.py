@@ -22,7 +22,6 @@ from headrace.models.towers import TwoTowers
 from training.config import TrainConfig
 from training.dataset import (
     T_US,
-    DatasetError,
     Split,
     catalogue,
     historical_chunks,
@@ -108,6 +107,8 @@ def _encoded(chunks: Iterator[pa.Table], positives: pl.DataFrame, shop: Shop) ->
 
 def users_of(requests: Requests, shop: Shop, store: FeatureStore) -> UserInputs:
     """As of each request's time."""
+    if not len(requests):
+        return shop.preprocessing.users({}, requests.t_us, shop.catalogue.row)
     table = columns.by_name(user_features(store, requests.rows))
     return shop.preprocessing.users(table, requests.t_us, shop.catalogue.row)
 
@@ -123,11 +124,10 @@ def ranker_lists(
     store: FeatureStore,
     config: TrainConfig,
     device: str,
-) -> tuple[Lists, Lists]:
-    """Lists to learn from, and those held out to judge and calibrate by, from after the towers' rows.
+) -> tuple[Lists | None, Lists | None]:
+    """Lists to learn from, and those held out to judge and calibrate by, from after the towers' rows; None where there is none.
 
-    Users are on one side or the other. A held-out request has all that it was offered, as in serving. Raises DatasetError where
-    there is nothing to tell apart.
+    Users are on one side or the other. A held-out request has all that it was offered, as in serving.
     """
     place = folder / _LISTS
     if not (place / _READY).exists():
@@ -160,13 +160,12 @@ def ranker_lists(
         for part, frame in retrieved.items():
             lists = together([frame, shown_lists(impressions[part], item_ids, config.list_length)])
             if lists.is_empty():
-                raise DatasetError(
-                    "the ranker has nothing to learn from: between towers and test no user turned to an item that the towers offer, "
-                    "and none was shown any; load more, or raise validation_share"
-                )
+                continue
             write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, outcomes, device)
+        place.mkdir(exist_ok=True)
         (place / _READY).touch()
-    return Lists.open(place / _ROWS), Lists.open(place / _HELD_OUT)
+    learnt, judged = (Lists.open(part) if part.exists() else None for part in (place / _ROWS, place / _HELD_OUT))
+    return learnt, judged
 
 
 def _held_out(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:

@@ -24,7 +24,7 @@ def target_ranks(user_TD: Tensor, item_ID: Tensor, target_T: Ints, history: Hist
     ranks = []
     for start in range(0, len(target_T), _BLOCK):
         scores_BI = _without_seen(user_TD, item_ID, history, start)
-        wanted_B1 = scores_BI.gather(1, torch.from_numpy(target_T[start : start + _BLOCK, None]).to(scores_BI.device))
+        wanted_B1 = scores_BI.gather(1, torch.tensor(target_T[start : start + _BLOCK, None], device=scores_BI.device))
         above_B = (scores_BI > wanted_B1).sum(dim=1)
         equal_B = (scores_BI == wanted_B1).sum(dim=1) - 1
         ranks.append((above_B + torch.div(equal_B.clamp(min=0), 2, rounding_mode="floor")).cpu().numpy())
@@ -52,7 +52,7 @@ def _without_seen(user_TD: Tensor, item_ID: Tensor, history: Histories, start: i
             "the towers give scores that are not finite: take a lower learning rate (`--set learning_rate=...`)"
         )
     pairs = history.rows(slice(start, start + len(block))).pairs
-    request, place = (torch.from_numpy(each).to(scores_BI.device) for each in pairs)
+    request, place = (torch.tensor(each, device=scores_BI.device) for each in pairs)
     scores_BI[request, place] = float("-inf")
     return scores_BI
 

@@ -90,21 +90,27 @@ class Requests:
 
 
 def read_requests(
-    episodes: pl.DataFrame, everything: pl.DataFrame, item_ids: Sequence[str], count: int, seed: int, part: str = "test"
+    episodes: pl.DataFrame, everything: pl.DataFrame, item_ids: Sequence[str], count: int, seed: int
 ) -> Requests:
-    """Of these episodes, those of the catalogue's items that are new to their user, up to `count` drawn, 0 for all; in random order.
+    """`new_to_their_users` of the test. Raises DatasetError where there is none."""
+    requests = new_to_their_users(episodes, everything, item_ids, count, seed)
+    if not len(requests):
+        known = episodes.filter(pl.col(names.ITEM_ID).is_in(list(item_ids)))
+        raise DatasetError(
+            f"of {episodes.height} test interactions {known.height} are with items that the catalogue had at the cut, "
+            "and none of those with an item that is new to its user: load more, or raise test_share"
+        )
+    return requests
 
-    Raises DatasetError, which names the `part` of the data, where there is none.
-    """
+
+def new_to_their_users(
+    episodes: pl.DataFrame, everything: pl.DataFrame, item_ids: Sequence[str], count: int, seed: int
+) -> Requests:
+    """Of these episodes, those of the catalogue's items that are new to their user, up to `count` drawn, 0 for all; in random order."""
     known = episodes.filter(pl.col(names.ITEM_ID).is_in(list(item_ids)))
     pair = [names.USER_ID, names.ITEM_ID]
     first = everything.group_by(pair).agg(pl.col(T_US).min().alias("first_us"))
     fresh = known.join(first, on=pair, how="left", maintain_order="left").filter(pl.col(T_US) <= pl.col("first_us"))
-    if fresh.is_empty():
-        raise DatasetError(
-            f"of {episodes.height} {part} interactions {known.height} are with items that the catalogue had at the cut, "
-            f"and none of those with an item that is new to its user: load more, or raise {part}_share"
-        )
     drawn = sample(fresh, count or fresh.height, seed).sample(fraction=1.0, shuffle=True, seed=seed)
     rows = drawn.drop("first_us")
     return Requests(

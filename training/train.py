@@ -46,7 +46,7 @@ from training.lists import Lists
 from training.prepare import Shop, ranker_lists, shop_at_cut, tower_rows, users_of
 from training.processes import Processes, device_of, processes
 from training.ranks import best_unseen, ndcg, target_ranks
-from training.requests import Requests, read_requests
+from training.requests import Requests, new_to_their_users
 from training.rows import UserRows
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, shop_vectors, user_vectors
@@ -103,14 +103,8 @@ def main(
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
         positives = newest(split.train, config.max_positives)
         rows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
-        asked = read_requests(
-            split.validation,
-            split.everything,
-            shop.catalogue.item_ids,
-            _REQUESTS_A_LIST * config.max_lists,
-            config.seed,
-            part="validation",
-        )
+        most = _REQUESTS_A_LIST * config.max_lists
+        asked = new_to_their_users(split.validation, split.everything, shop.catalogue.item_ids, most, config.seed)
         users = users_of(asked, shop, store)
         model = config.model(outcomes_of(split, config))
 
@@ -181,7 +175,7 @@ def main(
         folder.end()
         epochs = {TOWERS: tower_epochs, RANKER: ranker_epochs}
         seconds = (clock() - started_us) / MICROS
-        return TrainResult(version, bundle_dir, report, index.facts, len(rows), len(learnt), epochs, seconds)
+        return TrainResult(version, bundle_dir, report, index.facts, len(rows), len(learnt or ()), epochs, seconds)
 
 
 def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool) -> RunFolder:
@@ -229,7 +223,7 @@ def learn_retrieval(
         learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
         learn_towers.reader(rows, target_R, shop.items, drawn, device),
         rows.lengths_R,
-        quality,
+        quality if len(judged) else None,
         schedule_of(config, config.tower_epochs, config.batch),
         us,
         device,
@@ -251,8 +245,8 @@ def learn_ranking(
     folder: RunFolder,
     model: ModelConfig,
     towers: TwoTowers,
-    learnt: Lists,
-    held: Lists,
+    learnt: Lists | None,
+    held: Lists | None,
     shop: Shop,
     config: TrainConfig,
     us: Processes,
@@ -261,12 +255,16 @@ def learn_ranking(
     progress: bool,
     warm_start: Bundle | None = None,
 ) -> tuple[Ranker, list[Epoch]]:
-    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these."""
+    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
+    begins, with the order of retrieval or with the champion's weights.
+    """
     torch.manual_seed(config.seed)
     ranker: Ranker = Ranker(shop.preprocessing, model).to(device)
     ranker.begin_from(towers)
     if warm_start is not None:
         begin_from(warm_start, warm_start.ranker, ranker, shop.preprocessing, model)
+    if learnt is None:
+        return ranker.eval(), []
     table = shop.catalogue.inputs.to(device)
     epochs = fit(
         RANKER,
@@ -274,14 +272,15 @@ def learn_ranking(
         learn_ranker.RankerObjective(ranker, table),
         learn_ranker.reader(learnt, device),
         learnt.users.lengths_R,
-        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held.has_choices else None,
+        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held and held.has_choices else None,
         schedule_of(config, config.ranker_epochs, config.list_batch),
         us,
         device,
         checkpoint=folder.path / f"{RANKER}.pt",
         progress=progress,
     )
-    learn_ranker.calibrate(ranker, table, held, device)
+    if held is not None:
+        learn_ranker.calibrate(ranker, table, held, device)
     return ranker, epochs
 
 
@@ -319,6 +318,18 @@ def items_of(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot
     inputs = preprocessing.items(snapshot.features, with_activity=False)
     near_IK, scores_IK = neighbours(episodes, snapshot.item_id, NEIGHBOURS)
     return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
+
+
+def how_it_went(epochs: Sequence[Epoch]) -> str:
+    """In one line."""
+    if not epochs:
+        return "nothing to learn from in the validation part, so it keeps the order of retrieval"
+    best = max(epochs, key=lambda epoch: -1.0 if np.isnan(epoch.judged) else epoch.judged)
+    last, judged = epochs[-1], "there was no validation to judge by"
+    if not np.isnan(best.judged):
+        judged = f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
+    speed = f"{last.rows_per_second:,.0f} rows/s, {last.input_share:.1%} of it waiting for rows"
+    return f"{last.number} epochs, {judged}; {speed}"
 
 
 def _finite(state: dict[str, Any]) -> dict[str, Any]:
@@ -365,11 +376,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             return
         result.report.show()
         for name, epochs in result.epochs.items():
-            best = max(epochs, key=lambda epoch: epoch.judged)
-            print(
-                f"{name}: epoch {best.number} of {epochs[-1].number} is the best, NDCG@10 {best.judged:.4f} on the validation; "
-                f"{epochs[-1].rows_per_second:,.0f} rows/s, {epochs[-1].input_share:.1%} of it waiting for rows"
-            )
+            print(f"{name}: {how_it_went(epochs)}")
         print(f"index: {result.index}")
         print(
             f"version {result.version} in {result.bundle_dir}: {result.tower_rows} rows for the towers, "

@@ -29,7 +29,7 @@ from training.rivals import RIVALS
 from training.staleness import parse_lags
 
 SHOP = ShopConfig(users=300, items=150, categories=6, events=9_000, days=3)
-CONFIG = small().changed(max_ranker_positives=1_000, max_ranked_requests=150, max_test=400, resamples=200)
+CONFIG = small().changed(max_lists=1_000, patience=2, max_ranked_requests=150, max_test=400, resamples=200)
 STARTED_US = 1_800_000_000 * MICROS
 
 

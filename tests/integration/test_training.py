@@ -29,7 +29,7 @@ from training.measures import RANKED, TOWERS
 from training.rivals import CO_OCCURRENCE, POPULAR
 
 SHOP = ShopConfig(users=400, items=200, categories=8, events=16_000, days=4)
-CONFIG = small().changed(max_ranker_positives=2_000, max_ranked_requests=200)
+CONFIG = small().changed(max_ranked_requests=200, patience=2)
 STARTED_US = 1_800_000_000 * MICROS
 
 
@@ -196,11 +196,10 @@ def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainR
 
 QUICK = CONFIG.changed(
     max_positives=500,
-    max_ranker_positives=100,
+    max_lists=100,
     max_ranked_requests=20,
     tower_epochs=1,
     ranker_epochs=1,
-    min_steps=1,
 )
 
 
@@ -228,16 +227,16 @@ def test_an_empty_lake_is_refused_with_the_remedy(settings: Settings, tmp_path: 
         train.main(CONFIG, empty, store=open_feature_store(settings))
 
 
-def test_one_user_trains_while_all_positive_labels_and_a_single_item_are_refused(
+def test_one_user_trains_while_one_without_anything_new_and_a_single_item_are_refused(
     settings: Settings, tmp_path: Path
 ) -> None:
     """Features are those of the big shop's store, where this user is a stranger: keys alone come from the small lake."""
     store, hour_us = open_feature_store(settings), 3_600 * MICROS
-    quick = CONFIG.changed(tower_epochs=1, ranker_epochs=1, min_steps=1, test_share=0.5)
+    quick = CONFIG.changed(tower_epochs=1, ranker_epochs=1, test_share=0.5)
     two = Settings(data=tmp_path / "two", feature_repo=settings.feature_repo)
     visits = [("a", 0), ("b", 1), ("a", 26), ("b", 27), ("a", 53), ("b", 54)]
     append_views(two, [(item, SHOP.start_us + hours * hour_us) for item, hours in visits])
-    with pytest.raises(DatasetError, match="every label is positive"):
+    with pytest.raises(DatasetError, match="none of those with an item that is new to its user"):
         train.main(quick, two, store=store)
 
     three = Settings(data=tmp_path / "three", feature_repo=settings.feature_repo)
@@ -245,6 +244,7 @@ def test_one_user_trains_while_all_positive_labels_and_a_single_item_are_refused
     listed = pa.table({"item_id": ["c"], "event_timestamp": pa.array([SHOP.start_us], pa.timestamp("us", "UTC"))})
     append_rows(three.lake_dir, names.ITEMS_TABLE, listed)
     result = train.main(quick, three, store=store)
+    assert (result.ranker_lists, result.epochs[train.RANKER]) == (0, [])
     assert (result.report.requests, result.report.users) == (1, 1)
     assert result.report.outcomes == {}
     assert [note.split(":")[0] for note in result.report.notes] == [

@@ -36,6 +36,8 @@ SCORE_TOLERANCE: Final = 1e-4
 """How far served scores, and item and user vectors for each unit of their length, may be from those of the modules."""
 SAMPLE: Final = 200
 """Entities of each view whose features are compared."""
+_FEATURES_BOUND: Final = "no mismatch between online store and lake, nothing waiting for a backfill"
+_SCORES_BOUND: Final = f"served scores and vectors within {SCORE_TOLERANCE:g} of the modules'"
 _LAKE_WAIT_S: Final = 30.0
 # What makes a comparison of the store with the lake impossible; each says itself what to do.
 _NOT_COMPARABLE: Final = (
@@ -91,10 +93,12 @@ def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Ite
     yield check_served_features(settings, clock)
     try:
         shelf = shelf_of(bundle)
-        yield judge_scores(differences(bundle, shelf))
-        yield judge_latency(time_models(bundle, shelf), settings.model_share * settings.deadline_ms)
-    except (ValueError, FloatingPointError) as error:
+        found = differences(bundle, shelf)
+    except ValueError as error:
         yield Verdict(SCORES, False, f"cannot be served: {error}", _SCORES_BOUND, "train again")
+        return
+    yield judge_scores(found)
+    yield judge_latency(time_models(bundle, shelf), settings.model_share * settings.deadline_ms)
 
 
 def check_quality(bundle: Bundle, version: str, settings: Settings) -> Verdict:
@@ -138,18 +142,17 @@ def judge_quality(found: Comparison) -> Verdict:
 
 def check_served_features(settings: Settings, clock: Clock) -> Verdict:
     """What the online store gives against what the lake gives, where a store runs."""
-    bound = "no mismatch between online store and lake, nothing waiting for a backfill"
     try:
         report = verify(settings, None, clock, wait_s=_LAKE_WAIT_S, sample=SAMPLE)
     except (StoreAddressError, redis.RedisError):
-        return Verdict(FEATURES, True, "not checked: no store runs", bound)
+        return Verdict(FEATURES, True, "not checked: no store runs", _FEATURES_BOUND)
     except _NOT_COMPARABLE as error:
-        return Verdict(FEATURES, False, str(error), bound, "`headrace status` and `headrace verify` say more")
+        return Verdict(FEATURES, False, str(error), _FEATURES_BOUND, "`headrace status` and `headrace verify` say more")
     return judge_served_features(report)
 
 
 def judge_served_features(report: VerifyReport) -> Verdict:
-    bound = "no mismatch between online store and lake, nothing waiting for a backfill"
+    bound = _FEATURES_BOUND
     entities, mismatches = sum(report.entities.values()), sum(report.mismatches.values())
     said = f"{report.compared:,} values of {entities:,} entities, {mismatches:,} mismatches"
     if mismatches:
@@ -158,9 +161,6 @@ def judge_served_features(report: VerifyReport) -> Verdict:
         waiting = f"{len(report.waiting_for_backfill)} features are applied and not in the state"
         return Verdict(FEATURES, False, f"{said}; {waiting}", bound, "run `headrace backfill`")
     return Verdict(FEATURES, True, said, bound)
-
-
-_SCORES_BOUND: Final = f"served scores and vectors within {SCORE_TOLERANCE:g} of the modules'"
 
 
 def judge_scores(found: Differences) -> Verdict:

@@ -327,7 +327,9 @@ def how_it_went(epochs: Sequence[Epoch]) -> str:
     best = max(epochs, key=lambda epoch: -1.0 if np.isnan(epoch.judged) else epoch.judged)
     last, judged = epochs[-1], "there was no validation to judge by"
     if not np.isnan(best.judged):
-        judged = f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
+        judged = (
+            f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
+        )
     speed = f"{last.rows_per_second:,.0f} rows/s, {last.input_share:.1%} of it waiting for rows"
     return f"{last.number} epochs, {judged}; {speed}"
 

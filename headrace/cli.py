@@ -4,6 +4,7 @@ What a command needs is imported inside it: `headrace --help` should not wait fo
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -223,10 +224,11 @@ def train(
     config: Annotated[
         str, typer.Option(help="Size of the models and of the training set: small or default.")
     ] = "default",
+    warm_start: Annotated[bool, typer.Option(help="Begin with the weights of the version in service.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build the training set, train both models, evaluate against the baselines, register a bundle."""
-    _job("training.train", ["--config", config], as_json)
+    _job("training.train", ["--config", config, *(["--warm-start"] if warm_start else [])], as_json)
 
 
 @app.command()
@@ -257,10 +259,56 @@ def evaluate(
 @app.command()
 def promote(
     version: Annotated[str, typer.Argument(help="The version that `headrace train` printed; empty: the newest.")] = "",
+    force: Annotated[bool, typer.Option(help="Skip the gate; files and definitions are checked all the same.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put a registered version in service without a dropped request."""
-    _job("training.promote", [version] if version else [], as_json)
+    """Put a registered version in service without a dropped request, once it has passed the gate. Exit code 1 where it has not."""
+    _job("training.promote", [*([version] if version else []), *(["--force"] if force else [])], as_json)
+
+
+@app.command()
+def rollback(
+    version: Annotated[str, typer.Argument(help="One that was in service; empty: the one before the champion.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Put back the version that was in service before, without the gate."""
+    _job("training.rollback", [version] if version else [], as_json)
+
+
+@app.command()
+def retrain(
+    every: Annotated[str, typer.Option(help="From the start of a round to the next: 30m, 1h, 1d.")] = "1h",
+    once: Annotated[bool, typer.Option(help="One round; exit code 1 where its version is not promoted.")] = False,
+    on_drift: Annotated[bool, typer.Option(help="Train only in rounds in which drift is found.")] = False,
+    config: Annotated[str, typer.Option(help="Size of the models and of the training set.")] = "default",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
+    ] = None,
+    bound: Annotated[
+        list[str] | None, typer.Option("--drift", metavar="KEY=VALUE", help="Change a bound of drift, like psi=0.3.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train from the champion on, ask the gate, promote; again and again, until Ctrl-C. Prints how long new data took to serve."""
+    arguments = [
+        *["--every", every, "--config", config],
+        *(["--once"] if once else []),
+        *(["--on-drift"] if on_drift else []),
+        *(part for text in change or [] for part in ("--set", text)),
+        *(part for text in bound or [] for part in ("--drift", text)),
+    ]
+    _become("training.retrain", arguments, as_json)
+
+
+@app.command()
+def drift(
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a bound, like psi=0.3.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare what has happened since with what the champion was trained on."""
+    _job("training.drift", [part for text in change or [] for part in ("--set", text)], as_json)
 
 
 @app.command()
@@ -294,6 +342,14 @@ def _job(module: str, arguments: Sequence[str], as_json: bool) -> None:
 
     command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
     raise typer.Exit(subprocess.run(command, env=environment_of(read_settings()), check=False).returncode)
+
+
+def _become(module: str, arguments: Sequence[str], as_json: bool) -> NoReturn:
+    """As `_job`, in the place of this process: signals reach what runs for long itself."""
+    from headrace.ops.child import environment_of
+
+    command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
+    os.execve(sys.executable, command, environment_of(read_settings()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

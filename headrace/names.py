@@ -87,3 +87,6 @@ ITEMS_PATH: Final = "/v1/items"
 # Model registry.
 REGISTERED_MODEL: Final = "headrace-recommender"
 CHAMPION: Final = "champion"
+PREVIOUS: Final = "previous"
+CHALLENGER: Final = "challenger"
+"""Aliases: in service; what was before it; the newest version that waits for its promotion, or was refused one."""

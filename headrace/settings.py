@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(4 * 1024**2, gt=0, description="Largest request body accepted.")
     max_batch_events: int = Field(1_000, gt=0, description="Most events in one request.")
     deadline_ms: float = Field(100, gt=0, description="Default time budget of a recommendation.")
+    model_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="Of `HEADRACE_DEADLINE_MS`, what the models of a request may take at p99: `headrace promote` measures it.",
+    )
     overload: Literal["shed", "fallback"] = Field(
         "shed",
         description="A request that would be late: `shed` with 429, or answered by the order of popularity (`fallback`).",

@@ -29,7 +29,9 @@ def check_features(bundle: Bundle, settings: Settings) -> None:
     check_fit(bundle.manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
 
 
-def read_opponent(settings: Settings, content: pa.Table, cut_us: int, version: str | None = None) -> Champion | str:
+def read_opponent(
+    settings: Settings, content: pa.Table, cut_us: int, version: str | None = None, device: str = "cpu"
+) -> Champion | str:
     """The champion with the shop as `content` has it at the cut, or why there is nothing to compare with.
 
     `version` is the one that is measured, which is not compared with itself.
@@ -40,7 +42,7 @@ def read_opponent(settings: Settings, content: pa.Table, cut_us: int, version: s
     if ref.version == version:
         return f"no champion: version {version} itself is in service"
     try:
-        bundle = Bundle.load(ref.path)
+        bundle = Bundle.load(ref.path, device)
         check_features(bundle, settings)
     except BundleError as error:
         return f"no champion: version {ref.version} cannot be asked: {error}"

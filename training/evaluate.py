@@ -18,17 +18,14 @@ from feast import FeatureStore
 
 from headrace.arrays import Floats, Ints, Mask
 from headrace.clock import from_micros
-from headrace.models import columns
 from headrace.models.bundle import Bundle
-from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
-from headrace.stores.feature_store import open_feature_store, quieten_feast
-from headrace.stores.lake import EventLake
+from headrace.stores.feature_store import quieten_feast
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training.baselines import popularity
 from training.champion import Champion, check_features, read_opponent
 from training.config import TrainConfig, parse_change
-from training.dataset import Split, catalogue, items_known_at, read_split
+from training.dataset import Split
 from training.intervals import Estimate, estimates
 from training.job import run
 from training.measures import CHAMPION, DEPTH, MAIN, RANKED, TOWERS, exposure_of, facts_of, together, values_of
@@ -40,6 +37,7 @@ from training.rivals import RIVALS, Knobs, before_cut, choose_knobs, rivals
 from training.scoring import Models, Slates, answer
 from training.segments import segments
 from training.staleness import Lag, parse_lags, value_of_freshness
+from training.window import window_of
 
 __all__ = ["CHAMPION", "RANKED", "RIVALS", "TOWERS", "Models", "Report", "evaluate", "main"]
 
@@ -188,16 +186,14 @@ def main(
     check_features(bundle, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
-    store = open_feature_store(settings)
-    split = read_split(EventLake(settings.lake_dir), config, cut_us)
-    content = catalogue(store, items_known_at(settings.lake_dir, split, cut_us), cut_us)
-    shop = Catalogue(bundle.preprocessing, columns.by_name(content))
-    opponent = read_opponent(settings, content, cut_us, chosen)
+    window = window_of(bundle, config, settings)
+    split, shop = window.split, window.models.shop
+    opponent = read_opponent(settings, window.content, cut_us, chosen, window.config.device)
     report = evaluate(
-        Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker),
+        window.models,
         split,
-        store,
-        config,
+        window.store,
+        window.config,
         champion=None if isinstance(opponent, str) else opponent,
         lags=lags,
         notes=[opponent] if isinstance(opponent, str) else [],

@@ -41,7 +41,7 @@ def measure_outcomes(models: Models, split: Split, store: FeatureStore, config: 
     rows = sample(shown, config.max_test or shown.height, config.seed)
     if rows.is_empty():
         return {}
-    probability_RO = _probabilities(models, rows, store, config)
+    probability_RO = probabilities(models, rows, store, config)
     _, user_R = np.unique(rows[names.USER_ID].to_numpy(), return_inverse=True)
     found = {}
     for place, name in enumerate(models.ranker.outcomes):
@@ -74,8 +74,8 @@ def measure(probability_R: Floats, positive_R: Mask, user_R: Ints, config: Train
     )
 
 
-def _probabilities(models: Models, rows: pl.DataFrame, store: FeatureStore, config: TrainConfig) -> Floats:
-    """Shape (R, O)."""
+def probabilities(models: Models, rows: pl.DataFrame, store: FeatureStore, config: TrainConfig) -> Floats:
+    """The ranker's, of each outcome for rows of impressions. Shape (R, O)."""
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     users = models.preprocessing.users(table, rows[T_US].to_numpy(), models.shop.row)
     items = models.preprocessing.items(table, with_activity=True)

@@ -1,53 +1,108 @@
-"""Puts a registered bundle in service: `python -m training.promote [VERSION]`, the newest one without a version."""
+"""Puts a registered bundle in service once it has passed the gate: `python -m training.promote [VERSION]`, the newest without a version."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
 
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import check_fit, read_manifest
+from headrace.models.bundle import Bundle
 from headrace.settings import Settings
-from headrace.stores.definitions import load_definitions
-from headrace.stores.models import BundleRef, ModelRegistry, RegistryError
+from headrace.stores.feature_store import quieten_feast
+from headrace.stores.models import BundleRef, ModelRegistry, RegisteredVersion, RegistryError
+from training.champion import check_features
+from training.gate import Verdict, as_table, failed, gate, to_json
 from training.job import run
 
+GATE_TAG = "gate"
 
-def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
-    """Check the bundle's files and that it fits the registered features, then promote it.
 
-    Raises RegistryError or BundleError; then the champion stays.
+class NotPromotedError(RegistryError):
+    """The gate refused a version; the message names the checks that it failed."""
+
+
+def main(
+    version: str | None,
+    settings: Settings,
+    clock: Clock = system_clock,
+    *,
+    force: bool = False,
+    note: Callable[[Verdict], None] = lambda _: None,
+) -> BundleRef:
+    """Promote a version that passes the gate; each verdict is told to `note`. With `force`, files and definitions alone are checked.
+
+    What came of it stands in the version's tag `gate`. Raises NotPromotedError, RegistryError or BundleError; then the champion stays.
     """
     registry = ModelRegistry(settings, clock)
+    chosen = choose(version, registry)
+    if force:
+        check_features(Bundle.load(chosen.path), settings)
+        registry.tag(chosen.version, GATE_TAG, "skipped: --force")
+        return registry.promote(chosen.version)
+    refused = failed(gate(chosen.version, chosen.path, settings, clock, note))
+    registry.tag(chosen.version, GATE_TAG, f"failed: {', '.join(refused)}" if refused else "passed")
+    if refused:
+        registry.challenge(chosen.version)
+        raise NotPromotedError(f"not promoted: {', '.join(refused)}")
+    return registry.promote(chosen.version)
+
+
+def choose(version: str | None, registry: ModelRegistry) -> RegisteredVersion:
+    """That version, or the newest. Raises RegistryError where it is not there, or its folder is gone."""
     known = {registered.version: registered for registered in registry.versions()}
     if not known:
         raise RegistryError("no version is registered: run `headrace train` first")
-    chosen = version or list(known)[-1]
-    if chosen in known and known[chosen].path.is_dir():
-        streams = load_definitions(settings).streams if settings.registry_path.exists() else {}
-        registered = {name: spec.fingerprint for name, spec in streams.items()}
-        check_fit(read_manifest(known[chosen].path).fingerprints, registered)
-    return registry.promote(chosen)
+    chosen = known.get(version or next(reversed(known)))
+    if chosen is None:
+        raise RegistryError(f"no version {version!r}; registered are {', '.join(known)}")
+    if not chosen.path.is_dir():
+        raise RegistryError(
+            f"version {chosen.version} lay in {chosen.path}, which is gone: promote another version or train again"
+        )
+    return chosen
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.promote", description=__doc__)
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; the newest if left out")
+    parser.add_argument(
+        "--force", action="store_true", help="skip the gate; files and definitions are checked all the same"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
+    quieten_feast()
+    verdicts: list[Verdict] = []
 
     def promote() -> None:
-        champion = main(options.version, Settings())
+        refused: NotPromotedError | None = None
+        champion: BundleRef | None = None
+        if options.force and not options.json:
+            warn("the gate is skipped: nobody knows whether this version is as good as the champion, or fast enough")
+        try:
+            champion = main(options.version, Settings(), force=options.force, note=verdicts.append)
+        except NotPromotedError as error:
+            refused = error
         if options.json:
-            print(
-                json.dumps(
-                    {"version": champion.version, "path": str(champion.path), "promoted_at": champion.promoted_at}
-                )
-            )
-        else:
+            told = {} if champion is None else {**as_json(champion), "forced": options.force}
+            print(json.dumps({"promoted": champion is not None, **told, "checks": to_json(verdicts)}))
+        elif verdicts:
+            Console().print(as_table(verdicts, "The gate"))
+        if refused is not None:
+            raise refused
+        if champion is not None and not options.json:
             print(f"version {champion.version} is in service: {champion.path}")
 
     return run(promote)
+
+
+def as_json(champion: BundleRef) -> dict[str, str | int | None]:
+    return {"version": champion.version, "path": str(champion.path), "promoted_at": champion.promoted_at}
+
+
+def warn(what: str) -> None:
+    Console(stderr=True).print(f"WARNING: {what}", style="bold red", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -168,4 +168,4 @@ def codes(values: pl.Series, among: pl.Series) -> Ints:
     """Place of each value in `among`, whose values are distinct; -1 where it is not there."""
     places = pl.DataFrame({"value": among}).with_row_index("place")
     joined = pl.DataFrame({"value": values}).join(places, on="value", how="left", maintain_order="left")
-    return joined["place"].cast(pl.Int64).fill_null(-1).to_numpy()
+    return joined["place"].cast(pl.Int64).fill_null(-1).to_numpy(writable=True)

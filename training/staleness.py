@@ -5,7 +5,6 @@ and sequence, while what is computed at the request is computed at t: an event o
 and what the user is not shown again stay those of t: freshness is not credited with filtering.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,7 @@ from training.intervals import Estimate, estimates
 from training.measures import MAIN, RANKED, TOWERS, Facts, values_of
 from training.requests import Requests
 from training.scoring import Models, Slates, answer
-
-_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
-_LAG = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+from training.spans import span_us
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,11 @@ def parse_lags(text: str) -> tuple[Lag, ...]:
     """`0s,1m,1h,1d` in rising order, 0s always with them: it is what the others are compared to. Raises ValueError."""
     found = {FRESH.us: FRESH}
     for part in text.split(","):
-        match = _LAG.fullmatch(part.strip())
-        if match is None:
+        us = span_us(part)
+        if us is None:
             raise ValueError(
                 f"cannot read the lag {part.strip()!r} in {text!r}: write lags like 0s,1m,1h,1d (s, m, h or d)"
             )
-        us = round(float(match[1]) * _UNITS_US[match[2]])
         found.setdefault(us, Lag(part.strip(), us))
     return tuple(found[us] for us in sorted(found))
 

@@ -49,6 +49,8 @@ from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Requests, new_to_their_users
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, shop_vectors, user_vectors, window_vectors
+from training.warm_start import begin_from, champion_of
+from training.warm_start import remarks as warm_start_remarks
 from training.windows import Windows
 
 NEIGHBOURS = 20
@@ -80,10 +82,12 @@ def main(
     store: FeatureStore | None = None,
     progress: bool = False,
     resume: bool = False,
+    warm_start: Bundle | None = None,
 ) -> TrainResult | None:
     """Train, evaluate, save a bundle and register it; None in all processes but the first.
 
-    With `resume` the newest run that did not end goes on, by its own config. Raises DatasetError where the lake cannot be trained on,
+    With `resume` the newest run that did not end goes on, by its own config. With `warm_start` both models begin as that bundle's, where
+    their weights mean the same. Raises DatasetError where the lake cannot be trained on,
     TrainError where fitting cannot go on, RunError where there is nothing to resume.
     """
     started_us = clock()
@@ -106,7 +110,18 @@ def main(
 
         # Retrieval, judged by what users turned to next among all items.
         towers, tower_epochs = learn_retrieval(
-            folder, model, windows, positives, asked, users, shop, config, us, device, progress=progress
+            folder,
+            model,
+            windows,
+            positives,
+            asked,
+            users,
+            shop,
+            config,
+            us,
+            device,
+            progress=progress,
+            warm_start=warm_start,
         )
 
         # Ranking, of what retrieval offers users that it has not learnt from.
@@ -117,13 +132,14 @@ def main(
             )
         )
         ranker, ranker_epochs = learn_ranking(
-            folder, model, towers, learnt, held, shop, config, us, device, progress=progress
+            folder, model, towers, learnt, held, shop, config, us, device, progress=progress, warm_start=warm_start
         )
         if not us.is_first:
             return None
 
         models = Models(shop.preprocessing, shop.catalogue, towers, ranker)
-        report = evaluate(models, split, store, config.changed(device=device))
+        notes = warm_start_remarks(warm_start, split.cut_us)
+        report = evaluate(models, split, store, config.changed(device=device), notes=notes)
 
         # The bundle speaks of the shop as it stands at the window's end.
         known = items_known_at(settings.lake_dir, split, split.end_us)
@@ -184,10 +200,13 @@ def learn_retrieval(
     device: str,
     *,
     progress: bool,
+    warm_start: Bundle | None = None,
 ) -> tuple[TwoTowers, list[Epoch]]:
     """Towers at their best epoch by NDCG@10 over all items, on up to `max_validation` requests of the validation."""
     torch.manual_seed(config.seed)
     towers: TwoTowers = TwoTowers(shop.preprocessing, model).to(device)
+    if warm_start is not None:
+        begin_from(warm_start, warm_start.towers, towers, shop.preprocessing, model)
     target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
     expected_I = learn_towers.expected_draws(target_R, shop.items, config.batch, drawn or 0).to(device)
     judged = asked.head(min(config.max_validation or len(asked), len(asked)))
@@ -235,13 +254,16 @@ def learn_ranking(
     device: str,
     *,
     progress: bool,
+    warm_start: Bundle | None = None,
 ) -> tuple[Ranker, list[Epoch]]:
     """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
-    begins, with the order of retrieval.
+    begins, with the order of retrieval or with the champion's weights.
     """
     torch.manual_seed(config.seed)
     ranker: Ranker = Ranker(shop.preprocessing, model).to(device)
     ranker.begin_from(towers)
+    if warm_start is not None:
+        begin_from(warm_start, warm_start.ranker, ranker, shop.preprocessing, model)
     if learnt is None:
         return ranker.eval(), []
     table = shop.catalogue.inputs.to(device)
@@ -330,13 +352,20 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="go on with the newest run that did not end, by its own config"
     )
+    parser.add_argument(
+        "--warm-start",
+        action="store_true",
+        help="begin with the weights of the version in service where they mean the same",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     quieten_feast()
 
     def train() -> None:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
-        result = main(config, Settings(), progress=not options.json, resume=options.resume)
+        settings = Settings()
+        champion = champion_of(settings) if options.warm_start else None
+        result = main(config, settings, progress=not options.json, resume=options.resume, warm_start=champion)
         if result is None:  # one of the other processes
             return
         if options.json:

@@ -1,7 +1,10 @@
 """Model registry: which bundles there are, what they measured, and which one is in service.
 
-MLflow keeps versions, metrics and the alias (SQLite by default); the bundle stays a folder. The champion also stands in
-a small file, so that a serving replica can look for a new one every second without MLflow.
+MLflow keeps versions, metrics, aliases and what was in service before (SQLite by default); the bundle stays a folder. The champion
+also stands in a small file, so that a serving replica can look for a new one every second without MLflow.
+
+What was in service is a stack: a promotion puts its version on top, a rollback takes versions off until another one is on top. The pointer
+file has the last word on what is on top: replicas go by it.
 """
 
 import json
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 POINTER: Final = "champion.json"
+_SERVED: Final = "served"
+# MLflow bounds the length of a tag.
+_MOST_SERVED: Final = 100
 
 
 class RegistryError(RuntimeError):
@@ -44,6 +50,7 @@ class RegisteredVersion:
     created_us: int
     aliases: tuple[str, ...]
     metrics: Mapping[str, float]
+    tags: Mapping[str, str]
 
 
 def read_champion(settings: Settings) -> BundleRef | None:
@@ -80,7 +87,9 @@ class ModelRegistry:
         self._connected: MlflowClient | None = None
 
     def register(self, bundle_dir: Path, metrics: Mapping[str, float], params: Mapping[str, Any] | None = None) -> str:
-        """Record a bundle folder with what it measured; returns its version, "1" and up. Puts nothing in service."""
+        """Record a bundle folder with what it measured; returns its version, "1" and up. It waits as the challenger: nothing is put in
+        service.
+        """
         from mlflow.entities import Metric, Param
 
         path = bundle_dir.resolve()
@@ -95,10 +104,55 @@ class ModelRegistry:
         )
         client.set_terminated(run.info.run_id, end_time=now_ms)
         version = client.create_model_version(names.REGISTERED_MODEL, source=str(path), run_id=run.info.run_id)
+        self.challenge(str(version.version))
         return str(version.version)
 
     def promote(self, version: str) -> BundleRef:
-        """Put a version in service: MLflow's alias, then the pointer file. RegistryError where it is unusable."""
+        """Put a version in service: MLflow's aliases, then the pointer file. RegistryError where it is unusable."""
+        served = self.served()
+        return self._put_in_service(version, served if version in served[-1:] else [*served, version])
+
+    def rollback_target(self, version: str | None = None) -> str:
+        """What `rollback` would put in service: the version before the champion, or an earlier one by name. Raises RegistryError."""
+        before = self.served()[:-1]
+        if not before:
+            raise RegistryError("there is nothing to go back to: no version was in service before this one")
+        if version is not None and version not in before:
+            raise RegistryError(
+                f"version {version} was not in service before this one; those were {', '.join(before)}, the newest last: "
+                f"`headrace promote {version}` puts another one in service"
+            )
+        return version or before[-1]
+
+    def rollback(self, version: str | None = None) -> BundleRef:
+        """Put back what was in service before, or an earlier version; what was in service since then is forgotten. Raises RegistryError."""
+        target, served = self.rollback_target(version), self.served()
+        last = len(served) - 2 - served[-2::-1].index(target)
+        return self._put_in_service(target, served[: last + 1])
+
+    def served(self) -> list[str]:
+        """Versions that were in service, the champion last. One that was rolled back is not among them."""
+        champion = self.champion()
+        tags = self._client().get_registered_model(names.REGISTERED_MODEL).tags
+        served: list[str] = json.loads(tags.get(_SERVED, "[]"))
+        if champion is None:
+            return []
+        # A process that died before it wrote the pointer has left one too many here, or one too few.
+        if champion.version not in served:
+            return [*served, champion.version]
+        while served[-1] != champion.version:
+            served.pop()
+        return served
+
+    def challenge(self, version: str) -> None:
+        """Say that this version is the next that may be promoted."""
+        self._client().set_registered_model_alias(names.REGISTERED_MODEL, names.CHALLENGER, version)
+
+    def tag(self, version: str, key: str, value: str) -> None:
+        """Note something of a version."""
+        self._client().set_model_version_tag(names.REGISTERED_MODEL, version, key, value)
+
+    def _put_in_service(self, version: str, served: list[str]) -> BundleRef:
         known = {registered.version: registered for registered in self.versions()}
         if version not in known:
             raise RegistryError(
@@ -109,7 +163,15 @@ class ModelRegistry:
             raise RegistryError(
                 f"version {version} lay in {path}, which is gone: promote another version or train again"
             )
-        self._client().set_registered_model_alias(names.REGISTERED_MODEL, names.CHAMPION, version)
+        client, model = self._client(), names.REGISTERED_MODEL
+        client.set_registered_model_tag(model, _SERVED, json.dumps(served[-_MOST_SERVED:]))
+        client.set_registered_model_alias(model, names.CHAMPION, version)
+        if len(served) > 1:
+            client.set_registered_model_alias(model, names.PREVIOUS, served[-2])
+        else:
+            client.delete_registered_model_alias(model, names.PREVIOUS)
+        if names.CHALLENGER in known[version].aliases:
+            client.delete_registered_model_alias(model, names.CHALLENGER)
         champion = BundleRef(version, path, self._clock())
         write_pointer(self._settings.bundles_dir / POINTER, champion)
         return champion
@@ -131,6 +193,7 @@ class ModelRegistry:
                     sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
                 ),
                 metrics=client.get_run(version.run_id).data.metrics,
+                tags=version.tags,
             )
             for version in client.search_model_versions(f"name='{names.REGISTERED_MODEL}'")
         ]

@@ -10,7 +10,7 @@ from headrace.settings import Settings
 
 COMMANDS = (
     "up", "down", "status", "demo", "apply", "ingest", "replay", "backfill", "train", "evaluate", "promote", "verify",
-    "off-policy",
+    "off-policy", "rollback", "retrain", "drift",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The model registry on its own SQLite file."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,76 @@ def test_nothing_is_written_outside_the_data_directory(
     registry.promote("1")
     assert list(tmp_path.iterdir()) == []
     assert (settings.data / "mlflow.db").is_file()
+
+
+@pytest.fixture(scope="module")
+def three_served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory in which versions 1, 2 and 3 were in service, in this order; 4 is registered."""
+    settings = Settings(data=tmp_path_factory.mktemp("served"))
+    registry = ModelRegistry(settings, clock=lambda: 1_700_000_000_000_000)
+    for name in ("one", "two", "three", "four"):
+        (settings.bundles_dir / name).mkdir(parents=True)
+        version = registry.register(settings.bundles_dir / name, {})
+        if name != "four":
+            registry.promote(version)
+    return settings.data
+
+
+@pytest.fixture
+def served(three_served: Path, tmp_path: Path) -> ModelRegistry:
+    """Each test has a copy: to make MLflow's tables takes seconds."""
+    shutil.copytree(three_served, tmp_path / "var")
+    return ModelRegistry(Settings(data=tmp_path / "var"), clock=lambda: 1_700_000_000_000_000)
+
+
+def aliases(registry: ModelRegistry) -> dict[str, str]:
+    return {alias: known.version for known in registry.versions() for alias in known.aliases}
+
+
+def test_a_version_that_is_registered_waits_as_the_challenger_until_it_is_promoted(served: ModelRegistry) -> None:
+    assert aliases(served) == {"champion": "3", "previous": "2", "challenger": "4"}
+    served.promote("4")
+    assert aliases(served) == {"champion": "4", "previous": "3"}
+
+
+def test_two_rollbacks_go_back_by_two_and_the_first_has_nothing_before_it(served: ModelRegistry) -> None:
+    assert served.rollback().version == "2"
+    assert aliases(served) == {"champion": "2", "previous": "1", "challenger": "4"}
+    assert served.rollback().version == "1"
+    assert aliases(served) == {"champion": "1", "challenger": "4"}
+    with pytest.raises(RegistryError, match="no version was in service before this one"):
+        served.rollback()
+
+
+def test_a_rollback_to_a_version_forgets_what_was_in_service_since(served: ModelRegistry) -> None:
+    assert served.rollback("1").version == "1"
+    assert served.served() == ["1"]
+    assert served.promote("3").version == "3"
+    assert served.served() == ["1", "3"]
+
+
+def test_a_version_that_was_never_in_service_is_no_target_of_a_rollback(served: ModelRegistry) -> None:
+    with pytest.raises(RegistryError, match="those were 1, 2, the newest last: `headrace promote 4`"):
+        served.rollback("4")
+    assert served.served() == ["1", "2", "3"]
+
+
+def test_to_promote_the_champion_again_is_no_step_that_a_rollback_takes_back(served: ModelRegistry) -> None:
+    served.promote("3")
+    assert served.rollback().version == "2"
+
+
+@pytest.mark.parametrize(
+    ("noted", "known"), [('["1", "2", "3", "4"]', ["1", "2", "3"]), ('["1", "2"]', ["1", "2", "3"])]
+)
+def test_a_process_that_died_before_it_wrote_the_pointer_loses_no_history(
+    served: ModelRegistry, noted: str, known: list[str]
+) -> None:
+    """The first died in a promotion of 4, the second in a rollback."""
+    served._client().set_registered_model_tag("headrace-recommender", "served", noted)
+    assert served.served() == known
+
+
+def test_a_tag_is_kept_with_its_version(served: ModelRegistry) -> None:
+    served.tag("4", "gate", "failed: quality")
+    assert [known.tags for known in served.versions()] == [{}, {}, {}, {"gate": "failed: quality"}]

@@ -1,0 +1,66 @@
+"""The population stability index and its bins, by hand."""
+
+import numpy as np
+import pytest
+
+from training.drift_signals import DriftConfig, in_bins, of_histogram, of_numbers, parse_change, popularity_deciles, psi
+
+
+def test_the_index_of_halves_that_became_four_fifths_and_one_fifth() -> None:
+    """Half an event more in each bin: shares 1/2 and 1/2, then 80.5/101 and 20.5/101."""
+    shares = 80.5 / 101, 20.5 / 101
+    by_hand = (shares[0] - 0.5) * np.log(shares[0] / 0.5) + (shares[1] - 0.5) * np.log(shares[1] / 0.5)
+    assert psi(np.array([50, 50]), np.array([80, 20])) == pytest.approx(by_hand) == pytest.approx(0.4063, abs=1e-4)
+
+
+def test_equal_histograms_have_none_and_an_empty_bin_has_a_finite_one() -> None:
+    assert psi(np.array([10, 30]), np.array([10, 30])) == 0
+    assert psi(np.array([0, 100]), np.array([100, 0])) == pytest.approx(2 * 100 / 101 * np.log(201), abs=1e-9)
+
+
+def test_deciles_hold_a_tenth_of_the_events_each_as_near_as_items_allow() -> None:
+    assert popularity_deciles({"a": 50, "b": 30, "c": 10, "d": 10}) == {"a": 0, "b": 5, "c": 8, "d": 9}
+
+
+def test_the_bins_of_numbers_are_the_deciles_and_those_that_coincide_are_one() -> None:
+    """Nine of ten are 0, one is 5: there is the one edge 0, and a bin for nulls."""
+    before = np.array([0.0] * 9 + [5.0])
+    now = np.array([0.0, 5.0, 7.0, np.nan])
+    counts = in_bins(before, now)
+    assert [side.tolist() for side in counts] == [[9, 1, 0], [1, 2, 1]]
+
+
+def test_the_nineteen_most_frequent_values_have_bins_and_the_rest_one() -> None:
+    before = {f"c{number:02}": 100 - number for number in range(30)}
+    signal = of_histogram("category", before, before, DriftConfig())
+    assert (signal.value, signal.drifted) == (0, False)
+    moved = of_histogram("category", before, {"c29": 1_000}, DriftConfig())
+    assert moved.drifted
+    rest = sum(100 - number for number in range(19, 30)) / sum(before.values())
+    assert moved.said == f"all others: {rest:.1%}, now 100.0%"
+
+
+def test_a_value_that_is_new_counts_as_one() -> None:
+    signal = of_histogram("types", {"view": 100}, {"view": 50, "like": 50}, DriftConfig())
+    p, q = np.array([100.5, 0.5]) / 101, np.array([50.5, 50.5]) / 101
+    assert signal.value == pytest.approx(float(((q - p) * np.log(q / p)).sum()))
+    assert signal.said == "view: 100.0%, now 50.0%"
+
+
+def test_the_bound_itself_is_no_drift() -> None:
+    before, now = np.array([1.0, 2.0, 3.0]), np.array([3.0, 3.0, 3.0])
+    value = of_numbers("views", before, now, DriftConfig()).value
+    assert not of_numbers("views", before, now, DriftConfig(psi=value)).drifted
+    assert of_numbers("views", before, now, DriftConfig(psi=value - 1e-9)).drifted
+    assert of_numbers("views", before, now, DriftConfig()).said == "mean 2, now 3"
+    assert of_numbers("views", before, np.full(3, np.nan), DriftConfig()).said == "mean 2, now none"
+
+
+def test_a_bound_is_read_from_a_command_line() -> None:
+    assert DriftConfig().changed(**dict([parse_change("psi=0.3"), parse_change("min_events=5")])) == DriftConfig(
+        psi=0.3, min_events=5
+    )
+    with pytest.raises(ValueError, match="cannot read 'speed=1': write key=value with a key of psi, unknown_share"):
+        parse_change("speed=1")
+    with pytest.raises(ValueError, match="unknown setting of drift speed"):
+        DriftConfig().changed(speed=1)

@@ -1,0 +1,141 @@
+"""What a new model takes over from an old one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+
+from headrace.models.bundle import Bundle
+from headrace.models.config import CART, CLICK, PURCHASE, ModelConfig
+from headrace.models.preprocessing import Preprocessing, Vocabulary
+from headrace.models.ranker import Ranker
+from headrace.models.scorer import Scorer
+from headrace.models.towers import TwoTowers
+from tests.unit.models import tiny_shop
+from tests.unit.models.tiny_shop import MODEL, T_US
+from training.warm_start import Trained, begin_from, remarks, warmed
+
+OLD = tiny_shop.bundle()
+
+
+def fresh(kind: type[nn.Module], preprocessing: Preprocessing, model: ModelConfig = MODEL) -> nn.Module:
+    torch.manual_seed(7)
+    return kind(preprocessing, model)
+
+
+def trained(part: nn.Module, preprocessing: Preprocessing, model: ModelConfig = MODEL) -> Trained:
+    return Trained(part.state_dict(), preprocessing, model)
+
+
+def warm(
+    kind: type[nn.Module], preprocessing: Preprocessing, model: ModelConfig = MODEL
+) -> tuple[nn.Module, tuple[str, ...]]:
+    old = OLD.towers if kind is TwoTowers else OLD.ranker
+    own = fresh(kind, preprocessing, model)
+    found = warmed(trained(old, OLD.preprocessing), trained(own, preprocessing, model))
+    own.load_state_dict(found.state)
+    return own.eval(), found.fresh
+
+
+def scorer(preprocessing: Preprocessing, towers: nn.Module, ranker: nn.Module) -> Scorer:
+    return replace(OLD, preprocessing=preprocessing, towers=towers, ranker=ranker).scorer()
+
+
+def test_with_the_same_vocabularies_the_new_models_score_as_the_champion_before_they_are_fitted() -> None:
+    towers, fresh_towers = warm(TwoTowers, OLD.preprocessing)
+    ranker, fresh_ranker = warm(Ranker, OLD.preprocessing)
+    assert fresh_towers == fresh_ranker == ()
+    begun, champion = scorer(OLD.preprocessing, towers, ranker), OLD.scorer()
+    items = {**OLD.snapshot.features, "item_activity__views_1h": [3, 0, None, 1]}
+    for row in range(3):
+        user = tiny_shop.request_of(row)
+        assert np.array_equal(begun.user_vector(user, T_US), champion.user_vector(user, T_US))
+        assert np.array_equal(begun.rank(user, items, T_US), champion.rank(user, items, T_US))
+    assert np.array_equal(begun.item_vectors(items), champion.item_vectors(items))
+
+
+def test_a_row_follows_its_string_and_a_new_string_begins_as_what_the_old_model_took_it_for() -> None:
+    """Items were a, b, c in this order and are c, e, a, b; nobody knew e."""
+    grown = replace(OLD.preprocessing, ids=Vocabulary(["c", "e", "a", "b"]))
+    towers, fresh_towers = warm(TwoTowers, grown)
+    assert fresh_towers == ()
+    old = OLD.towers.item_encoder.ids.table.weight
+    new = towers.item_encoder.ids.table.weight
+    assert OLD.preprocessing.ids.values == ["a", "b", "c"]
+    assert torch.equal(new, old[[0, 1, 4, 1, 2, 3]])  # missing, the bucket, then c, e, a, b
+
+
+def test_buckets_of_another_number_begin_at_the_mean_of_the_old_ones() -> None:
+    old = replace(OLD.preprocessing, ids=Vocabulary(["a"], buckets=2))
+    new = replace(OLD.preprocessing, ids=Vocabulary(["a"], buckets=3))
+    before, after = fresh(TwoTowers, old), fresh(TwoTowers, new)
+    key = "item_encoder.ids.table.weight"
+    rows = before.state_dict()[key]
+    found = warmed(trained(before, old), trained(after, new)).state[key]
+    mean = (rows[1] + rows[2]) / 2
+    assert torch.equal(found, torch.stack([rows[0], mean, mean, mean, rows[3]]))
+
+
+def test_a_category_is_found_by_its_name_and_not_by_its_place() -> None:
+    names = list(OLD.preprocessing.content_categories)
+    turned = {name: OLD.preprocessing.content_categories[name] for name in reversed(names)}
+    towers, kept = warm(TwoTowers, replace(OLD.preprocessing, content_categories=turned))
+    assert kept == ()
+    assert torch.equal(
+        towers.item_encoder.categories[1].table.weight, OLD.towers.item_encoder.categories[0].table.weight
+    )
+    _, fresh_ranker = warm(Ranker, replace(OLD.preprocessing, content_categories=turned))
+    assert fresh_ranker == ("project_item.weight",)  # its matches are by place
+
+
+def test_a_projection_that_reads_other_numbers_keeps_its_fresh_start() -> None:
+    renamed = tuple(replace(number, name=f"{number.name}_new") for number in OLD.preprocessing.user_numbers)
+    other = replace(OLD.preprocessing, user_numbers=renamed)
+    towers, kept = warm(TwoTowers, other)
+    assert kept == ("user_encoder.numbers.0.weight",)
+    assert torch.equal(towers.user_encoder.numbers[0].weight, fresh(TwoTowers, other).user_encoder.numbers[0].weight)
+    assert set(warm(Ranker, other)[1]) == {"user_encoder.numbers.0.weight", "project_user.weight"}
+
+
+def test_other_outcomes_and_other_heads_mean_something_else_in_the_same_shape() -> None:
+    bought = replace(MODEL, outcomes=(CLICK, PURCHASE))
+    assert set(warm(Ranker, OLD.preprocessing, bought)[1]) == {
+        "out_crossed.weight", "out_crossed.bias", "out_deep.weight", "position_bias.weight",
+    }  # fmt: skip
+    assert MODEL.outcomes == (CLICK, CART)
+    heads = warm(Ranker, OLD.preprocessing, replace(MODEL, heads=4))[1]
+    assert set(heads) == {"query.weight", "query.bias", "key.weight", "key.bias"}
+
+
+def test_a_longer_history_and_one_more_layer_keep_what_fits() -> None:
+    longer = replace(OLD.preprocessing, length=5)
+    _, kept = warm(TwoTowers, longer, replace(MODEL, layers=3))
+    assert "history_encoder.places.weight" in kept
+    assert {key.split(".")[1] for key in kept if key.startswith("blocks.")} == {"2"}
+
+
+def test_a_feature_that_the_old_model_did_not_have_begins_afresh() -> None:
+    users = tiny_shop.users().append_column("user_profile__plan", pa.array(["free", "paid", None]))
+    more = Preprocessing.fit(users, tiny_shop.catalogue(), tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    _, kept = warm(TwoTowers, more)
+    place = list(more.user_categories).index("user_profile__plan")
+    assert kept == (f"user_encoder.categories.{place}.table.weight",)
+
+
+def test_what_begins_afresh_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    own = fresh(TwoTowers, replace(OLD.preprocessing, length=5))
+    begin_from(OLD, OLD.towers, own, replace(OLD.preprocessing, length=5), MODEL)
+    tensors = len(own.state_dict())
+    assert caplog.messages == [
+        f"TwoTowers: {tensors - 1} of {tensors} tensors begin as those of first; fresh are history_encoder.places.weight"
+    ]
+
+
+def test_a_champion_that_has_learnt_from_the_test_is_told_of() -> None:
+    champion: Bundle = OLD
+    assert remarks(None, 1) == remarks(champion, champion.manifest.cut_us) == []
+    [said] = remarks(champion, champion.manifest.cut_us - 1)
+    assert said.endswith("1970-01-01 00:00, after this cut")

@@ -1,0 +1,236 @@
+"""Whether what happens now is still what the champion learnt from: `python -m training.drift`.
+
+Compared are the champion's data window and the events after it, by the signals of `training.drift_signals`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import polars as pl
+from feast import FeatureStore
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from headrace import names
+from headrace.clock import from_micros
+from headrace.models import columns
+from headrace.models.bundle import Bundle
+from headrace.models.config import CLICK
+from headrace.models.preprocessing import Catalogue
+from headrace.settings import Settings
+from headrace.stores.feature_store import open_feature_store, quieten_feast
+from headrace.stores.lake import EventLake
+from training.config import TrainConfig
+from training.dataset import POSITIVE_TYPES, T_US, catalogue, events_on_items, impressions, sample, user_features
+from training.drift_signals import (
+    DriftConfig,
+    Signal,
+    of_histogram,
+    of_numbers,
+    parse_change,
+    popularity_deciles,
+)
+from training.job import run
+from training.outcomes import probabilities
+from training.scoring import Models
+from training.warm_start import champion_of
+
+_HOUR_US: Final = 3_600_000_000
+_DAY_US: Final = 24 * _HOUR_US
+
+
+@dataclass(frozen=True)
+class Drift:
+    """`signals` is empty where there are fewer new events than it takes; times are Unix microseconds."""
+
+    version: str
+    window_us: tuple[int, int]
+    end_us: int
+    new_events: int
+    signals: tuple[Signal, ...]
+    note: str = ""
+
+    @property
+    def drifted(self) -> bool:
+        return any(signal.drifted for signal in self.signals)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "drifted": self.drifted}
+
+
+def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None = None) -> Drift:
+    """Of what is in service. Raises RegistryError where nothing is, BundleError, DatasetError for a lake without events on items."""
+    bundle = champion_of(settings)
+    lake, (start_us, cut_us) = EventLake(settings.lake_dir), bundle.manifest.window_us
+    events = events_on_items(lake).filter(pl.col(T_US) >= start_us)
+    own = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
+    before, now = own.filter(pl.col(T_US) < cut_us), own.filter(pl.col(T_US) >= cut_us)
+    end_us = max(int(events[T_US].max() or 0) + 1, cut_us) if events.height else cut_us  # type: ignore[arg-type]
+
+    def found(signals: Sequence[Signal], note: str = "") -> Drift:
+        return Drift(bundle.version, (start_us, cut_us), end_us, now.height, tuple(signals), note)
+
+    if min(now.height, before.height) < config.min_events:
+        few = "since it" if now.height < config.min_events else "in its window"
+        return found(
+            (), f"{min(now.height, before.height):,} events {few}: nothing is said below {config.min_events:,}"
+        )
+    store = store or open_feature_store(settings)
+    users, shown = of_users(bundle, before, now, store, config), of_impressions(bundle, events, end_us, store, config)
+    left_out = [
+        *([] if users else [f"users' features are not compared: that takes {config.min_users:,} users on both sides"]),
+        *(
+            []
+            if shown
+            else [f"clicks are not compared: that takes {config.min_impressions:,} impressions on both sides"]
+        ),
+    ]
+    return found(
+        [
+            of_types(lake, start_us, cut_us, config),
+            *of_items(bundle, before, now, store, end_us, config),
+            *users,
+            *shown,
+        ],
+        "; ".join(left_out),
+    )
+
+
+def of_types(lake: EventLake, start_us: int, cut_us: int, config: DriftConfig) -> Signal:
+    """What users do. Impressions are left out: we make those."""
+    moment = pl.col(names.TIMESTAMP).dt.epoch("us")
+    own = lake.scan([names.TYPE, names.TIMESTAMP]).filter(
+        (pl.col(names.TYPE) != names.IMPRESSION) & (moment >= start_us)
+    )
+    counted = own.group_by(names.TYPE, (moment >= cut_us).alias("is_new")).len().collect()
+    before, now = (
+        dict(counted.filter(pl.col("is_new") == new).select(names.TYPE, "len").iter_rows()) for new in (False, True)
+    )
+    return of_histogram("event types", before, now, config)
+
+
+def of_items(
+    bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, t_us: int, config: DriftConfig
+) -> list[Signal]:
+    """Of what items events are: unknown ones, popular ones, each category of the catalogue."""
+    was, is_now = (dict(side[names.ITEM_ID].value_counts().iter_rows()) for side in (before, now))
+    known = set(bundle.items.item_ids)
+    unknown = sum(count for item, count in is_now.items() if item not in known) / now.height
+    said = f"{unknown:.1%} of events"
+    signals = [
+        Signal("items unknown to the champion", unknown, config.unknown_share, unknown > config.unknown_share, said)
+    ]
+    decile_of = popularity_deciles(was)
+    signals.append(of_histogram("popularity deciles", _by(decile_of, was), _by(decile_of, is_now), config))
+    item_ids = sorted({*was, *is_now})
+    content = columns.by_name(catalogue(store, item_ids, t_us))
+    for name in bundle.preprocessing.content_categories:
+        if name in content:
+            value_of = dict(zip(item_ids, content[name].to_pylist(), strict=True))
+            signals.append(of_histogram(name, _by(value_of, was), _by(value_of, is_now), config))
+    return signals
+
+
+def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int]:
+    """Events by the value of their item; those of items that have none are left out."""
+    found: dict[Any, int] = {}
+    for item, count in counts.items():
+        if item in value_of:
+            found[value_of[item]] = found.get(value_of[item], 0) + count
+    return found
+
+
+def of_users(
+    bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, config: DriftConfig
+) -> list[Signal]:
+    """Each number that the towers read of users, at one event of each; none where there are too few. Compared is the end of the window, as
+    long as what came since and at least a day: where a window has just begun, its counts are small.
+    """
+    start_us, end_us = int(now[T_US].min()), int(now[T_US].max())  # type: ignore[arg-type]
+    recent = before.filter(pl.col(T_US) >= start_us - max(end_us - start_us, _DAY_US))
+    one_of_each = [
+        side.sample(fraction=1.0, shuffle=True, seed=config.seed).unique(
+            names.USER_ID, keep="first", maintain_order=True
+        )
+        for side in (recent, now)
+    ]
+    if min(side.height for side in one_of_each) < config.min_users:
+        return []
+    was, is_now = (columns.by_name(user_features(store, side.head(config.sample))) for side in one_of_each)
+    return [
+        of_numbers(number.name, columns.numbers(was[number.name]), columns.numbers(is_now[number.name]), config)
+        for number in bundle.preprocessing.user_numbers
+        if number.name in was
+    ]
+
+
+def of_impressions(
+    bundle: Bundle, events: pl.DataFrame, end_us: int, store: FeatureStore, config: DriftConfig
+) -> list[Signal]:
+    """Click rate and calibration; none where too few were shown on a side. A click counts within an hour, and what was shown in the last
+    hour of a side is left out: its clicks may still come.
+    """
+    training = TrainConfig.from_json(bundle.manifest.config).changed(outcome_hours=1.0, device="cpu")
+    shown = impressions(events, training)
+    cut_us = bundle.manifest.window_us[1]
+    before = shown.filter(pl.col(T_US) < cut_us - _HOUR_US)
+    now = shown.filter(pl.col(T_US).is_between(cut_us, end_us - _HOUR_US, closed="left"))
+    if min(before.height, now.height) < config.min_impressions or before[CLICK].sum() < config.min_clicks:
+        return []
+    was, rate = (float(side[CLICK].mean()) for side in (before, now))  # type: ignore[arg-type]
+    drop = 1 - rate / was
+    signals = [
+        Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, f"{was:.2%}, now {rate:.2%}")
+    ]
+    asked = sample(now, config.sample, config.seed)
+    clicks = int(asked[CLICK].sum())
+    if clicks >= config.min_clicks:
+        shop = Catalogue(bundle.preprocessing, bundle.snapshot.features)
+        models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker)
+        place = bundle.ranker.outcomes.index(CLICK)
+        predicted = float(probabilities(models, asked, store, training)[:, place].sum())
+        factor = max(predicted / clicks, clicks / max(predicted, 1e-9))
+        said = f"{predicted:.0f} clicks predicted, {clicks} came"
+        signals.append(Signal("click calibration", factor, config.calibration, factor > config.calibration, said))
+    return signals
+
+
+def as_table(found: Drift) -> Table:
+    start, cut, end = (f"{from_micros(us):%Y-%m-%d %H:%M}" for us in (*found.window_us, found.end_us))
+    title = f"{found.version}: its window from {start} to {cut}, {found.new_events:,} events from then to {end} (UTC)"
+    table = Table("what", "value", "bound", "", "then and now", title=title)
+    for each in found.signals:
+        mark = Text("drifted", "bold red") if each.drifted else Text("as before", "green")
+        table.add_row(each.name, f"{each.value:.3f}", f"{each.bound:g}", mark, Text(each.said))
+    return table
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.drift", description=__doc__)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a bound; repeatable")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(arguments)
+    quieten_feast()
+
+    def look() -> None:
+        found = measure(Settings(), DriftConfig().changed(**dict(parse_change(text) for text in options.set)))
+        if options.json:
+            print(json.dumps(found.to_json()))
+            return
+        if found.signals:
+            Console().print(as_table(found))
+        drifted = [signal.name for signal in found.signals if signal.drifted]
+        print(f"drifted: {', '.join(drifted)}" if drifted else "no drift")
+        if found.note:
+            print(f"note: {found.note}")
+
+    return run(look)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,203 @@
+"""What a version has to show before `headrace promote` puts it in service: plain checks, each with a verdict of its own (docs/models.md).
+
+Files and definitions come first: without them nothing else can be asked.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from rich.table import Table
+from rich.text import Text
+
+from headrace.aggregates.read import TooEarlyError
+from headrace.aggregates.spec import DefinitionError
+from headrace.clock import Clock, system_clock
+from headrace.models.bundle import Bundle, BundleError
+from headrace.ops.verify import VerifyError, VerifyReport, verify
+from headrace.settings import Settings
+from headrace.stores.lake import LakeBehindError
+from headrace.stores.lake_files import DamagedLakeError
+from headrace.stores.models import read_champion
+from headrace.stores.redis_client import StoreAddressError
+from headrace.stores.shards import DeploymentError
+from training.champion import check_features, read_opponent
+from training.config import TrainConfig
+from training.dataset import DatasetError
+from training.gate_measures import Comparison, Differences, Stopwatch, compare, differences, shelf_of, time_models
+from training.window import window_of
+
+FILES, DEFINITIONS, QUALITY, FEATURES, SCORES, LATENCY = (
+    "files", "definitions", "quality", "features", "scores", "latency",
+)  # fmt: skip
+SCORE_TOLERANCE: Final = 1e-4
+"""How far served scores, and item and user vectors for each unit of their length, may be from those of the modules."""
+SAMPLE: Final = 200
+"""Entities of each view whose features are compared."""
+_FEATURES_BOUND: Final = "no mismatch between online store and lake, nothing waiting for a backfill"
+_SCORES_BOUND: Final = f"served scores and vectors within {SCORE_TOLERANCE:g} of the modules'"
+_LAKE_WAIT_S: Final = 30.0
+# What makes a comparison of the store with the lake impossible; each says itself what to do.
+_NOT_COMPARABLE: Final = (
+    VerifyError, LakeBehindError, DamagedLakeError, DefinitionError, DeploymentError, TooEarlyError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`bound` is what `measured` must keep to; `remedy` what to do where it does not, empty where it does."""
+
+    check: str
+    passed: bool
+    measured: str
+    bound: str
+    remedy: str = ""
+
+
+def gate(
+    version: str,
+    path: Path,
+    settings: Settings,
+    clock: Clock = system_clock,
+    note: Callable[[Verdict], None] = lambda _: None,
+) -> list[Verdict]:
+    """All verdicts on the registered version whose bundle lies in `path`; each is told to `note` as soon as it is there."""
+    verdicts = []
+    for verdict in _verdicts(version, path, settings, clock):
+        note(verdict)
+        verdicts.append(verdict)
+    return verdicts
+
+
+def failed(verdicts: list[Verdict]) -> list[str]:
+    """Names of the checks that were not passed."""
+    return [verdict.check for verdict in verdicts if not verdict.passed]
+
+
+def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Iterator[Verdict]:
+    try:
+        bundle = Bundle.load(path)
+    except BundleError as error:
+        yield Verdict(FILES, False, str(error), "every file whole, by its SHA-256", "train again")
+        return
+    yield Verdict(FILES, True, f"{path.name} is whole", "every file whole, by its SHA-256")
+    try:
+        check_features(bundle, settings)
+    except BundleError as error:
+        yield Verdict(DEFINITIONS, False, str(error), "features as they are applied", "train again")
+        return
+    yield Verdict(DEFINITIONS, True, f"{len(bundle.manifest.fingerprints)} views fit", "features as they are applied")
+    yield check_quality(bundle, version, settings)
+    yield check_served_features(settings, clock)
+    try:
+        shelf = shelf_of(bundle)
+        found = differences(bundle, shelf)
+    except ValueError as error:
+        yield Verdict(SCORES, False, f"cannot be served: {error}", _SCORES_BOUND, "train again")
+        return
+    yield judge_scores(found)
+    yield judge_latency(time_models(bundle, shelf), settings.model_share * settings.deadline_ms)
+
+
+def check_quality(bundle: Bundle, version: str, settings: Settings) -> Verdict:
+    """Against the champion, on what has happened since the version's cut."""
+    bound = "not worse than the champion beyond the 95 % interval"
+    champion = read_champion(settings)
+    if champion is None:
+        return Verdict(QUALITY, True, "no champion to compare with: no version is in service", bound)
+    if champion.version == version:
+        return Verdict(QUALITY, True, f"version {version} itself is in service", bound)
+    config = TrainConfig.from_json(bundle.manifest.config).changed(device="cpu")
+    try:
+        window = window_of(bundle, config, settings)
+        opponent = read_opponent(settings, window.content, bundle.manifest.cut_us, version)
+        if isinstance(opponent, str):
+            return Verdict(QUALITY, True, opponent, bound)
+        return judge_quality(compare(window, opponent))
+    except DatasetError as error:
+        remedy = "let more happen, or promote it unseen with --force"
+        return Verdict(QUALITY, False, f"cannot be compared with version {champion.version}: {error}", bound, remedy)
+
+
+def judge_quality(found: Comparison) -> Verdict:
+    """Worse only where the whole interval of the paired difference lies below zero: the gate does not ask for a gain."""
+    gain = found.gain
+    is_worse = gain.high is not None and gain.high < 0
+    sign = "" if gain.value < 0 else "+"
+    said = (
+        f"NDCG@10 {found.own:.4f}, champion version {found.champion} {found.theirs:.4f}: {sign}{gain} "
+        f"on {found.requests:,} requests of {found.users:,} users"
+    )
+    remedy = "train on more or newer data, or see `headrace evaluate`; --force puts it in service all the same"
+    return Verdict(
+        QUALITY,
+        not is_worse,
+        f"{said}; {found.note}" if found.note else said,
+        "upper end of the difference's 95 % interval at least 0",
+        remedy if is_worse else "",
+    )
+
+
+def check_served_features(settings: Settings, clock: Clock) -> Verdict:
+    """What the online store gives against what the lake gives, where a store runs."""
+    try:
+        report = verify(settings, None, clock, wait_s=_LAKE_WAIT_S, sample=SAMPLE)
+    except (StoreAddressError, redis.RedisError):
+        return Verdict(FEATURES, True, "not checked: no store runs", _FEATURES_BOUND)
+    except _NOT_COMPARABLE as error:
+        return Verdict(FEATURES, False, str(error), _FEATURES_BOUND, "`headrace status` and `headrace verify` say more")
+    return judge_served_features(report)
+
+
+def judge_served_features(report: VerifyReport) -> Verdict:
+    bound = _FEATURES_BOUND
+    entities, mismatches = sum(report.entities.values()), sum(report.mismatches.values())
+    said = f"{report.compared:,} values of {entities:,} entities, {mismatches:,} mismatches"
+    if mismatches:
+        return Verdict(FEATURES, False, f"{said}, the first: {report.examples[0]}", bound, "run `headrace backfill`")
+    if report.waiting_for_backfill:
+        waiting = f"{len(report.waiting_for_backfill)} features are applied and not in the state"
+        return Verdict(FEATURES, False, f"{said}; {waiting}", bound, "run `headrace backfill`")
+    return Verdict(FEATURES, True, said, bound)
+
+
+def judge_scores(found: Differences) -> Verdict:
+    said = (
+        f"largest difference of scores {found.scores:.1e}, user vectors {found.users:.1e}, item vectors {found.items:.1e} "
+        f"over {found.requests} requests of {found.candidates} candidates"
+    )
+    # Of a NaN nothing is less.
+    passed = all(each <= SCORE_TOLERANCE for each in (found.scores, found.users, found.items))
+    remedy = (
+        "" if passed else "serving does not compute what training learnt: a fault of the code, or weights out of range"
+    )
+    return Verdict(SCORES, passed, said, _SCORES_BOUND, remedy)
+
+
+def judge_latency(found: Stopwatch, budget_ms: float) -> Verdict:
+    """The quietest round counts: what else the machine does at the moment is not the version's fault."""
+    p99_ms = min(found.p99_ms)
+    said = f"p99 {p99_ms:.2f} ms, p50 {found.p50_ms:.2f} ms: one user, retrieval and {found.candidates} ranked"
+    passed = p99_ms <= budget_ms
+    remedy = "take a smaller config, a faster machine, or a larger HEADRACE_MODEL_SHARE"
+    return Verdict(
+        LATENCY,
+        passed,
+        f"{said}; the best of {len(found.p99_ms)} rounds",
+        f"p99 at most {budget_ms:g} ms (HEADRACE_MODEL_SHARE of HEADRACE_DEADLINE_MS)",
+        "" if passed else remedy,
+    )
+
+
+def as_table(verdicts: list[Verdict], title: str) -> Table:
+    table = Table("check", "", "measured", "bound", "remedy", title=title)
+    for each in verdicts:
+        mark = Text("passed", "green") if each.passed else Text("failed", "bold red")
+        table.add_row(each.check, mark, Text(each.measured), Text(each.bound), Text(each.remedy))
+    return table
+
+
+def to_json(verdicts: list[Verdict]) -> list[dict[str, Any]]:
+    return [asdict(verdict) for verdict in verdicts]

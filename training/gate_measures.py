@@ -1,0 +1,155 @@
+"""What the gate measures of a bundle. R requests, U users, N candidates, K places."""
+
+import gc
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from headrace import names
+from headrace.arrays import Floats, Floats32
+from headrace.models.bundle import Bundle
+from headrace.models.columns import Columns
+from headrace.models.shelf import Shelf
+from training import metrics
+from training.champion import Champion
+from training.intervals import Estimate, estimates
+from training.made_up import MadeUp, made_up
+from training.requests import read_requests
+from training.scoring import Models, answer
+from training.window import Window
+
+CANDIDATES: Final = 200
+_REQUESTS: Final = 32
+_TIMED: Final = 100
+_ROUNDS: Final = 5
+_SEARCHED: Final = 500
+"""Items that a request asks the index for, about: some are filtered."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """NDCG@10 of a version and of the champion on the same requests; `gain` is the difference, request by request."""
+
+    champion: str
+    own: float
+    theirs: float
+    gain: Estimate
+    requests: int
+    users: int
+    note: str | None = None
+
+
+def compare(window: Window, champion: Champion) -> Comparison:
+    """Both answer the requests that the evaluation's main table is of. Raises DatasetError where there is none."""
+    config, split = window.config, window.split
+    asked = read_requests(split.test, split.everything, window.models.shop.item_ids, config.max_test, config.seed).head(
+        config.max_ranked_requests or split.test.height
+    )
+
+    def ndcg_of(models: Models) -> Floats:
+        slates_RK = answer(models, asked, len(asked), window.store, config).ranked_RK
+        one_R = np.ones(len(asked), np.int64)
+        return metrics.ndcg_at(slates_RK == asked.target_T[:, None], one_R, 10)
+
+    own_R, theirs_R = ndcg_of(window.models), ndcg_of(champion.models)
+    gain = estimates({"gain": own_R - theirs_R}, asked.user_T, seed=config.seed, resamples=config.resamples)["gain"]
+    return Comparison(
+        champion.version,
+        float(own_R.mean()),
+        float(theirs_R.mean()),
+        gain,
+        len(asked),
+        len(np.unique(asked.user_T)),
+        champion.note,
+    )
+
+
+@dataclass(frozen=True)
+class Differences:
+    """The largest ones between what serving computes and the modules: of scores; of vectors, for each unit of length."""
+
+    scores: float
+    users: float
+    items: float
+    requests: int
+    candidates: int
+
+
+def shelf_of(bundle: Bundle) -> Shelf:
+    """As a replica of the bundle's own items has it."""
+    return Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, _content(bundle))
+
+
+def _content(bundle: Bundle) -> dict[str, list[Any]]:
+    features, ids = bundle.snapshot.features, bundle.snapshot.item_id
+    nothing = [None] * len(ids)
+    return {names.ITEM_ID: ids} | {name: features.get(name, nothing) for name in bundle.preprocessing.content_features}
+
+
+def differences(bundle: Bundle, shelf: Shelf) -> Differences:
+    """Over requests that are made up. Raises ValueError for a vector that is not finite."""
+    scorer, content = bundle.scorer(), _content(bundle)
+    row_of = {item: row for row, item in enumerate(bundle.snapshot.item_id)}
+    activity = [number.name for number in bundle.preprocessing.activity_numbers]
+    requests = made_up(bundle, _REQUESTS, CANDIDATES)
+    of_scores, of_users = [], []
+    for each in requests:
+        seen = shelf.user(_one_row(each.user), each.t_us, row_of)
+        of_users.append(_apart(seen.vector[0], scorer.user_vector(each.user, each.t_us)))
+        items: dict[str, Any] = {name: [column[row] for row in each.rows_N] for name, column in content.items()}
+        items |= {name: each.activity_NA[:, place] for place, name in enumerate(activity)}
+        wanted_N = scorer.rank(each.user, items, each.t_us)
+        of_scores.append(float(np.abs(shelf.rank(seen, each.rows_N, each.activity_NA) - wanted_N).max(initial=0.0)))
+    of_items = _apart(shelf.vectors(np.arange(len(shelf))), bundle.items.vectors_ND)
+    candidates = min(CANDIDATES, len(bundle.items.item_ids))
+    return Differences(max(of_scores), max(of_users), of_items, len(requests), candidates)
+
+
+def _apart(one: Floats32, other: Floats32) -> float:
+    """Of vectors, the last axis; those of no length at all count as of length 1."""
+    lengths = np.linalg.norm(other, axis=-1)
+    return float((np.linalg.norm(one - other, axis=-1) / np.where(lengths > 0, lengths, 1.0)).max(initial=0.0))
+
+
+def _one_row(user: dict[str, Any]) -> Columns:
+    return {name: [value] for name, value in user.items()}
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """p99 of each round, p50 over all, in milliseconds; `candidates` were ranked."""
+
+    p99_ms: tuple[float, ...]
+    p50_ms: float
+    candidates: int
+
+
+def time_models(bundle: Bundle, shelf: Shelf, rounds: int = _ROUNDS) -> Stopwatch:
+    """What the models add to a request, one at a time: the user read, the index searched, candidates ranked."""
+    requests = made_up(bundle, _TIMED, CANDIDATES, seed=1)
+    row_of = {item: row for row, item in enumerate(bundle.snapshot.item_id)}
+    rows = [(_one_row(each.user), each) for each in requests]
+    for user, each in rows[:3]:  # what is compiled at first use is compiled here
+        _answer(bundle, shelf, user, each, row_of)
+    took_RT = np.zeros((rounds, len(rows)))
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            for place, (user, each) in enumerate(rows):
+                started = time.perf_counter()
+                _answer(bundle, shelf, user, each, row_of)
+                took_RT[number, place] = 1_000 * (time.perf_counter() - started)
+    finally:
+        if collects:
+            gc.enable()
+    p99_ms = tuple(float(each) for each in np.percentile(took_RT, 99, axis=1))
+    return Stopwatch(p99_ms, float(np.median(took_RT)), len(requests[0].rows_N))
+
+
+def _answer(bundle: Bundle, shelf: Shelf, user: Columns, asked: MadeUp, row_of: dict[str, int]) -> None:
+    view = shelf.user(user, asked.t_us, row_of)
+    bundle.index.search(view.vector, _SEARCHED)
+    shelf.rank(view, asked.rows_N, asked.activity_NA)

@@ -1,0 +1,258 @@
+"""New data to a new model in service, once or for as long as it is let: `python -m training.retrain [--every 1h] [--on-drift]`.
+
+A round trains with the champion's weights as its start, asks the gate, promotes, and waits until a recommender says that it answers by the
+new version. Rounds never overlap; one that fails is told and counted, and the next one comes when it is due. Ctrl-C or SIGTERM ends a
+wait or a training at once, and a promotion when it is done.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Self
+
+from rich.console import Console
+
+from headrace.clock import Clock, system_clock
+from headrace.models.bundle import Bundle, read_manifest
+from headrace.ops.api import Api
+from headrace.ops.interrupts import Interrupted, Interrupts
+from headrace.ops.keys import with_kept_keys
+from headrace.settings import MICROS, Settings
+from headrace.stores.feature_store import quieten_feast
+from headrace.stores.models import read_champion
+from training import drift, promote, train
+from training.config import TrainConfig, by_name, parse_change
+from training.drift_signals import DriftConfig
+from training.drift_signals import parse_change as parse_drift_change
+from training.gate import Verdict, as_table, failed, to_json
+from training.job import run
+from training.run_folder import RunFolder
+from training.spans import span_us
+
+logger = logging.getLogger(__name__)
+
+SERVED_WITHIN_S: Final = 60.0
+_POLL_S: Final = 0.1
+
+Say = Callable[[str], None]
+Hold = Callable[[], AbstractContextManager[None]]
+"""Interrupts wait until what it encloses is done."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. `version` is what it trained, None where drift gave no reason to; `seconds` are of its steps, in order.
+
+    `data_age_s`: how old the newest event of the data window was when the round began. `served`: whether a recommender answers by the new
+    version; None where none runs.
+    """
+
+    version: str | None = None
+    promoted: bool = False
+    verdicts: list[Verdict] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    data_age_s: float | None = None
+    served: bool | None = None
+
+    @property
+    def total_s(self) -> float:
+        """From the start of the round to the new version serving, or to its pointer where no recommender runs."""
+        return sum(self.seconds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "verdicts": to_json(self.verdicts), "total_s": self.total_s}
+
+
+def once(
+    config: TrainConfig,
+    settings: Settings,
+    clock: Clock = system_clock,
+    *,
+    say: Say = lambda _: None,
+    on_drift: DriftConfig | None = None,
+    held: Hold = nullcontext,
+    progress: bool = False,
+) -> Round:
+    """One round; with `on_drift` it trains only where the champion's data is not like what has come since.
+
+    Raises what training and promotion raise, but for a refusal by the gate: that is a round that did not promote.
+    """
+    began_us, seconds = clock(), dict[str, float]()
+    champion = read_champion(settings)
+    if on_drift is not None and champion is not None:
+        with _timed("look for drift", seconds, say):
+            found = drift.measure(settings, on_drift)
+        if not found.drifted:
+            say(f"no drift, no training: {found.note or f'{len(found.signals)} signals are as before'}")
+            return Round(seconds=seconds)
+        say(f"drifted: {', '.join(signal.name for signal in found.signals if signal.drifted)}")
+    start = None if champion is None else Bundle.load(champion.path)
+    said = "from nothing: none is in service" if champion is None else f"from version {champion.version}"
+    with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
+        result = train.main(config, settings, own.clock, progress=progress, warm_start=start)
+    assert result is not None, "a round is one process"
+    age_s = (began_us - read_manifest(result.bundle_dir).window_us[1]) / MICROS
+    verdicts: list[Verdict] = []
+    try:
+        with _timed(f"ask the gate, promote version {result.version}", seconds, say), held():
+            promote.main(result.version, settings, clock, note=verdicts.append)
+    except promote.NotPromotedError:
+        say(f"version {result.version} is not promoted: {', '.join(failed(verdicts))}; the champion stays")
+        return Round(result.version, False, verdicts, seconds, age_s)
+    with _timed("wait for a recommender to answer by it", seconds, say):
+        served = wait_until_served(settings, result.bundle_dir.name, say)
+    done = Round(result.version, True, verdicts, seconds, age_s, served)
+    end = "the new model serving" if served else "the new version in the pointer"
+    say(f"from new data to {end}: {done.total_s:.1f} s; the newest event was {age_s:,.0f} s old at the start")
+    return done
+
+
+def wait_until_served(settings: Settings, bundle: str, say: Say, within_s: float = SERVED_WITHIN_S) -> bool | None:
+    """Whether `GET /readyz` names the bundle before the time is up; None where nobody answers it."""
+    deadline = time.monotonic() + within_s
+    with Api(settings, timeout_s=2.0) as api:
+        status, answer = api.readiness()
+        if not status:
+            say("no recommender runs: the next one that starts takes the new version")
+            return None
+        while not (isinstance(answer, dict) and answer.get("model_version") == bundle):
+            if time.monotonic() > deadline:
+                problems = answer.get("problems") if isinstance(answer, dict) else answer
+                say(
+                    f"after {within_s:.0f} s no recommender at {api.base_url} answers by {bundle}; its problems: {problems}"
+                )
+                return False
+            time.sleep(_POLL_S)
+            status, answer = api.readiness()
+    return True
+
+
+def keep_on(
+    round_: Callable[[], Round],
+    every_s: float,
+    say: Say,
+    wait: Callable[[float], None] = time.sleep,
+    rounds: int | None = None,
+) -> None:
+    """Rounds that begin `every_s` apart, or as soon as the one before has ended; `rounds` of them, or until it is interrupted."""
+    count = failures = 0
+    while rounds is None or count < rounds:
+        count += 1
+        began = time.monotonic()
+        say(f"round {count}")
+        try:
+            round_()
+        except Exception as error:
+            # Whatever it was: the champion serves on, and the next round may have better luck.
+            failures += 1
+            logger.exception("round %d failed", count)
+            say(f"round {count} failed, {failures} of {count} so far: {type(error).__name__}: {error}")
+        rest_s = every_s - (time.monotonic() - began)
+        if rest_s > 0 and count != rounds:
+            wait(rest_s)
+
+
+@contextmanager
+def _timed(step: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
+    """Notes and says the time of a step, whatever came of it."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[step] = time.monotonic() - started
+        say(f"{seconds[step]:6.1f} s {step}")
+
+
+class _OwnRun:
+    """A training that does not end leaves no run to resume: the next round begins with newer data. The run is known by when it began."""
+
+    def __init__(self, settings: Settings, clock: Clock) -> None:
+        self._runs, self._clock = settings.runs_dir, clock
+        self._told: set[int] = set()
+
+    def clock(self) -> int:
+        now_us = self._clock()
+        self._told.add(now_us)
+        return now_us
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for folder in self._runs.glob("*"):
+            with suppress(OSError, ValueError, LookupError):  # of somebody else, who begins or ends it
+                if RunFolder(folder).began()[1] in self._told:
+                    RunFolder(folder).end()
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.retrain", description=__doc__)
+    parser.add_argument(
+        "--every", default="1h", metavar="SPAN", help="from the start of a round to the next: 30m, 1h, 1d"
+    )
+    parser.add_argument("--once", action="store_true", help="one round; exit code 1 where its version is not promoted")
+    parser.add_argument("--on-drift", action="store_true", help="train only in rounds in which drift is found")
+    parser.add_argument(
+        "--drift", action="append", default=[], metavar="KEY=VALUE", help="change a bound of drift; repeatable"
+    )
+    parser.add_argument("--config", default="default", help="small, default or large")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each round")
+    options = parser.parse_args(arguments)
+    quieten_feast()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    ended: list[Round] = []
+    was_interrupted: list[bool] = []
+
+    def say(what: str) -> None:
+        print(what, file=sys.stderr if options.json else sys.stdout, flush=True)
+
+    def retrain() -> None:
+        every_us = span_us(options.every)
+        if not every_us:
+            raise ValueError(f"cannot read --every {options.every!r}: write a span like 30m, 1h or 1d")
+        settings = with_kept_keys(Settings())
+        config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
+        bounds = DriftConfig().changed(**dict(parse_drift_change(text) for text in options.drift))
+        interrupts = Interrupts()
+
+        def one() -> Round:
+            done = once(
+                config,
+                settings,
+                say=say,
+                on_drift=bounds if options.on_drift else None,
+                held=interrupts.held,
+                progress=sys.stderr.isatty() and not options.json,
+            )
+            ended.append(done)
+            if options.json:
+                print(json.dumps(done.to_json()), flush=True)
+            elif done.verdicts:
+                Console().print(as_table(done.verdicts, "The gate"))
+            return done
+
+        try:
+            with interrupts.installed():
+                if options.once:
+                    one()
+                else:
+                    keep_on(one, every_us / MICROS, say)
+        except Interrupted:
+            say("asked to end: what is in service stays")
+            was_interrupted.append(True)
+
+    code = run(retrain)
+    without = was_interrupted or any(done.version and not done.promoted for done in ended)
+    return code or int(options.once and bool(without))
+
+
+if __name__ == "__main__":
+    sys.exit(command())

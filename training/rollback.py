@@ -1,0 +1,52 @@
+"""Puts back what was in service before: `python -m training.rollback`, or an earlier version by name.
+
+Versions that were in service are a stack. A rollback takes the champion off it, and all above the version that is named: two in a row go
+back by two. What was taken off can be promoted again. No gate is asked, since an old model is better than a bad one; files and
+definitions are, since without them no replica would take it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from headrace.clock import Clock, system_clock
+from headrace.models.bundle import Bundle
+from headrace.settings import Settings
+from headrace.stores.feature_store import quieten_feast
+from headrace.stores.models import BundleRef, ModelRegistry
+from training.champion import check_features
+from training.job import run
+from training.promote import as_json, choose
+
+
+def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
+    """What is in service now. Raises RegistryError or BundleError; then the champion stays."""
+    registry = ModelRegistry(settings, clock)
+    target = choose(registry.rollback_target(version), registry)
+    check_features(Bundle.load(target.path), settings)
+    return registry.rollback(target.version)
+
+
+def command(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.rollback", description=__doc__)
+    parser.add_argument("version", nargs="?", help="one that was in service; the one before the champion if left out")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(arguments)
+    quieten_feast()
+
+    def rollback() -> None:
+        settings = Settings()
+        left = ModelRegistry(settings).champion()
+        champion = main(options.version, settings)
+        left_version = left.version if left is not None else None
+        if options.json:
+            print(json.dumps({**as_json(champion), "rolled_back": left_version}))
+        else:
+            print(f"version {champion.version} is in service again, version {left_version} is not: {champion.path}")
+
+    return run(rollback)
+
+
+if __name__ == "__main__":
+    sys.exit(command())

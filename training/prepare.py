@@ -158,8 +158,8 @@ def ranker_lists(
             write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, outcomes, device)
         place.mkdir(exist_ok=True)
         (place / _READY).touch()
-    learnt, judged = (Lists.open(part) if part.exists() else None for part in (place / _ROWS, place / _HELD_OUT))
-    return learnt, judged
+    learnt_from, held_out = (Lists.open(part) if part.exists() else None for part in (place / _ROWS, place / _HELD_OUT))
+    return learnt_from, held_out
 
 
 def _held_out(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:

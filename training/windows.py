@@ -44,7 +44,7 @@ class WindowBatch(NamedTuple):
     seen_R: Tensor
 
     def to(self, device: str) -> "WindowBatch":
-        return WindowBatch(*(part.to(device) for part in self))  # type: ignore[arg-type]
+        return WindowBatch(*(part.to(device) for part in self))
 
 
 @dataclass(frozen=True)

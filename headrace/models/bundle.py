@@ -35,7 +35,7 @@ from headrace.models.towers import TwoTowers
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 3
+FORMAT: Final = 4
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"

@@ -14,6 +14,7 @@ from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, a
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
+TEMPERATURE: Final = 0.07
 _ROWS_AT_ONCE: Final = 64
 _LEAST_CHANCE: Final = 1e-30
 
@@ -118,7 +119,8 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
         return x_BLD
 
     def _vectors(self, last_RD: Tensor, users: UserInputs) -> Tensor:
-        return self.out(self.norm(last_RD + self.user_encoder(users)))
+        """A direction too: scores are cosines, over the temperature at which a softmax of them tells items apart."""
+        return F.normalize(self.out(self.norm(last_RD + self.user_encoder(users))), dim=-1) / TEMPERATURE
 
     def scores(self, users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
         """How well each user's own candidates, leading shape (B, N), match. Shape (B, N)."""

@@ -52,7 +52,7 @@ class TrainConfig:
     list_batch: int = 16
     ranker_epochs: int = 10
     patience: int = 4
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warm_up: int = 100
     # Softmax over the catalogue up to so many items, above that over the batch's and so many that are drawn.

@@ -3,6 +3,8 @@
 Shape suffixes as in `headrace.models.inputs`.
 """
 
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor) 
     return mixed.transpose(1, 2).flatten(2)
 
 
+BEGINNING: Final = 0.02
+"""How far embeddings lie apart before they learn. Only the direction of an item's sum counts, and a step turns a short one further."""
+
+
 class CodeEmbedding(nn.Module):  # type: ignore[misc]
     """Embedding of a vocabulary's codes. In training a code falls back to its hash bucket at the given rate, so that
     the buckets are trained and the rest of the model learns to do without the code."""
@@ -32,7 +38,7 @@ class CodeEmbedding(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.drop = drop
         self.table = nn.Embedding(len(vocabulary), width, padding_idx=MISSING)
-        nn.init.normal_(self.table.weight, std=width**-0.5)
+        nn.init.normal_(self.table.weight, std=BEGINNING)
         with torch.no_grad():
             self.table.weight[MISSING] = 0
         self.register_buffer("fallback", torch.tensor(vocabulary.fallback()), persistent=False)
@@ -75,6 +81,8 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
         self.content = nn.Linear(preprocessing.content_width, config.width)
         self.mix = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.ReLU(),
                                  nn.Linear(config.width, config.width))  # fmt: skip
+        for parameter in (*self.content.parameters(), *self.mix[-1].parameters()):
+            nn.init.zeros_(parameter)
 
     def forward(self, items: ItemInputs) -> Tensor:
         summed_ND = self.ids(items.id_N) + self.content(items.content_NF)
@@ -93,7 +101,7 @@ class HistoryEncoder(nn.Module):  # type: ignore[misc]
         self.types = nn.Embedding(len(TYPES), config.width)
         self.gaps = nn.Embedding(GAP_BUCKETS, config.width)
         for table in (self.types, self.gaps):
-            nn.init.normal_(table.weight, std=0.5 * config.width**-0.5)
+            nn.init.normal_(table.weight, std=BEGINNING)
 
     def forward(self, users: UserInputs, item_BLD: Tensor) -> Tensor:
         return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL)

@@ -84,6 +84,10 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.width)
         self.dropout = config.dropout
+        # A user begins as what was met last, so the first that is found is what is like it: random layers there would have to be unlearnt.
+        nn.init.eye_(self.out.weight)
+        for bias_or_weight in (self.out.bias, *self.user_encoder.numbers[-1].parameters()):
+            nn.init.zeros_(bias_or_weight)
 
     def items(self, items: ItemInputs) -> Tensor:
         """Shape (N, D)."""

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from headrace.models import columns
+from headrace.models.base import NOT_SHOWN
 from headrace.models.inputs import ItemInputs
 from headrace.models.preprocessing import Catalogue
-from headrace.models.ranker import NOT_SHOWN, Ranker, choice_loss, match_shares, outcome_loss
+from headrace.models.ranker import Ranker, choice_loss, match_shares, outcome_loss
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 

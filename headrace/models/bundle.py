@@ -9,6 +9,7 @@ snapshot.json        catalogue, availability, popularity order
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -129,19 +130,25 @@ class Bundle:
         return Scorer(self)
 
     def save(self, folder: Path) -> None:
-        """Write to `folder`, all or nothing. Raises BundleError where it exists: a bundle never changes."""
+        """Write to `folder`, all or nothing. Raises BundleError where it exists: a bundle never changes; and where it cannot be written."""
         if folder.exists():
             raise BundleError(f"{folder} exists; a bundle is never overwritten: choose another version")
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        draft.mkdir(parents=True)
         try:
+            draft.mkdir(parents=True)
             self._write(draft)
             draft.rename(folder)
+        except OSError as error:
+            raise BundleError(
+                f"bundle {folder} cannot be written ({error.strerror or error}): make room, then `headrace train --resume`"
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        torch.save({"towers": self.towers.state_dict(), "ranker": self.ranker.state_dict()}, folder / WEIGHTS)
+        weights = io.BytesIO()  # torch says of a full disk that it is an error of its own
+        torch.save({"towers": self.towers.state_dict(), "ranker": self.ranker.state_dict()}, weights)
+        (folder / WEIGHTS).write_bytes(weights.getbuffer())
         (folder / PREPROCESSING).write_text(self.preprocessing.to_json())
         np.savez(
             folder / ITEMS,

@@ -131,8 +131,10 @@ def _begin_as_identity(*parts: nn.Linear) -> None:
 
 
 def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:
-    """Mean binary cross entropy over rows and outcomes; NaN labels (not observed) are left out."""
+    """Mean binary cross entropy over rows and outcomes; NaN labels (not observed) are left out. Without any other it is 0."""
     known_BO = ~torch.isnan(labels_BO)
+    if not known_BO.any():
+        return logits_BO[known_BO].sum()
     return F.binary_cross_entropy_with_logits(logits_BO[known_BO], labels_BO[known_BO])
 
 

@@ -56,6 +56,10 @@ def test_an_outcome_that_was_not_observed_is_left_out_of_the_loss() -> None:
     assert outcome_loss(logits, torch.tensor([[1.0, float("nan")]])).item() == pytest.approx(math.log(2))
 
 
+def test_a_batch_of_which_no_outcome_was_observed_teaches_nothing() -> None:
+    assert outcome_loss(torch.ones(2, 1), torch.full((2, 1), float("nan"))).item() == 0.0
+
+
 def test_an_empty_history_gives_finite_logits_for_each_outcome() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))

@@ -1,7 +1,7 @@
 """Any architecture as a request runs it: by its modules, over items as `PackedItems` has them.
 
 For those that have no compiled kernels (`headrace.models.fused`), with the same two questions. Items are encoded once and not in the
-request; what a tensor library costs for one user stays: some milliseconds.
+request; what a tensor library costs for one user stays. The gate measures it (`training/gate_measures.py::time_models`).
 
 Shape suffixes as in `headrace.models.inputs`.
 """

@@ -222,13 +222,25 @@ def _micros(moment: str) -> int:
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Option(help="Size of the models and of the training set: small or default.")
+        str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
     ] = "default",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
+    ] = None,
     warm_start: Annotated[bool, typer.Option(help="Begin with the weights of the version in service.")] = False,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the newest run that did not end, by its own config.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build the training set, train both models, evaluate against the baselines, register a bundle."""
-    _job("training.train", ["--config", config, *(["--warm-start"] if warm_start else [])], as_json)
+    arguments = [
+        *["--config", config],
+        *(part for text in change or [] for part in ("--set", text)),
+        *(["--warm-start"] if warm_start else []),
+        *(["--resume"] if resume else []),
+    ]
+    _job("training.train", arguments, as_json)
 
 
 @app.command()
@@ -280,7 +292,9 @@ def retrain(
     every: Annotated[str, typer.Option(help="From the start of a round to the next: 30m, 1h, 1d.")] = "1h",
     once: Annotated[bool, typer.Option(help="One round; exit code 1 where its version is not promoted.")] = False,
     on_drift: Annotated[bool, typer.Option(help="Train only in rounds in which drift is found.")] = False,
-    config: Annotated[str, typer.Option(help="Size of the models and of the training set.")] = "default",
+    config: Annotated[
+        str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
+    ] = "default",
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
     ] = None,

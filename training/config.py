@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from typing import Any
 
-from headrace.models.config import ModelConfig
+from headrace.models.config import CAUSAL, CROSSES, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class TrainConfig:
     # Retrieval: up to how many items all are scored, and what an index of more has to find of the 500 best.
     exact_below: int = 20_000
     index_recall: float = 0.97
+    # Architectures: names of headrace/models/architectures.py, or module:Class.
+    towers: str = CAUSAL
+    ranker: str = CROSSES
 
     def __post_init__(self) -> None:
         for name in (
@@ -109,6 +113,8 @@ class TrainConfig:
             hidden=2 * self.width,
             dropout=self.dropout,
             outcomes=outcomes,
+            towers=self.towers,
+            ranker=self.ranker,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -153,9 +159,28 @@ CONFIGS: Mapping[str, Callable[[], TrainConfig]] = {"small": small, "default": d
 
 
 def by_name(name: str) -> TrainConfig:
-    if name not in CONFIGS:
-        raise ValueError(f"no training config {name!r}; choose from {', '.join(CONFIGS)}")
-    return CONFIGS[name]()
+    """One of CONFIGS, or what a function of the user's returns: `module:function`, the module on the Python path. Raises ValueError."""
+    if name in CONFIGS:
+        return CONFIGS[name]()
+    module_name, colon, function_name = name.partition(":")
+    said = f"no training config {name!r}"
+    if not colon or not module_name or not function_name:
+        raise ValueError(f"{said}; choose from {', '.join(CONFIGS)}, or name a function as module:function")
+    try:
+        module = import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{said}: module {module_name} cannot be imported ({error}): run where it lies, or put its folder on PYTHONPATH"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ValueError(f"{said}: module {module_name} has no function {function_name}")
+    config = function()
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"{said}: {function_name}() returned {type(config).__name__}, not a TrainConfig: change `small()`"
+        )
+    return config
 
 
 def parse_change(text: str) -> tuple[str, Any]:

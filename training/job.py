@@ -1,17 +1,27 @@
 """What every training command shares: an error that is the user's to mend is one line, not a traceback."""
 
+import errno
 import sys
 from collections.abc import Callable
+from typing import Final
 
 from headrace.models.bundle import BundleError
 from headrace.stores.models import RegistryError
+from training.fit import TrainError
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(job: Callable[[], None]) -> int:
     """The exit code of a command: 0, or 1 with the reason on standard error."""
     try:
         job()
-    except (ValueError, RegistryError, BundleError) as error:
+    except (ValueError, RegistryError, BundleError, TrainError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        print(f"error: {error}: make room; a training goes on with `headrace train --resume`", file=sys.stderr)
         return 1
     return 0

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from headrace.arrays import Floats, Ints
+from headrace.models.base import NOT_SHOWN, RankingModel
 from headrace.models.config import CLICK
 from headrace.models.inputs import ItemInputs
-from headrace.models.ranker import NOT_SHOWN, Ranker, choice_loss, outcome_loss
+from headrace.models.ranker import choice_loss, outcome_loss
 from training.lists import ListBatch, Lists
 from training.ranks import ndcg
 
@@ -29,7 +30,7 @@ _STEPS: Final = 100
 class RankerObjective(nn.Module):  # type: ignore[misc]
     """Both losses, at equal weight."""
 
-    def __init__(self, ranker: Ranker, table: ItemInputs) -> None:
+    def __init__(self, ranker: RankingModel, table: ItemInputs) -> None:
         super().__init__()
         self.ranker = ranker
         self._table = table
@@ -50,7 +51,7 @@ def reader(lists: Lists, device: str) -> Callable[[Ints, Ints], ListBatch]:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def order_quality(ranker: Ranker, table: ItemInputs, lists: Lists, device: str, k: int = 10) -> float:
+def order_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str, k: int = 10) -> float:
     """Mean NDCG@k of what was turned to in retrieved lists, by the scores that a request is answered by; NaN without any.
 
     What it has over the order of retrieval counts less its standard error: with few lists the best of some epochs would mostly be the
@@ -80,7 +81,7 @@ def _ndcg_of_wanted(scores_BN: Tensor, present_BN: Tensor, wanted_B: Tensor, k: 
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def calibrate(ranker: Ranker, table: ItemInputs, lists: Lists, device: str) -> dict[str, tuple[float, float]]:
+def calibrate(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> dict[str, tuple[float, float]]:
     """Scale the outcomes' probabilities by lists that the ranker has not learnt from: shown ones where there are any, whose clicks
     are what is to be foretold, else retrieved ones, and then they are of an item among those. Returns slope and shift by outcome.
     """
@@ -97,7 +98,7 @@ def calibrate(ranker: Ranker, table: ItemInputs, lists: Lists, device: str) -> d
     return fitted
 
 
-def _all(ranker: Ranker, table: ItemInputs, lists: Lists, device: str) -> tuple[Floats, Floats, Ints]:
+def _all(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> tuple[Floats, Floats, Ints]:
     """Logits at the positions shown, labels and positions of every candidate."""
     logits, labels, positions = [], [], []
     for batch in lists.parts():

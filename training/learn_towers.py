@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from headrace.arrays import Ints
+from headrace.models.base import Towers
 from headrace.models.inputs import ItemInputs
 from headrace.models.preprocessing import Catalogue
-from headrace.models.towers import TwoTowers, full_softmax_loss, sampled_softmax_loss
+from headrace.models.towers import full_softmax_loss, sampled_softmax_loss
 from training.windows import WindowBatch, Windows
 
 
@@ -28,7 +29,7 @@ class TowerBatch(NamedTuple):
 class TowerObjective(nn.Module):  # type: ignore[misc]
     """Cross entropy of each user's item against the catalogue, or against a sample with logQ correction."""
 
-    def __init__(self, towers: TwoTowers, table: ItemInputs, expected_I: Tensor) -> None:
+    def __init__(self, towers: Towers, table: ItemInputs, expected_I: Tensor) -> None:
         """`table` are the catalogue's inputs, its special rows first; `expected_I`: of how many candidates of a batch an item is one."""
         super().__init__()
         self.towers = towers

@@ -20,10 +20,9 @@ from torch import Tensor
 from headrace import names
 from headrace.arrays import Ints
 from headrace.models import columns
+from headrace.models.base import NOT_SHOWN, Towers
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
-from headrace.models.ranker import NOT_SHOWN
-from headrace.models.towers import TwoTowers
 from training.dataset import LABELS, T_US, item_features, user_features
 from training.rows import CHUNK, Table, UserRows, Values, of_items, of_users
 from training.scoring import shop_vectors, vectors_of
@@ -168,7 +167,7 @@ def write_lists(
     store: FeatureStore,
     preprocessing: Preprocessing,
     shop: Catalogue,
-    towers: TwoTowers,
+    towers: Towers,
     outcomes: Sequence[str],
     device: str,
 ) -> Lists:

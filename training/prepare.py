@@ -16,9 +16,10 @@ from feast import FeatureStore
 from headrace import names
 from headrace.arrays import Ints
 from headrace.models import columns
+from headrace.models.base import Towers
 from headrace.models.inputs import UserInputs
+from headrace.models.packed_items import MOST_CODES
 from headrace.models.preprocessing import Catalogue, Preprocessing
-from headrace.models.towers import TwoTowers
 from training.config import TrainConfig
 from training.dataset import (
     T_US,
@@ -45,6 +46,8 @@ _READY: Final = "ready"
 _FITTED_ON: Final = 20_000
 # Codes of a string feature; of items there are as many as were seen.
 _MAX_VALUES: Final = 50_000
+# Of more items the most frequent have a code of their own, and the rest share buckets: a packed item holds no larger codes.
+_MOST_VALUES: Final = MOST_CODES - 1_000
 # Of the validation's requests, those that the ranker does not learn from: it is judged and calibrated by them.
 _HELD_OUT_SHARE: Final = 0.25
 _MOST_HELD_OUT: Final = 2_000
@@ -79,7 +82,7 @@ def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path,
             item_features(store, some),
             seen,
             length=config.length,
-            max_values=max(_MAX_VALUES, len(seen)),
+            max_values=min(max(_MAX_VALUES, len(seen)), _MOST_VALUES),
         )
         pq.write_table(content, folder / _CONTENT)
         (folder / _PREPROCESSING).write_text(preprocessing.to_json())
@@ -113,7 +116,7 @@ def ranker_lists(
     requests: Requests,
     offered_TK: Ints,
     shop: Shop,
-    towers: TwoTowers,
+    towers: Towers,
     outcomes: Sequence[str],
     store: FeatureStore,
     config: TrainConfig,

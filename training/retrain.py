@@ -200,7 +200,9 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--drift", action="append", default=[], metavar="KEY=VALUE", help="change a bound of drift; repeatable"
     )
-    parser.add_argument("--config", default="default", help="small, default or large")
+    parser.add_argument(
+        "--config", default="default", help="small, default, large, or your own function as module:function"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )

@@ -4,6 +4,7 @@ A set that memory does not hold trains all the same: the arrays are files that t
 features is held while they are written. Shapes: R rows; the rest as in `headrace.models.inputs`.
 """
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,12 +49,16 @@ class TableWriter:
         self._count = 0
 
     def put(self, chunk: Mapping[str, Values]) -> None:
-        """The first chunk says which columns there are. Raises OSError."""
+        """The first chunk says which columns there are. Raises OSError, for want of room before anything is written: a page of a mapped
+        file that finds none would end the process.
+        """
         for name, values in chunk.items():
             if name not in self._columns:
                 file, shape = self._folder / f"{name}.npy", (self._most, *values.shape[1:])
                 self._columns[name] = np.lib.format.open_memmap(file, "w+", values.dtype, shape)
-            self._columns[name][self._count : self._count + len(values)] = values
+            column = self._columns[name]
+            _take_room(self._folder / f"{name}.npy", column, self._count, len(values))
+            column[self._count : self._count + len(values)] = values
         self._count += len(next(iter(chunk.values())))
 
     def close(self) -> "Table":
@@ -121,6 +126,14 @@ def of_users(users: UserInputs) -> dict[str, Values]:
 
 def of_items(items: ItemInputs) -> dict[str, Values]:
     return {name: np.asarray(items._asdict()[name].numpy(), kind) for name, kind in _ITEM_TYPES.items()}
+
+
+def _take_room(file: Path, column: Values, first: int, count: int) -> None:
+    """On disk, for so many rows of a mapped file, where the system can be asked for it."""
+    row_bytes = column[0].nbytes if len(column) else 0
+    if hasattr(os, "posix_fallocate") and count * row_bytes:
+        with file.open("rb+") as opened:
+            os.posix_fallocate(opened.fileno(), column.offset + first * row_bytes, count * row_bytes)  # type: ignore[attr-defined]
 
 
 def _starts(rows: int) -> range:

@@ -13,10 +13,9 @@ from torch import Tensor
 from headrace import names
 from headrace.arrays import Ints
 from headrace.models import columns
+from headrace.models.base import RankingModel, Towers
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
-from headrace.models.ranker import Ranker
-from headrace.models.towers import TwoTowers
 from training.config import TrainConfig
 from training.dataset import T_US, features
 from training.measures import DEPTH
@@ -37,8 +36,8 @@ class Models:
 
     preprocessing: Preprocessing
     shop: Catalogue
-    towers: TwoTowers
-    ranker: Ranker
+    towers: Towers
+    ranker: RankingModel
 
 
 @dataclass(frozen=True)
@@ -100,23 +99,23 @@ def rank_again(
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def user_vectors(towers: TwoTowers, shop: Catalogue, users: UserInputs, device: str) -> Floats:
+def user_vectors(towers: Towers, shop: Catalogue, users: UserInputs, device: str) -> Floats:
     """Shape (T, D)."""
     table = shop.inputs.to(device)
     return _joined(towers.users(users.rows(batch).to(device), table) for batch in _batches(len(users.items_BL)))
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def vectors_of(towers: TwoTowers, shop: Catalogue, rows: UserRows, device: str) -> Floats:
+def vectors_of(towers: Towers, shop: Catalogue, rows: UserRows, device: str) -> Floats:
     """Of users whose rows lie on disk. Shape (R, D)."""
     table = shop.inputs.to(device)
     batches = (rows.take(batch.numpy()).to(device) for batch in _batches(len(rows)))
-    none = torch.zeros(0, towers.out.out_features)
+    none = torch.zeros(0, towers.width)
     return np.asarray(torch.cat([none, *(towers.users(batch, table).cpu() for batch in batches)]).numpy())
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def window_vectors(towers: TwoTowers, shop: Catalogue, windows: Windows, chosen: Ints) -> Floats:
+def window_vectors(towers: Towers, shop: Catalogue, windows: Windows, chosen: Ints) -> Floats:
     """Users at the last row of each of these windows. Shape (len(chosen), D)."""
     parts = []
     for some in np.split(chosen, range(_BATCH, len(chosen), _BATCH)):
@@ -127,12 +126,12 @@ def window_vectors(towers: TwoTowers, shop: Catalogue, windows: Windows, chosen:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def item_vectors(towers: TwoTowers, items: ItemInputs, device: str) -> Floats:
+def item_vectors(towers: Towers, items: ItemInputs, device: str) -> Floats:
     """Shape (N, D)."""
     return _joined(towers.items(items.rows(batch).to(device)) for batch in _batches(len(items.id_N)))
 
 
-def shop_vectors(towers: TwoTowers, shop: Catalogue, device: str) -> Floats:
+def shop_vectors(towers: Towers, shop: Catalogue, device: str) -> Floats:
     """Vectors of the catalogue's items, its special rows left out. Shape (I, D)."""
     every_ID: Floats = item_vectors(towers, shop.inputs, device)
     return every_ID[Catalogue.FIRST :]
@@ -140,7 +139,7 @@ def shop_vectors(towers: TwoTowers, shop: Catalogue, device: str) -> Floats:
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def rank_logits(
-    towers: TwoTowers, ranker: Ranker, shop: Catalogue, users: UserInputs, items: ItemInputs, device: str
+    towers: Towers, ranker: RankingModel, shop: Catalogue, users: UserInputs, items: ItemInputs, device: str
 ) -> Tensor:
     """The ranker's logits for T users, each with candidates of leading shape (T, K). Shape (T, K, O), on the CPU."""
     table = shop.inputs.to(device)

@@ -23,14 +23,14 @@ from headrace.aggregates.compile import compile_views
 from headrace.arrays import Floats32, Ints
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
+from headrace.models.architectures import ranker_class, ranker_of, towers_class, towers_of
+from headrace.models.base import RankingModel, Towers
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CLICK, ModelConfig
 from headrace.models.index import IndexFacts, ItemIndex
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Preprocessing
-from headrace.models.ranker import Ranker
 from headrace.models.snapshot import AVAILABLE, Snapshot
-from headrace.models.towers import TwoTowers
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
@@ -95,6 +95,7 @@ def main(
     with processes(device_of(config.device)) as us:
         folder = us.in_turn(lambda: open_run(settings, config, clock, resume))
         config, began_us = folder.began()
+        towers_class(config.towers), ranker_class(config.ranker)  # a name that none has is told before hours of data
         device = device_of(config.device)
         torch.set_num_threads(config.threads)
 
@@ -201,10 +202,10 @@ def learn_retrieval(
     *,
     progress: bool,
     warm_start: Bundle | None = None,
-) -> tuple[TwoTowers, list[Epoch]]:
+) -> tuple[Towers, list[Epoch]]:
     """Towers at their best epoch by NDCG@10 over all items, on up to `max_validation` requests of the validation."""
     torch.manual_seed(config.seed)
-    towers: TwoTowers = TwoTowers(shop.preprocessing, model).to(device)
+    towers: Towers = towers_of(shop.preprocessing, model).to(device)
     if warm_start is not None:
         begin_from(warm_start, warm_start.towers, towers, shop.preprocessing, model)
     target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
@@ -234,7 +235,7 @@ def learn_retrieval(
     return towers, epochs
 
 
-def offer(towers: TwoTowers, asked: Requests, users: UserInputs, shop: Shop, config: TrainConfig, device: str) -> Ints:
+def offer(towers: Towers, asked: Requests, users: UserInputs, shop: Shop, config: TrainConfig, device: str) -> Ints:
     """What retrieval offers each request. Shape (T, K)."""
     user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, users, device))
     item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
@@ -245,7 +246,7 @@ def offer(towers: TwoTowers, asked: Requests, users: UserInputs, shop: Shop, con
 def learn_ranking(
     folder: RunFolder,
     model: ModelConfig,
-    towers: TwoTowers,
+    towers: Towers,
     learnt: Lists | None,
     held: Lists | None,
     shop: Shop,
@@ -255,12 +256,12 @@ def learn_ranking(
     *,
     progress: bool,
     warm_start: Bundle | None = None,
-) -> tuple[Ranker, list[Epoch]]:
+) -> tuple[RankingModel, list[Epoch]]:
     """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
     begins, with the order of retrieval or with the champion's weights.
     """
     torch.manual_seed(config.seed)
-    ranker: Ranker = Ranker(shop.preprocessing, model).to(device)
+    ranker: RankingModel = ranker_of(shop.preprocessing, model).to(device)
     ranker.begin_from(towers)
     if warm_start is not None:
         begin_from(warm_start, warm_start.ranker, ranker, shop.preprocessing, model)
@@ -292,7 +293,7 @@ def schedule_of(config: TrainConfig, epochs: int, batch: int) -> Schedule:
     )
 
 
-def queries(towers: TwoTowers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
+def queries(towers: Towers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
     """Vectors of some users of the window as they last stood, by which the index is measured. Shape (Q, D)."""
     count = min(len(windows), _QUERIES)
     chosen = np.sort(np.random.default_rng(config.seed).choice(len(windows), count, replace=False))
@@ -315,7 +316,7 @@ def take_snapshot(
     return Snapshot(t_us, {name: table[name].to_pylist() for name in kept if name in table})
 
 
-def items_of(preprocessing: Preprocessing, towers: TwoTowers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
+def items_of(preprocessing: Preprocessing, towers: Towers, snapshot: Snapshot, episodes: pl.DataFrame) -> Items:
     """Vectors and neighbours of the snapshot's items."""
     inputs = preprocessing.items(snapshot.features, with_activity=False)
     near_IK, scores_IK = neighbours(episodes, snapshot.item_id, NEIGHBOURS)
@@ -345,7 +346,9 @@ def _finite(state: dict[str, Any]) -> dict[str, Any]:
 
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument("--config", default="default", help="small, default or large")
+    parser.add_argument(
+        "--config", default="default", help="small, default, large, or your own function as module:function"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )

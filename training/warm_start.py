@@ -5,6 +5,9 @@
 - Every other tensor is taken over whole where the shape is the same and what it reads and says is: numbers under the same names in the
   same order, categories that are crossed, heads, outcomes. Else it keeps its fresh start, and is named.
 
+- Where the champion is of another class (docs/models.md, architectures) only encoders are taken over. Where both are of a class that is not
+  this package's, all that was said holds; a table of codes outside its encoders begins afresh, since nothing says whose codes they are.
+
 Scales follow the data: a number that the new preprocessing standardises otherwise reads a little shifted to the old weights, which fitting
 mends. The towers' and the ranker's state have the same names for the same parts, so one function does for both.
 """
@@ -12,11 +15,13 @@ mends. The towers' and the ranker's state have the same names for the same parts
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from headrace.clock import from_micros
+from headrace.models.architectures import RANKERS, TOWERS
 from headrace.models.bundle import Bundle
 from headrace.models.config import ModelConfig
 from headrace.models.preprocessing import MISSING, Number, Preprocessing, Vocabulary
@@ -27,6 +32,12 @@ logger = logging.getLogger(__name__)
 
 State = Mapping[str, Tensor]
 
+_ENCODERS: Final = ("item_encoder.", "history_encoder.", "user_encoder.")
+_CODES: Final = ".table.weight"
+"""How the name of a `CodeEmbedding`'s weights ends."""
+_KNOWN: Final = ("", *TOWERS.values(), *RANKERS.values())
+"""Classes of whose tensors is known what they read."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -35,6 +46,8 @@ class Trained:
     state: State
     preprocessing: Preprocessing
     model: ModelConfig
+    kind: str = ""
+    """The class, where it may differ."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ def warmed(old: Trained, new: Trained) -> Warmed:
             source = old.state.get(old_key)
             if known is not None and source is not None and source.shape[1:] == state[key].shape[1:]:
                 state[key] = _by_string(source, known, wanted)
-        else:
+        elif not key.endswith(_CODES):
             source = old.state.get(key)
             if source is not None and source.shape == state[key].shape and _means(key, old) == _means(key, new):
                 state[key] = source.clone()
@@ -79,8 +92,8 @@ def begin_from(
     champion: Bundle, part: nn.Module, own: nn.Module, preprocessing: Preprocessing, model: ModelConfig
 ) -> None:
     """Put the weights of `part`, a model of the champion, into the new `own`, and say what could not be taken over."""
-    old = Trained(part.state_dict(), champion.preprocessing, champion.manifest.model)
-    found = warmed(old, Trained(own.state_dict(), preprocessing, model))
+    old = Trained(part.state_dict(), champion.preprocessing, champion.manifest.model, _class_of(part))
+    found = warmed(old, Trained(own.state_dict(), preprocessing, model, _class_of(own)))
     own.load_state_dict(found.state)
     kind, kept = type(own).__name__, len(found.state) - len(found.fresh)
     said = f"{kind}: {kept} of {len(found.state)} tensors begin as those of {champion.version}"
@@ -109,7 +122,7 @@ def _tables(preprocessing: Preprocessing) -> dict[str, tuple[str, Vocabulary]]:
         parts[f"item_encoder.lists.{place}"] = (f"item list {name}", strings.vocabulary)
     for place, (name, vocabulary) in enumerate(preprocessing.user_categories.items()):
         parts[f"user_encoder.categories.{place}"] = (f"user category {name}", vocabulary)
-    return {f"{key}.table.weight": each for key, each in parts.items()}
+    return {f"{key}{_CODES}": each for key, each in parts.items()}
 
 
 def _by_string(old_CD: Tensor, known: Vocabulary, wanted: Vocabulary) -> Tensor:
@@ -134,11 +147,19 @@ def _means(key: str, trained: Trained) -> object:
         "item_encoder.content.weight": _named(pre.content_numbers),
         "project_item.weight": items,
     }
+    if key.startswith(_ENCODERS):
+        return read.get(key)
+    if trained.kind not in _KNOWN:
+        return (trained.kind, users, items, model.outcomes, model.heads)
     if key.startswith(("out_crossed.", "out_deep.", "position_bias.")):
-        return model.outcomes
+        return (trained.kind, model.outcomes)
     if key.startswith(("query.", "key.")) or ".query." in key or ".key_value." in key:
-        return model.heads
-    return read.get(key)
+        return (trained.kind, model.heads)
+    return (trained.kind, read.get(key))
+
+
+def _class_of(module: nn.Module) -> str:
+    return f"{type(module).__module__}:{type(module).__qualname__}"
 
 
 def _named(numbers: tuple[Number, ...]) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ snapshot.json        catalogue, availability, popularity order
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -23,15 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace.models.architectures import ArchitectureError, ranker_of, towers_of
+from headrace.models.base import RankingModel, Towers
 from headrace.models.config import ModelConfig
 from headrace.models.index import FILE as INDEX
 from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Preprocessing
-from headrace.models.ranker import Ranker
 from headrace.models.scorer import Scorer
 from headrace.models.snapshot import FILE as SNAPSHOT
 from headrace.models.snapshot import Snapshot
-from headrace.models.towers import TwoTowers
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
@@ -115,8 +116,8 @@ class Items:
 class Bundle:
     manifest: Manifest
     preprocessing: Preprocessing
-    towers: TwoTowers
-    ranker: Ranker
+    towers: Towers
+    ranker: RankingModel
     items: Items
     index: ItemIndex
     snapshot: Snapshot
@@ -129,19 +130,25 @@ class Bundle:
         return Scorer(self)
 
     def save(self, folder: Path) -> None:
-        """Write to `folder`, all or nothing. Raises BundleError where it exists: a bundle never changes."""
+        """Write to `folder`, all or nothing. Raises BundleError where it exists: a bundle never changes; and where it cannot be written."""
         if folder.exists():
             raise BundleError(f"{folder} exists; a bundle is never overwritten: choose another version")
         draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-        draft.mkdir(parents=True)
         try:
+            draft.mkdir(parents=True)
             self._write(draft)
             draft.rename(folder)
+        except OSError as error:
+            raise BundleError(
+                f"bundle {folder} cannot be written ({error.strerror or error}): make room, then `headrace train --resume`"
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        torch.save({"towers": self.towers.state_dict(), "ranker": self.ranker.state_dict()}, folder / WEIGHTS)
+        weights = io.BytesIO()  # torch says of a full disk that it is an error of its own
+        torch.save({"towers": self.towers.state_dict(), "ranker": self.ranker.state_dict()}, weights)
+        (folder / WEIGHTS).write_bytes(weights.getbuffer())
         (folder / PREPROCESSING).write_text(self.preprocessing.to_json())
         np.savez(
             folder / ITEMS,
@@ -161,11 +168,14 @@ class Bundle:
         manifest = read_manifest(folder)
         with _naming(folder / PREPROCESSING):
             preprocessing = Preprocessing.from_json((folder / PREPROCESSING).read_text())
-        towers, ranker = TwoTowers(preprocessing, manifest.model), Ranker(preprocessing, manifest.model)
+        try:
+            towers, ranker = towers_of(preprocessing, manifest.model), ranker_of(preprocessing, manifest.model)
+        except ArchitectureError as error:
+            raise BundleError(f"bundle {folder} cannot be run here: {error}") from error
         with _naming(folder / WEIGHTS):
             weights = torch.load(folder / WEIGHTS, map_location=device, weights_only=True)
-            towers.load_state_dict(weights["towers"])
-            ranker.load_state_dict(weights["ranker"])
+            _fill("towers", towers, weights["towers"])
+            _fill("ranker", ranker, weights["ranker"])
         with _naming(folder / ITEMS), np.load(folder / ITEMS, allow_pickle=False) as arrays:
             items = Items(
                 arrays["item_ids"].tolist(), arrays["vectors"], arrays["neighbours"], arrays["neighbour_scores"]
@@ -184,8 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
         said = state.pop("sha256")
         if said != _digest(state):
             raise ValueError("its own SHA-256 does not match")
-        if state["format"] != FORMAT:
-            raise ValueError(f"format {state['format']}, this version reads {FORMAT}")
+        _check_format(folder, state["format"])
         manifest = Manifest.from_json(state)
         hashes = state["files"]
     for name in FILES:
@@ -193,6 +202,23 @@ def read_manifest(folder: Path) -> Manifest:
             if _sha256(folder / name) != hashes[name]:
                 raise ValueError("its SHA-256 is not the one in bundle.json")
     return manifest
+
+
+def _check_format(folder: Path, said: object) -> None:
+    if said != FORMAT:
+        raise BundleError(
+            f"bundle {folder} has format {said}, this version reads {FORMAT}: train again, or promote one that this version has trained"
+        )
+
+
+def _fill(part: str, module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError naming a tensor of another shape than the vocabularies and sizes ask for, RuntimeError where names differ."""
+    for name, own in module.state_dict().items():
+        if name in state and state[name].shape != own.shape:
+            raise ValueError(
+                f"{name} of the {part} has shape {tuple(state[name].shape)}, by {PREPROCESSING} and {MANIFEST} it is {tuple(own.shape)}"
+            )
+    module.load_state_dict(state)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def matrix(names: Sequence[str], features: Columns, count: int) -> Floats:
         if name in features:
             column = features[name]
             if not isinstance(column, np.ndarray):
-                column = _to_numpy(column, pa.float64()) if _is_arrow(column) else np.array(column, dtype=np.float64)
+                column = _rounded(column) if _is_arrow(column) else np.array(column, dtype=np.float64)
             table[:, place] = column
     table[~np.isfinite(table)] = np.nan
     return table
@@ -101,6 +101,11 @@ def _is_arrow(column: Column) -> bool:
 def _to_numpy(column: Column, kind: pa.DataType) -> npt.NDArray[Any]:
     array = column.cast(kind)
     return np.asarray(array.to_numpy() if isinstance(array, pa.ChunkedArray) else array.to_numpy(zero_copy_only=False))
+
+
+def _rounded(column: Column) -> npt.NDArray[Any]:
+    """Integers above 2^53 as the float next to them, as NumPy and a request have it."""
+    return _to_numpy(column.cast(pa.float64(), safe=False), pa.float64())
 
 
 def _arrow_codes(column: Column, code_of: CodeOf) -> Ints:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 CLICK, CART, PURCHASE = "click", "cart", "purchase"
+CAUSAL, CROSSES = "causal", "crosses"
 # What an outcome is worth when its probabilities are added up to a score.
 OUTCOME_VALUES = {CLICK: 1.0, CART: 2.0, PURCHASE: 4.0}
 
@@ -22,6 +23,9 @@ class ModelConfig:
     dropout: float = 0.1
     id_dropout: float = 0.15
     outcomes: tuple[str, ...] = (CLICK,)
+    # Names of headrace/models/architectures.py, or module:Class.
+    towers: str = CAUSAL
+    ranker: str = CROSSES
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -3,6 +3,7 @@
 Shape suffixes as in `headrace.models.inputs`.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -107,7 +108,7 @@ class HistoryEncoder(nn.Module):  # type: ignore[misc]
         return item_BLD + self.types(users.types_BL) + self.gaps(users.gaps_BL)
 
 
-def encode_history(encoder: ItemEncoder, table: ItemInputs, items_BL: Tensor) -> EncodedItems:
+def encode_history(encoder: Callable[[ItemInputs], Tensor], table: ItemInputs, items_BL: Tensor) -> EncodedItems:
     """The items of histories, rows of `table`, each distinct item encoded once. Leading shape (B, L)."""
     distinct, place_BL = torch.unique(items_BL, return_inverse=True)
     vectors_BLD = F.embedding(

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from headrace.models.base import RankingModel
 from headrace.models.inputs import EncodedItems, UserInputs
 from headrace.models.preprocessing import Number, Preprocessing
-from headrace.models.ranker import Ranker
 
 
 class Weights(NamedTuple):
@@ -24,9 +24,9 @@ class Weights(NamedTuple):
 
 
 def weigh(
-    ranker: Ranker, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_RN: Tensor
+    ranker: RankingModel, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_RN: Tensor
 ) -> Weights:
-    """Of R rows of one candidate each (N = 1); the user stands R times."""
+    """Of R rows of one candidate each (N = 1); the user stands R times. What a ranker does not read by a gradient adds 0."""
     with torch.enable_grad():
         numbers, content, activity, vectors = (
             each.clone().requires_grad_()
@@ -39,7 +39,8 @@ def weigh(
             retrieved_RN,
         )
         inputs = (numbers, content, activity, vectors)
-        slopes = torch.autograd.grad(ranker.scores(logits_RNO).sum(), inputs, allow_unused=True)
+        score = ranker.scores(logits_RNO).sum()
+        slopes = torch.autograd.grad(score, inputs, allow_unused=True) if score.requires_grad else [None] * len(inputs)
     user, item_content, item_activity, past = (
         (each * (0 if slope is None else slope)).detach() for each, slope in zip(inputs, slopes, strict=True)
     )

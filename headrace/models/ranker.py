@@ -9,22 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headrace.models.base import MOST_POSITIONS, RankingModel
 from headrace.models.config import OUTCOME_VALUES, ModelConfig
-from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
+from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend
 from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
-from headrace.models.towers import TwoTowers
 
 RECENT_PLACES = 5
-# Positions of impressions: 0 is an item that was not shown, those beyond the last count as it.
-NOT_SHOWN = 0
-MOST_POSITIONS = 64
 # The towers' score is the last of an item's inputs, and so the first that crosses begin with.
 _PLACE_OF_MATCH = 0
 
 
-class Ranker(nn.Module):  # type: ignore[misc]
-    """(B users, each with N candidates) -> logits (B, N, O)."""
+class Ranker(RankingModel):
+    """Crosses of all that is known, and attention of the candidate over the history."""
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__()
@@ -54,13 +51,10 @@ class Ranker(nn.Module):  # type: ignore[misc]
         values = [OUTCOME_VALUES[name] for name in config.outcomes]
         self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
-    def forward(self, users: UserInputs, items: ItemInputs, retrieved_BN: Tensor, table: ItemInputs) -> Tensor:
-        """`items` has a leading shape (B, N), `retrieved_BN` are `TwoTowers.scores`. Logits, shape (B, N, O)."""
-        history = encode_history(self.item_encoder, table, users.items_BL)
-        return self.logits(users, EncodedItems(items, self.item_encoder(items)), history, retrieved_BN)
+    def encode(self, items: ItemInputs) -> Tensor:
+        return self.item_encoder(items)
 
     def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
-        """As `forward`, of items that are encoded. Leading shapes (B, N) and (B, L)."""
         inputs, item_BND = items
         history_BLD = self.history_encoder(users, history.vectors_ND) + self.places.weight[-users.items_BL.shape[1] :]
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
@@ -76,29 +70,14 @@ class Ranker(nn.Module):  # type: ignore[misc]
             crossed_BNW = torch.addcmul(crossed_BNW, x0_BNW, cross(crossed_BNW))
         return self.out_crossed(crossed_BNW) + self.out_deep(self.deep(x0_BNW))
 
-    def at_positions(self, logits_BNO: Tensor, positions_BN: Tensor) -> Tensor:
-        """Logits of items that stand there: what a place adds does not depend on the item (Zhao et al., RecSys 2019). Training alone
-        asks for it; a request is ranked as if every item stood where `settle` says.
-        """
-        return logits_BNO + self.position_bias(positions_BN.clamp(max=MOST_POSITIONS))
-
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def settle(self, position: int, slope_O: Tensor, shift_O: Tensor) -> None:
-        """Make `slope * logit at this position + shift` (Platt, 1999) the logits. Weights take it in: it costs a request nothing."""
+        """Weights take it in: it costs a request nothing."""
         bias_PO = self.position_bias.weight
         self.out_crossed.bias.add_(bias_PO[position]).mul_(slope_O).add_(shift_O)
         bias_PO.sub_(bias_PO[position].clone()).mul_(slope_O)
         for layer in (self.out_crossed, self.out_deep):
             layer.weight.mul_(slope_O[:, None])
-
-    def begin_from(self, towers: TwoTowers) -> None:
-        """Items, histories and users as the towers, which have seen many more rows, know them."""
-        for own, theirs in (
-            (self.item_encoder, towers.item_encoder),
-            (self.history_encoder, towers.history_encoder),
-            (self.user_encoder, towers.user_encoder),
-        ):
-            own.load_state_dict(theirs.state_dict())
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _begin_with_retrieval(self) -> None:
@@ -109,10 +88,6 @@ class Ranker(nn.Module):  # type: ignore[misc]
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.out_deep.weight)
         self.out_crossed.weight[:, _PLACE_OF_MATCH] = self.width**0.5
-
-    def scores(self, logits_BNO: Tensor) -> Tensor:
-        """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
-        return (torch.sigmoid(logits_BNO) * self.values_O).sum(dim=-1)
 
     def _attend(self, item_BND: Tensor, history_BLD: Tensor, present_BL: Tensor) -> Tensor:
         """What of the history speaks for each candidate; zero for an empty history. Shape (B, N, D)."""
@@ -156,8 +131,10 @@ def _begin_as_identity(*parts: nn.Linear) -> None:
 
 
 def outcome_loss(logits_BO: Tensor, labels_BO: Tensor) -> Tensor:
-    """Mean binary cross entropy over rows and outcomes; NaN labels (not observed) are left out."""
+    """Mean binary cross entropy over rows and outcomes; NaN labels (not observed) are left out. Without any other it is 0."""
     known_BO = ~torch.isnan(labels_BO)
+    if not known_BO.any():
+        return logits_BO[known_BO].sum()
     return F.binary_cross_entropy_with_logits(logits_BO[known_BO], labels_BO[known_BO])
 
 

@@ -1,7 +1,7 @@
 """All items of a catalogue as a bundle's models read them: encoded once, looked up by every request.
 
-It gives the scores of `headrace.models.scorer`, which encodes what it needs anew each time, at a fraction of the work. Shape suffixes as in
-`headrace.models.inputs`; R rows asked for.
+It gives the scores of `headrace.models.scorer`, which encodes what it needs anew each time, at a fraction of the work: the architectures
+of this package by compiled kernels, any other by its modules. Shape suffixes as in `headrace.models.inputs`; R rows asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from headrace import names
 from headrace.arrays import Floats, Floats32, Ints
+from headrace.models.base import RankingModel, Towers
 from headrace.models.columns import Columns
 from headrace.models.explain import named, weigh
 from headrace.models.fused import Fused
 from headrace.models.fused_kernels import UserState
 from headrace.models.inputs import ItemInputs, OneUser
+from headrace.models.modules import Modules, ReadUser
 from headrace.models.packed_items import MOST_CODES, PackedItems
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
@@ -46,7 +48,7 @@ class UserView:
     """A user at a time, as both models read one, and what they make of it."""
 
     inputs: OneUser
-    state: UserState
+    state: UserState | ReadUser
 
     @property
     def vector(self) -> Floats32:
@@ -57,21 +59,26 @@ class UserView:
 class Shelf:
     """Row r of the catalogue is row r here. Reading is safe in threads, `put` is not while others read."""
 
-    def __init__(self, preprocessing: Preprocessing, towers: TwoTowers, ranker: Ranker, content: Columns) -> None:
+    def __init__(self, preprocessing: Preprocessing, towers: Towers, ranker: RankingModel, content: Columns) -> None:
         """`content`: `item_id` and the content features of all items, in the order of the rows."""
         torch.set_num_threads(1)
         self.preprocessing = preprocessing
         self._towers, self._ranker = towers.eval(), ranker.eval()
-        self._packing = PackedItems(
-            towers.norm.normalized_shape[0], preprocessing.content_width, len(preprocessing.content_categories)
-        )
         if len(preprocessing.ids) >= MOST_CODES:
             raise ValueError(f"{len(preprocessing.ids)} codes of items, at most {MOST_CODES}: train with fewer ids")
         special = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
         special.id_N[1] = 1
+        has_kernels = type(towers) is TwoTowers and type(ranker) is Ranker
+        self._packing = PackedItems(
+            towers.width,
+            self._ranker.encode(special).shape[-1],
+            preprocessing.content_width,
+            len(preprocessing.content_categories),
+            0 if has_kernels else special.lists_NA.shape[1],
+        )
         self._table_IW = np.concatenate([self._encode(special), self.encode(content).rows_NW])
         self._count = len(self._table_IW)
-        self._fused = Fused(towers, ranker, self._packing)
+        self._models: Any = (Fused if has_kernels else Modules)(towers, ranker, self._packing)
 
     def __len__(self) -> int:
         return self._count - FIRST
@@ -93,7 +100,7 @@ class Shelf:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _encode(self, items: ItemInputs) -> Floats32:
-        packed: Tensor = self._packing.pack(items, self._towers.item_encoder(items), self._ranker.item_encoder(items))
+        packed: Tensor = self._packing.pack(items, self._towers.items(items), self._ranker.encode(items))
         return np.asarray(packed.numpy())
 
     def put(self, rows: Ints, encoded: EncodedRows) -> None:
@@ -122,7 +129,7 @@ class Shelf:
             return row(item_id, UNKNOWN - FIRST) + FIRST if item_id else 0
 
         inputs = self.preprocessing.user(features, t_us, code_of)
-        state = self._fused.user(inputs, self._table_IW)
+        state = self._models.user(inputs, self._table_IW)
         if not np.isfinite(state.vector_D).all():
             raise ValueError("the user's vector is not finite")
         return UserView(inputs, state)
@@ -130,7 +137,8 @@ class Shelf:
     def rank(self, user: UserView, rows: Ints, activity_NA: Floats) -> Floats32:
         """Scores, shape (R,), higher is better. `activity_NA`: values in the order of `preprocessing.activity`, NaN for null."""
         activity_NF = self.preprocessing.activity.apply(activity_NA)
-        return self._fused.scores(user.state, self._table_IW, rows + FIRST, activity_NF)
+        scores_R: Floats32 = self._models.scores(user.state, self._table_IW, rows + FIRST, activity_NF)
+        return scores_R
 
     def _rows(self, rows_N: Ints) -> Tensor:
         """Of the table. Shape (N, W)."""

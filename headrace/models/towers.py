@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from headrace.models.base import Towers
 from headrace.models.config import ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend, encode_history
 from headrace.models.inputs import ItemInputs, UserInputs
@@ -66,7 +67,7 @@ class Block(nn.Module):  # type: ignore[misc]
         return torch.cat([beginning_HL1, weight_HLL[:, :, 1:]], dim=2)
 
 
-class TwoTowers(nn.Module):  # type: ignore[misc]
+class TwoTowers(Towers):
     """The user tower reads history, counts and profile; the item tower ID and content.
 
     The same item encoder embeds the history, so a click moves the user's vector towards what was clicked. A place of the history
@@ -75,7 +76,7 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(preprocessing, config)
         self.item_encoder = ItemEncoder(preprocessing, config)
         self.history_encoder = HistoryEncoder(config)
         self.user_encoder = UserEncoder(preprocessing, config)
@@ -90,20 +91,16 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
             nn.init.zeros_(bias_or_weight)
 
     def items(self, items: ItemInputs) -> Tensor:
-        """Shape (N, D)."""
         return self.item_encoder(items)
 
     def users(self, users: UserInputs, table: ItemInputs) -> Tensor:
-        """Shape (B, D). Histories hold rows of `table`."""
         item_BLD = encode_history(self.item_encoder, table, users.items_BL).vectors_ND
         return self._vectors(self._places(users, item_BLD, last_only=True)[:, -1], users)
 
     def users_along(
         self, histories: UserInputs, table: ItemInputs, users: UserInputs, row_R: Tensor, seen_R: Tensor
     ) -> Tensor:
-        """Users at several times of a history each: `row_R` of `histories`, of which the first `seen_R` events have happened; their
-        counts and profile are those of `users`. What `users` gives of each, but in one pass. Shape (R, D).
-        """
+        """All rows of a history in one pass: what a user was after so many events stands at that place. Shape (R, D)."""
         item_BLD = encode_history(self.item_encoder, table, histories.items_BL).vectors_ND
         place_BLD = self._places(histories, item_BLD, last_only=False)
         empty_B = (histories.items_BL == 0).sum(dim=1)  # all of them before the first event
@@ -125,10 +122,6 @@ class TwoTowers(nn.Module):  # type: ignore[misc]
     def _vectors(self, last_RD: Tensor, users: UserInputs) -> Tensor:
         """A direction too: scores are cosines, over the temperature at which a softmax of them tells items apart."""
         return F.normalize(self.out(self.norm(last_RD + self.user_encoder(users))), dim=-1) / TEMPERATURE
-
-    def scores(self, users: UserInputs, items: ItemInputs, table: ItemInputs) -> Tensor:
-        """How well each user's own candidates, leading shape (B, N), match. Shape (B, N)."""
-        return torch.einsum("bd,bnd->bn", self.users(users, table), self.items(items))
 
 
 def full_softmax_loss(user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:

@@ -36,6 +36,15 @@ def test_what_is_asked_of_an_evaluation_reaches_it(monkeypatch: pytest.MonkeyPat
     assert asked == [("training.evaluate", ["3", *options[:-1]], True), ("training.evaluate", [], False)]
 
 
+def test_what_is_asked_of_a_training_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(cli, "_job", lambda *arguments: asked.append(arguments))
+    options = ["--config", "my_configs:decayed", "--set", "days=7", "--set", "seed=1", "--warm-start", "--resume"]
+    assert CliRunner().invoke(cli.app, ["train", *options]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["train", "--json"]).exit_code == 0
+    assert asked == [("training.train", options, False), ("training.train", ["--config", "default"], True)]
+
+
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the user reads when the command fails: one line, exit code 1."""
     with pytest.raises(SystemExit) as ended:

@@ -7,10 +7,13 @@ import pytest
 import yaml
 from prometheus_client import Metric
 
+from headrace.models.config import CLICK
 from headrace.settings import Settings
 from serving.metrics import CollectorMetrics, RecommenderMetrics
 from tests.conftest import ROOT
+from training.config import CONFIGS
 
+MODELS = (ROOT / "docs" / "models.md").read_text()
 ROW = re.compile(r"^\| `HEADRACE_(\w+)` \| (.+?) \| (.+) \|$", re.MULTILINE)
 
 
@@ -69,6 +72,38 @@ def test_the_alerts_parse_and_name_metrics_that_exist() -> None:
         "headrace_impressions_dropped_total",
         "headrace_change_feed_lag_seconds",
     } <= watched
+
+
+SIZE = re.compile(
+    r"^\| `(\w+)` \| (\d+), (\d+) items, (\d+) \| (\d+) of width (\d+) \| (.+?) \| (.+?) \| (.+?), (.+?) \|$",
+    re.MULTILINE,
+)
+
+
+def test_the_sizes_are_those_of_the_configs() -> None:
+    """docs/models.md against training/config.py."""
+    found = {name: [int(number.replace(",", "")) for number in numbers] for name, *numbers in SIZE.findall(MODELS)}
+    expected = {}
+    for name, config in CONFIGS.items():
+        made = config()
+        crosses = made.model((CLICK,)).crosses
+        expected[name] = [made.layers, made.length, made.width, crosses, made.cross_width, made.max_positives,
+                          made.max_lists, made.batch, made.list_batch]  # fmt: skip
+    assert found == expected
+
+
+def test_every_test_that_a_rule_for_bad_input_names_is_there() -> None:
+    section = MODELS.partition("## Bad input\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`(tests/[\w/.]+)::(\w+)`", section)
+    assert len(named) > 20
+    missing = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / file).read_text()]
+    assert missing == []
+
+
+def test_pages_that_models_and_decisions_link_to_are_there() -> None:
+    for page in (ROOT / "docs" / "models.md", *(ROOT / "docs" / "adr").glob("*.md")):
+        for link in re.findall(r"\]\(([\w/.-]+\.md)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
 def test_the_make_targets_of_the_readme_exist() -> None:

@@ -1,12 +1,17 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from headrace.models.bundle import FILES, MANIFEST, Bundle, BundleError, check_fit
+from headrace.models.architectures import ranker_of, towers_of
+from headrace.models.bundle import FILES, FORMAT, MANIFEST, Bundle, BundleError, _digest, check_fit
 from headrace.models.index import ItemIndex
+from headrace.models.preprocessing import Vocabulary
+from tests.conftest import ROOT
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
@@ -63,6 +68,100 @@ def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "cut_us": 1}))
     with pytest.raises(BundleError, match=r"bundle\.json is damaged"):
         Bundle.load(tmp_path / "first")
+
+
+def rewritten(folder: Path, **changes: object) -> None:
+    """A manifest that says something else, signed as its writer would have."""
+    manifest = folder / MANIFEST
+    state = {**json.loads(manifest.read_text()), **changes}
+    del state["sha256"]
+    manifest.write_text(json.dumps({**state, "sha256": _digest(state)}))
+
+
+def test_a_bundle_of_an_older_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    tiny_shop.bundle().save(tmp_path / "first")
+    rewritten(tmp_path / "first", format=FORMAT - 1)
+    with pytest.raises(BundleError, match=rf"first has format {FORMAT - 1}, this version reads {FORMAT}: train again"):
+        Bundle.load(tmp_path / "first")
+
+
+def test_a_bundle_from_before_architectures_had_names_is_of_this_packages(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    bundle.save(tmp_path / "first")
+    model = bundle.manifest.model.to_json()
+    del model["towers"], model["ranker"]
+    rewritten(tmp_path / "first", model=model)
+    assert Bundle.load(tmp_path / "first").manifest == bundle.manifest
+
+
+def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    bundle.save(tmp_path / "first")
+    rewritten(tmp_path / "first", model={**bundle.manifest.model.to_json(), "experts": 4})
+    with pytest.raises(BundleError, match=r"unknown model settings \['experts'\]: the bundle was written by another"):
+        Bundle.load(tmp_path / "first")
+
+
+def test_a_bundle_of_an_architecture_that_is_not_installed_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    bundle.save(tmp_path / "first")
+    rewritten(tmp_path / "first", model={**bundle.manifest.model.to_json(), "towers": "not_here:Own"})
+    with pytest.raises(BundleError, match=r"first cannot be run here: no towers 'not_here:Own': .* on the Python path"):
+        Bundle.load(tmp_path / "first")
+
+
+def test_an_architecture_of_somebody_elses_is_loaded_by_its_name(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    here = "tests.unit.models.foreign"
+    model = replace(tiny_shop.MODEL, towers=f"{here}:Mean", ranker=f"{here}:Line")
+    own = replace(
+        bundle,
+        manifest=replace(bundle.manifest, model=model),
+        towers=towers_of(bundle.preprocessing, model).eval(),
+        ranker=tiny_shop.stirred(ranker_of(bundle.preprocessing, model)),
+    )
+    own.save(tmp_path / "first")
+    loaded = Bundle.load(tmp_path / "first")
+    assert (type(loaded.towers).__name__, type(loaded.ranker).__name__) == ("Mean", "Line")
+    user = tiny_shop.request_of(0)
+    assert np.array_equal(loaded.scorer().rank(user, ITEMS, T_US), own.scorer().rank(user, ITEMS, T_US))
+
+
+def test_a_vocabulary_that_outgrew_its_table_is_named(tmp_path: Path) -> None:
+    """Weights of three items beside a vocabulary of four: a code would lie behind the table's end."""
+    bundle = tiny_shop.bundle()
+    grown = replace(bundle.preprocessing, ids=Vocabulary(["a", "b", "c", "d"]))
+    replace(bundle, preprocessing=grown).save(tmp_path / "first")
+    with pytest.raises(
+        BundleError,
+        match=r"weights\.pt is damaged \(item_encoder\.ids\.table\.weight of the towers has shape \(5, 8\), by "
+        r"preprocessing\.json and bundle\.json it is \(6, 8\)",
+    ):
+        Bundle.load(tmp_path / "first")
+
+
+ON_A_FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from headrace.models.bundle import BundleError
+from tests.unit.models import tiny_shop
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, most))
+try:
+    tiny_shop.bundle().save(Path(sys.argv[1]))
+except BundleError as error:
+    print(error)
+"""
+
+
+def test_a_bundle_without_room_is_not_there_and_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ON_A_FULL_DISK, str(tmp_path / "first")]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120).stdout
+    assert said == (
+        f"bundle {tmp_path / 'first'} cannot be written (File too large): make room, then `headrace train --resume`\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:

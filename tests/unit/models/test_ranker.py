@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from headrace.models import columns
+from headrace.models.base import NOT_SHOWN
 from headrace.models.inputs import ItemInputs
 from headrace.models.preprocessing import Catalogue
-from headrace.models.ranker import NOT_SHOWN, Ranker, choice_loss, match_shares, outcome_loss
+from headrace.models.ranker import Ranker, choice_loss, match_shares, outcome_loss
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
@@ -53,6 +54,10 @@ def test_a_score_is_the_value_of_the_expected_outcomes() -> None:
 def test_an_outcome_that_was_not_observed_is_left_out_of_the_loss() -> None:
     logits = torch.tensor([[0.0, 5.0]])
     assert outcome_loss(logits, torch.tensor([[1.0, float("nan")]])).item() == pytest.approx(math.log(2))
+
+
+def test_a_batch_of_which_no_outcome_was_observed_teaches_nothing() -> None:
+    assert outcome_loss(torch.ones(2, 1), torch.full((2, 1), float("nan"))).item() == 0.0
 
 
 def test_an_empty_history_gives_finite_logits_for_each_outcome() -> None:

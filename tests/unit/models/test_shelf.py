@@ -1,10 +1,22 @@
-"""The shelf gives what the plain scorer gives, which encodes everything anew."""
+"""The shelf gives what the plain scorer gives, which encodes everything anew: by compiled kernels, and by modules that have none."""
+
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
+from headrace.models import shelf as of_shelf
+from headrace.models.bundle import Bundle
+from headrace.models.fused import Fused
+from headrace.models.modules import Modules
+from headrace.models.preprocessing import Preprocessing
+from headrace.models.ranker import Ranker
 from headrace.models.shelf import Shelf
+from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
+from tests.unit.models.foreign import Line, Mean
 from tests.unit.models.tiny_shop import T_US
 
 BUNDLE = tiny_shop.bundle()
@@ -83,3 +95,91 @@ def test_the_weight_of_an_input_is_what_a_small_change_of_it_does_to_the_score()
     nearby = np.expm1((scaled + 1e-3) * number.std + number.mean)
     slope = (built.rank(seen, np.array([0]), np.array([[nearby]])) - built.rank(seen, np.array([0]), views))[0] / 1e-3
     assert entries.get("item_activity__views_1h", scaled * slope) == pytest.approx(scaled * slope, abs=2e-3)
+
+
+class Renamed(TwoTowers):
+    """As the towers of this package: a subclass may change anything, so no kernels are trusted with it."""
+
+
+def foreign_bundle(towers: type, ranker: type) -> Bundle:
+    """With tags, a list of strings, beside what the tiny shop has."""
+    tags = [["new", "red"], ["red"], None, ["old", "blue", "red"]]
+    catalogue = tiny_shop.catalogue().append_column("item_catalogue__tags", pa.array(tags, pa.list_(pa.string())))
+    fitted = Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    torch.manual_seed(3)
+    own = replace(BUNDLE.snapshot, features={**BUNDLE.snapshot.features, "item_catalogue__tags": tags})
+    made = ranker(fitted, tiny_shop.MODEL)
+    return replace(
+        BUNDLE,
+        preprocessing=fitted,
+        towers=towers(fitted, tiny_shop.MODEL).eval(),
+        ranker=tiny_shop.stirred(made),
+        snapshot=own,
+    )
+
+
+def foreign_shelf(bundle: Bundle, items: slice = slice(None)) -> Shelf:
+    content = {
+        name: list(bundle.snapshot.features[name])[items]
+        for name in ("item_id", *bundle.preprocessing.content_features)
+    }
+    return Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content)
+
+
+PAIRS = [(Mean, Line), (Mean, Ranker), (TwoTowers, Line), (Renamed, Ranker)]
+EACH_PAIR = pytest.mark.parametrize(("towers", "ranker"), PAIRS, ids=lambda kind: kind.__name__)
+
+
+def test_only_the_very_classes_of_this_package_run_compiled() -> None:
+    assert isinstance(shelf()._models, Fused)
+    for pair in PAIRS:
+        assert isinstance(foreign_shelf(foreign_bundle(*pair))._models, Modules)
+
+
+@EACH_PAIR
+@pytest.mark.parametrize("user", [0, 1, 2])
+def test_an_architecture_without_kernels_is_served_as_the_plain_scorer_scores(
+    towers: type, ranker: type, user: int
+) -> None:
+    bundle = foreign_bundle(towers, ranker)
+    scorer, built, asked = bundle.scorer(), foreign_shelf(bundle), tiny_shop.request_of(user)
+    if user == 0:
+        asked["user_activity__recent_items"] = ["a", "never seen"]
+    seen = built.user({name: [value] for name, value in asked.items()}, T_US, ROW_OF)
+    assert np.allclose(seen.vector[0], scorer.user_vector(asked, T_US), atol=1e-6)
+    assert np.allclose(built.vectors(np.arange(4)), scorer.item_vectors(bundle.snapshot.features), atol=1e-6)
+    views, rows = np.array([[5.0], [np.nan], [2.0]]), np.array([2, 0, 3])
+    items = {name: [column[row] for row in rows] for name, column in bundle.snapshot.features.items()}
+    expected = scorer.rank(asked, {**items, "item_activity__views_1h": views[:, 0].tolist()}, T_US)
+    assert np.ptp(expected) > 1e-3
+    assert np.allclose(built.rank(seen, rows, views), expected, atol=1e-6)
+
+
+def test_an_architecture_without_kernels_takes_new_items() -> None:
+    bundle = foreign_bundle(Mean, Line)
+    grown, whole = foreign_shelf(bundle, slice(0, 2)), foreign_shelf(bundle)
+    names = ("item_id", *bundle.preprocessing.content_features)
+    grown.put(np.array([2, 3]), grown.encode({name: list(bundle.snapshot.features[name])[2:] for name in names}))
+    rows, views = np.arange(4), np.zeros((4, 1))
+    assert np.allclose(grown.vectors(rows), whole.vectors(rows), atol=1e-6)
+    ranked = [each.rank(each.user(one_row(1), T_US, ROW_OF), rows, views) for each in (grown, whole)]
+    assert np.allclose(*ranked, atol=1e-6)
+
+
+@EACH_PAIR
+def test_what_weighed_is_told_of_every_architecture(towers: type, ranker: type) -> None:
+    bundle = foreign_bundle(towers, ranker)
+    built = foreign_shelf(bundle)
+    seen = built.user(one_row(0), T_US, ROW_OF)
+    weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
+    assert [len(each) for each in weighed] == [5, 5]
+    known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
+    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b"}
+    if ranker is Line:  # which reads nothing of the history by a gradient
+        assert all(entry["weight"] == 0 for each in weighed for entry in each if "history" in entry["feature"])
+
+
+def test_more_codes_of_items_than_a_packed_row_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_shelf, "MOST_CODES", len(BUNDLE.preprocessing.ids))
+    with pytest.raises(ValueError, match="5 codes of items, at most 5: train with fewer ids"):
+        shelf()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from training.config import TrainConfig, by_name, default, large, parse_change, small
@@ -20,10 +22,52 @@ def test_an_unknown_config_is_an_error_that_names_the_choices() -> None:
         by_name("tiny")
 
 
+OWN = """
+from training.config import TrainConfig, small
+
+
+def mine() -> TrainConfig:
+    return small().changed(name="mine", towers="own_models:Mine")
+
+
+def nothing() -> None:
+    return None
+
+
+size = 3
+"""
+
+
+def test_a_config_of_ones_own_is_a_function_on_the_python_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_configs.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = by_name("own_configs:mine")
+    assert config == small().changed(name="mine", towers="own_models:Mine")
+    assert (config.model(("click",)).towers, config.model(("click",)).ranker) == ("own_models:Mine", "crosses")
+    with pytest.raises(ValueError, match=r"nothing\(\) returned NoneType, not a TrainConfig"):
+        by_name("own_configs:nothing")
+    for missing in ("yours", "size"):
+        with pytest.raises(ValueError, match=f"module own_configs has no function {missing}"):
+            by_name(f"own_configs:{missing}")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (":mine", "choose from small, default, large, or name a function as module:function"),
+        ("no_such_configs:mine", "cannot be imported .*: run where it lies, or put its folder on PYTHONPATH"),
+    ],
+)
+def test_a_config_that_cannot_be_found_is_told_with_the_remedy(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        by_name(name)
+
+
 def test_a_change_from_the_command_line_has_the_type_of_its_key() -> None:
     assert parse_change("tower_epochs=3") == ("tower_epochs", 3)
     assert parse_change("test_share=0.2") == ("test_share", 0.2)
     assert parse_change("device=cuda") == ("device", "cuda")
+    assert parse_change("ranker=my_models:Line") == ("ranker", "my_models:Line")
 
 
 @pytest.mark.parametrize("text", ["tower_epochs", "epochs=3"])

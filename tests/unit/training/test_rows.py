@@ -9,7 +9,7 @@ from headrace.models import columns
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Catalogue
 from tests.unit.models import tiny_shop
-from training.rows import Table, UserRows, of_items, of_users
+from training.rows import Table, TableWriter, UserRows, of_items, of_users
 
 
 def users() -> UserInputs:
@@ -27,6 +27,18 @@ def test_users_come_back_as_they_were_without_the_places_that_none_of_them_fills
     expected = given.rows(torch.tensor([2, 0])).trimmed(2)
     assert all(torch.equal(own, wanted) for own, wanted in zip(taken, expected, strict=True))
     assert rows.take(np.array([2])).items_BL.shape == (1, 1)
+
+
+def test_room_for_rows_is_taken_before_they_are_written_and_no_more(tmp_path: Path) -> None:
+    """A page of a mapped file for which there is none would end the process, where a file that is asked for room says so."""
+    block = 4_096
+    writer = TableWriter(tmp_path, 1_000)
+    writer.put({"some": np.zeros((10, block), np.uint8)})
+    file = tmp_path / "some.npy"
+    assert 10 * block <= 512 * file.stat().st_blocks < 100 * block < file.stat().st_size
+    writer.put({"some": np.ones((20, block), np.uint8)})
+    assert 512 * file.stat().st_blocks >= 30 * block
+    assert writer.close().columns["some"].sum(axis=1).tolist() == [0] * 10 + [block] * 20
 
 
 def test_items_come_back_as_they_were(tmp_path: Path) -> None:

@@ -138,6 +138,9 @@ def of_size(name: str, size: int) -> TrainConfig:
         cross_width=64 + 96 * size,
         batch=128 * size,
         layers=min(size, 3),
+        dropout=min(0.25 * size, 0.5),
+        tower_epochs=50 * size,
+        patience=4 * size,
     )
 
 

@@ -222,13 +222,25 @@ def _micros(moment: str) -> int:
 @app.command()
 def train(
     config: Annotated[
-        str, typer.Option(help="Size of the models and of the training set: small or default.")
+        str, typer.Option(help="Size of the models and of the training set: small, default or large.")
     ] = "default",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the newest run that did not end, by its own config.")
+    ] = False,
     warm_start: Annotated[bool, typer.Option(help="Begin with the weights of the version in service.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build the training set, train both models, evaluate against the baselines, register a bundle."""
-    _job("training.train", ["--config", config, *(["--warm-start"] if warm_start else [])], as_json)
+    """Build the training set, train both models, evaluate against the baselines, register a bundle; MLflow has the record."""
+    arguments = [
+        *["--config", config],
+        *(part for text in change or [] for part in ("--set", text)),
+        *(["--resume"] if resume else []),
+        *(["--warm-start"] if warm_start else []),
+    ]
+    _become("training.train", arguments, as_json)
 
 
 @app.command()

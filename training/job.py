@@ -5,13 +5,14 @@ from collections.abc import Callable
 
 from headrace.models.bundle import BundleError
 from headrace.stores.models import RegistryError
+from training.fit import TrainError
 
 
 def run(job: Callable[[], None]) -> int:
     """The exit code of a command: 0, or 1 with the reason on standard error."""
     try:
         job()
-    except (ValueError, RegistryError, BundleError) as error:
+    except (ValueError, RegistryError, BundleError, TrainError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -36,6 +36,15 @@ def test_what_is_asked_of_an_evaluation_reaches_it(monkeypatch: pytest.MonkeyPat
     assert asked == [("training.evaluate", ["3", *options[:-1]], True), ("training.evaluate", [], False)]
 
 
+def test_what_is_asked_of_a_training_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(cli, "_become", lambda *arguments: asked.append(arguments))
+    options = ["--config", "large", "--set", "seed=1", "--set", "batch=64", "--resume", "--warm-start", "--json"]
+    assert CliRunner().invoke(cli.app, ["train", *options]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["train"]).exit_code == 0
+    assert asked == [("training.train", options[:-1], True), ("training.train", ["--config", "default"], False)]
+
+
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What the user reads when the command fails: one line, exit code 1."""
     with pytest.raises(SystemExit) as ended:

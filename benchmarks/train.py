@@ -68,10 +68,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--events", type=int, default=shop.events, help="of the simulated shop")
     parser.add_argument("--items", type=int, default=shop.items, help="of its catalogue")
     parser.add_argument("--users", type=int, default=shop.users, help="who visit it")
-    parser.add_argument("--sample", type=int, default=2_000, help="label rows that are built the usual way")
+    parser.add_argument("--sample", type=int, default=20_000, help="label rows that are built the usual way")
     parser.add_argument("--rows", type=int, default=4_000_000, help="of the set that memory does not hold")
     parser.add_argument(
-        "--bound-mb", type=int, default=340, help="memory for it, beyond what a process has; 0: no bound"
+        "--bound-mb", type=int, default=350, help="memory for it, beyond what a process has; 0: no bound"
     )
     parser.add_argument("--child", choices=("whole", "epochs", "padded", "build", "bounded"), help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)

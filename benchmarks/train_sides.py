@@ -50,7 +50,7 @@ REST: Final = "MLflow and the rest"
 _PADDED_ROWS: Final = 6_000
 _EPOCHS: Final = 3
 # Of the proof: a narrow model leaves the time to the rows.
-_BOUNDED_BATCH: Final = 4_096
+_BOUNDED_BATCH: Final = 1_024
 _NARROW: Final = {
     "width": 16,
     "full_softmax_items": 1,

@@ -233,14 +233,14 @@ def train(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build the training set, train both models, evaluate against the baselines, register a bundle."""
+    """Build the training set, train both models, evaluate against the baselines, register a bundle; MLflow has the record."""
     arguments = [
         *["--config", config],
         *(part for text in change or [] for part in ("--set", text)),
-        *(["--warm-start"] if warm_start else []),
         *(["--resume"] if resume else []),
+        *(["--warm-start"] if warm_start else []),
     ]
-    _job("training.train", arguments, as_json)
+    _become("training.train", arguments, as_json)
 
 
 @app.command()

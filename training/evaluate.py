@@ -198,20 +198,33 @@ def main(
         lags=lags,
         notes=[opponent] if isinstance(opponent, str) else [],
     )
+    champion = "not compared" if isinstance(opponent, str) else f"version {opponent.version}"
     header = {
         "version": f"{chosen} ({bundle.version})",
-        "champion": "not compared" if isinstance(opponent, str) else f"version {opponent.version}",
-        "config": f"{config.name}, size {config.size}, width {config.width}, history {config.length}, seed {config.seed}",
-        "data window": f"{_moment(split.start_us)} to {_moment(split.end_us)}",
-        "cut": f"{_moment(cut_us)}: the test is what came after, the models learnt from what came before",
-        "episodes": f"{split.train.height:,} training, {split.validation.height:,} validation, {split.test.height:,} test",
-        "catalogue": f"{len(shop.item_ids):,} items",
-        "requests": f"{report.retrieval.requests:,} of {report.retrieval.users:,} users, the ranker on {report.requests:,}",
-        "baselines": f"half-life {report.knobs.half_life_share:.3g} of the time before the cut, {report.knobs.neighbours} neighbours: "
-        + ("chosen by the validation part" if report.knobs.validated else "defaults"),
+        "champion": champion,
+        **header_of(config, split, len(shop.item_ids), report),
         "command": command,
     }
     return Evaluation(chosen, {name: text for name, text in header.items() if text}, report)
+
+
+def page_of(settings: Settings, version: str) -> Path:
+    """Where the HTML report of a version goes."""
+    return settings.data / "reports" / f"{version}.html"
+
+
+def header_of(config: TrainConfig, split: Split, items: int, report: Report) -> dict[str, str]:
+    """What a reader of a report has to know of it, by name."""
+    return {
+        "config": f"{config.name}, size {config.size}, width {config.width}, history {config.length}, seed {config.seed}",
+        "data window": f"{_moment(split.start_us)} to {_moment(split.end_us)}",
+        "cut": f"{_moment(split.cut_us)}: the test is what came after, the models learnt from what came before",
+        "episodes": f"{split.train.height:,} training, {split.validation.height:,} validation, {split.test.height:,} test",
+        "catalogue": f"{items:,} items",
+        "requests": f"{report.retrieval.requests:,} of {report.retrieval.users:,} users, the ranker on {report.requests:,}",
+        "baselines": f"half-life {report.knobs.half_life_share:.3g} of the time before the cut, {report.knobs.neighbours} neighbours: "
+        + ("chosen by the validation part" if report.knobs.validated else "defaults"),
+    }
 
 
 def changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -257,7 +270,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             changes=dict(parse_change(text) for text in options.set),
             command=shlex.join(["headrace", "evaluate", *given]),
         )
-        page = options.report or settings.data / "reports" / f"{found.version}.html"
+        page = options.report or page_of(settings, found.version)
         write_page(page, found.report, found.header)
         if options.json:
             print(json.dumps({**found.to_json(), "page": str(page)}))

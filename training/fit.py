@@ -59,6 +59,10 @@ class Epoch:
     """Of the time of its steps, what they waited for rows."""
 
 
+Noted = Callable[[str, Epoch], None]
+"""Told of each epoch as it ends, by the name of the fit."""
+
+
 @dataclass
 class Fit:
     """How far a fit is, and its best state so far."""
@@ -95,19 +99,22 @@ def fit(
     *,
     checkpoint: Path,
     progress: bool,
+    noted: Noted = lambda name, epoch: None,
 ) -> list[Epoch]:
     """Leaves `model`, whose parameters `objective` has, in its best state; returns the epochs, the first as it began.
 
     Batches are of units, each of `sizes_U` rows and a history of `lengths_U`. `read` makes what the objective takes from the units of
     a batch and the share of them that is this process' own. `judge` is asked before the first epoch and after each one, of the model
-    in `eval` mode; without it the last epoch is the best. Goes on from `checkpoint` where there is one. Raises TrainError where the loss
-    is not finite or a checkpoint cannot be written.
+    in `eval` mode; without it the last epoch is the best. Goes on from `checkpoint` where there is one, and then `noted` is told of
+    the epochs before it again. Raises TrainError where the loss is not finite or a checkpoint cannot be written.
     """
     optimizer = torch.optim.AdamW(objective.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     wrapped = DistributedDataParallel(objective, find_unused_parameters=True) if processes.count > 1 else objective
     state = _resumed(checkpoint, model, optimizer, device)
     if not state.history:
         state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
+    for epoch in state.history:
+        noted(name, epoch)
     with _bar(name, disable=not progress or not processes.is_first) as bar:
         task = bar.add_task(name, total=len(epoch_of(lengths_U, schedule.batch, schedule.seed, 0)), said="")
         while not state.is_over(schedule):
@@ -137,6 +144,7 @@ def fit(
                 waited_s / spent,
             )
             state.note(epoch, model)
+            noted(name, epoch)
             if processes.is_first:
                 _save(checkpoint, state, model, optimizer)
             processes.wait()

@@ -4,15 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from training import plots
+from training import figures
 from training.intervals import Estimate
 from training.measures import MAIN, RANKED
-from training.report import RELEVANCE, SLATES, Group, Measured, Report, title, verdict
-from training.rivals import POPULAR
-from training.segments import SEEN
+from training.report import RELEVANCE, SLATES, Measured, Report, title, verdict
 from training.staleness import StalePoint
+
+Drawn = Mapping[str, str]
+"""Figures as SVG, by the names of `training.figures`."""
 
 _STYLE = """
 body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; background: #fff; line-height: 1.45;
@@ -37,13 +36,15 @@ svg { max-width: 100%; height: auto; } svg text { font-family: system-ui, "Segoe
 _MAIN_ROW = ' class="main"'
 
 
-def write_page(path: Path, report: Report, header: Mapping[str, str]) -> None:
+def write_page(path: Path, report: Report, header: Mapping[str, str], drawn: Drawn | None = None) -> None:
     """Write the page; its folder is made. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(report, header), encoding="utf-8")
+    path.write_text(page(report, header, drawn), encoding="utf-8")
 
 
-def page(report: Report, header: Mapping[str, str]) -> str:
+def page(report: Report, header: Mapping[str, str], drawn: Drawn | None = None) -> str:
+    """`drawn` are the report's figures where they are drawn already, with the curves of the training it may be of."""
+    drawn = figures.draw(report) if drawn is None else drawn
     heading = f"Evaluation of version {header['version']}" if "version" in header else "Evaluation"
     facts = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in header.items() if name != "version"
@@ -51,14 +52,15 @@ def page(report: Report, header: Mapping[str, str]) -> str:
     parts = [
         f"<h1>{escape(heading)}</h1><dl>{facts}</dl>",
         *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
-        _methods(report),
-        _gains(report),
+        _methods(report, drawn),
+        _gains(report, drawn),
         *([_retrieval(report)] if report.retrieval.requests > report.requests else []),
-        *([_staleness(report)] if report.staleness else []),
-        _segments(report),
-        _outcomes(report),
-        _exposure(report),
-        _embedding(report),
+        *([_staleness(report, drawn)] if report.staleness else []),
+        _segments(report, drawn),
+        _outcomes(report, drawn),
+        _exposure(drawn),
+        _embedding(drawn),
+        _learning(drawn),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -69,27 +71,23 @@ def page(report: Report, header: Mapping[str, str]) -> str:
     )
 
 
-def _methods(report: Report) -> str:
-    main = {method: measured[MAIN] for method, measured in report.methods.items()}
+def _methods(report: Report, drawn: Drawn) -> str:
     return _section(
         "Methods",
         f"Each request is a user at the moment of turning to an item that is new to that user; a method ranks all "
         f"{report.detail.facts.items:,} items but those the user knows, and is right where it ranks that item high. All methods "
         f"answer the same {report.requests:,} requests of {report.users:,} users. In brackets, 95 % intervals by resampling users.",
-        _figure(plots.dots(main, title(MAIN)), f"{title(MAIN)} by method; the line is the 95 % interval."),
+        _figure(drawn[figures.METHODS], f"{title(MAIN)} by method; the line is the 95 % interval."),
         _measured_table(report.methods, (*RELEVANCE, *SLATES)),
     )
 
 
-def _gains(report: Report) -> str:
+def _gains(report: Report, drawn: Drawn) -> str:
     return _section(
         "What serving gains over each",
         f"{title(MAIN)} of {RANKED} less that of the other method, request by request. An interval that holds 0 leaves open which "
         "one is better.",
-        _figure(
-            plots.dots(report.gains, f"{title(MAIN)} of {RANKED} less that of the method", zero=True),
-            f"Right of the line {RANKED} is better, left of it the other.",
-        ),
+        _figure(drawn[figures.GAINS], f"Right of the line {RANKED} is better, left of it the other."),
         _list(verdict(name, gain) for name, gain in report.gains.items()),
     )
 
@@ -104,7 +102,7 @@ def _retrieval(report: Report) -> str:
     )
 
 
-def _staleness(report: Report) -> str:
+def _staleness(report: Report, drawn: Drawn) -> str:
     points = report.staleness
     methods = list(points[0].methods)
     rows = [
@@ -121,13 +119,7 @@ def _staleness(report: Report) -> str:
         "The same models answer the same requests with features as they stood some time before each: what a store would give that "
         "is filled in batches so long ago. Which item was right, and which are not shown again, stays the same.",
         _figure(
-            plots.lines(
-                {name: [point.methods[name][MAIN] for point in points] for name in methods},
-                [point.lag for point in points],
-                "age of the features",
-                title(MAIN),
-                {POPULAR: report.methods[POPULAR][MAIN].value},
-            ),
+            drawn[figures.STALENESS],
             f"{title(MAIN)} by age of the features, with 95 % intervals; dashed, what needs no features.",
         ),
         _list(price(point, fresh) for point in points[1:]),
@@ -143,7 +135,7 @@ def price(point: StalePoint, fresh: Estimate) -> str:
     return f"Features {point.lag} old change {title(MAIN)} of {RANKED} by {loss.value / fresh.value:+.0%}: {loss}"
 
 
-def _segments(report: Report) -> str:
+def _segments(report: Report, drawn: Drawn) -> str:
     if not report.segments:
         return ""
     methods = list(report.methods)
@@ -155,26 +147,25 @@ def _segments(report: Report) -> str:
         ]
         for group in report.segments
     ]
-    ranges = [group for group in report.segments if group.of == SEEN]
-    recall = "recall_at_20"
     return _section(
         "Segments",
         "A user is new without anything before the cut. The head are the most popular items that have half of the training episodes "
         f"together, cold items have none, the tail is the rest. {title(MAIN)} by method:",
         _table(["requests of", "requests", *methods], rows),
-        _figure(
-            plots.groups(
-                {name: [group.methods[name][recall] for group in ranges] for name in methods},
-                [f"{group.name}\n({_requests(group)})" for group in ranges],
-                "how often training saw the item that was right",
-                title(recall),
-            ),
-            f"{title(recall)} by how often training saw the item, with 95 % intervals.",
+        *(
+            [
+                _figure(
+                    drawn[figures.POPULARITY],
+                    f"{title(figures.RECALL)} by how often training saw the item, with 95 % intervals.",
+                )
+            ]
+            if figures.POPULARITY in drawn
+            else []
         ),
     )
 
 
-def _outcomes(report: Report) -> str:
+def _outcomes(report: Report, drawn: Drawn) -> str:
     if not report.outcomes:
         return ""
     rows = [
@@ -188,38 +179,37 @@ def _outcomes(report: Report) -> str:
         "How well the ranker's probabilities fit what came of what was shown after the cut. The log loss is in nats; beside it that of "
         "giving every impression the mean rate. The calibration error is over 15 bins of equal numbers of impressions.",
         _table(headings, rows),
-        _figure(
-            plots.reliability(
-                {
-                    f"{name}: {each.positives:,} of {each.impressions:,}": each.bins
-                    for name, each in report.outcomes.items()
-                }
-            ),
-            "A point for each bin; on the diagonal a probability is what it says.",
-        ),
+        _figure(drawn[figures.CALIBRATION], "A point for each bin; on the diagonal a probability is what it says."),
     )
 
 
-def _exposure(report: Report) -> str:
+def _exposure(drawn: Drawn) -> str:
     return _section(
         "Exposure",
         "How the places of all slates of 10 are shared out among the items. The further a curve sags, the more of them go to few.",
         _figure(
-            plots.lorenz(report.detail.exposure_I),
+            drawn[figures.EXPOSURE],
             "Lorenz curves; the Gini index is twice the area between the diagonal and the curve.",
         ),
     )
 
 
-def _embedding(report: Report) -> str:
-    detail = report.detail
+def _embedding(drawn: Drawn) -> str:
     return _section(
         "Item vectors",
         "The items' vectors by the item tower, of the most popular 2,000 at most, on the two axes along which they differ most.",
-        _figure(
-            plots.embedding_map(detail.item_ID, detail.facts.category_I, detail.facts.categories, detail.facts.share_I),
-            "Near each other lie items that the same users are offered.",
-        ),
+        _figure(drawn[figures.ITEMS], "Near each other lie items that the same users are offered."),
+    )
+
+
+def _learning(drawn: Drawn) -> str:
+    if figures.LEARNING not in drawn:
+        return ""
+    return _section(
+        "Learning",
+        "The loss over the rows of each epoch, and what the model is judged by on the validation part; epoch 0 is the model as it "
+        "began. The epoch of the highest is the one that is kept.",
+        _figure(drawn[figures.LEARNING], "Dashed, the epoch that is kept."),
     )
 
 
@@ -231,8 +221,8 @@ def _list(sentences: Iterable[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
-def _figure(figure: Figure, caption: str) -> str:
-    return f'<figure role="img" aria-label="{escape(caption)}">{plots.svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>'
+def _figure(svg: str, caption: str) -> str:
+    return f'<figure role="img" aria-label="{escape(caption)}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _measured_table(methods: Mapping[str, Measured], shown: Sequence[str]) -> str:
@@ -258,7 +248,3 @@ def _cell(estimate: Estimate | None) -> str:
         return value
     digits = 4 if abs(estimate.value) < 10 else 2
     return f"{value}<small>[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]</small>"
-
-
-def _requests(group: Group) -> str:
-    return f"{group.requests:,} request{'s' if group.requests != 1 else ''}"

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace.arrays import Floats, Floats32, Ints
+from training.fit import Epoch
 from training.intervals import Estimate
 from training.metrics import Bin
 
@@ -188,6 +189,25 @@ def embedding_map(item_ID: Floats32, category_I: Ints, categories: Sequence[str]
             ylabel=f"second principal axis ({explained[1]:.0%})",
         )
         _legend_beside(figure, axes)
+    return figure
+
+
+def learning(epochs: Mapping[str, Sequence[Epoch]], judged: str) -> Figure:
+    """For each model its loss and what it is judged by, by epoch; dashed, the epoch of the highest judgement."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.4, 2.4 * max(len(epochs), 1)), layout="constrained")
+        for (losses, judgements), (name, each) in zip(
+            figure.subplots(len(epochs), 2, squeeze=False), epochs.items(), strict=True
+        ):
+            number_P = [epoch.number for epoch in each]
+            losses.plot(number_P, [epoch.loss for epoch in each], "o-", color=BLUE, markersize=4)
+            judgements.plot(number_P, [epoch.judged for epoch in each], "s-", color=VERMILION, markersize=4)
+            if np.isfinite(values := [epoch.judged for epoch in each]).any():
+                judgements.axvline(number_P[int(np.nanargmax(values))], color=GREY, linestyle="--", linewidth=1.2)
+            losses.set(title=f"{name}: loss", xlabel="epoch")
+            judgements.set(title=f"{name}: {judged} on the validation", xlabel="epoch")
+            for axes in (losses, judgements):
+                axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return figure
 
 

@@ -34,7 +34,6 @@ from training.dataset import (
 )
 from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
 from training.requests import Requests
-from training.rows import CHUNK
 from training.windows import Windows, write_windows
 
 _PREPROCESSING: Final = "preprocessing.json"
@@ -44,6 +43,8 @@ _LISTS: Final = "lists"
 _HELD_OUT: Final = "held_out"
 _READY: Final = "ready"
 _FITTED_ON: Final = 20_000
+TOWER_CHUNK: Final = 16_384
+"""Rows of the towers whose features are held at once. More take more memory and no less time; the lake is read once for all."""
 # Codes of a string feature; of items there are as many as were seen.
 _MAX_VALUES: Final = 50_000
 # Of more items the most frequent have a code of their own, and the rest share buckets: a packed item holds no larger codes.
@@ -96,7 +97,7 @@ def tower_rows(folder: Path, positives: pl.DataFrame, shop: Shop, store: Feature
     place = folder / _ROWS
     if not (place / _READY).exists():
         keys = positives.select(names.USER_ID, T_US)
-        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, keys, CHUNK)
+        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, keys, TOWER_CHUNK)
         write_windows(place, keys, chunks, shop.preprocessing, shop.catalogue.row)
         (place / _READY).touch()
     return Windows.open(place)

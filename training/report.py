@@ -154,6 +154,10 @@ def title(metric: str) -> str:
     return f"{words}@{k}" if k else words
 
 
+def requests_of(group: Group) -> str:
+    return f"{group.requests:,} request{'s' if group.requests != 1 else ''}"
+
+
 def _table(heading: str, methods: Mapping[str, Measured], shown: Sequence[str]) -> Table:
     kept = [name for name in shown if any(name in measured for measured in methods.values())]
     columns = [Column(title(name), no_wrap=True) for name in kept]

@@ -5,7 +5,7 @@ features is held while they are written. Shapes: R rows; the rest as in `headrac
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -108,8 +108,7 @@ class UserRows:
 
     @classmethod
     def of(cls, table: Table) -> "UserRows":
-        lengths = [(table.columns["items_BL"][start : start + CHUNK] > 0).sum(axis=1) for start in _starts(len(table))]
-        return cls(table, np.concatenate([np.zeros(0, np.int64), *lengths]))
+        return cls(table, lengths_of(table))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -119,9 +118,21 @@ class UserRows:
         return UserInputs(**self.table.take(rows)).trimmed(int(self.lengths_R[rows].max(initial=1)))
 
 
-def of_users(users: UserInputs) -> dict[str, Values]:
+def lengths_of(table: Table) -> Ints:
+    """Events in each row's history."""
+    items_BL = table.columns["items_BL"]
+    lengths = [(items_BL[start : start + CHUNK] > 0).sum(axis=1) for start in range(0, len(table), CHUNK)]
+    return np.concatenate([np.zeros(0, np.int64), *lengths])
+
+
+def of_users(users: UserInputs, columns: Sequence[str] = UserInputs._fields) -> dict[str, Values]:
     """Columns of a chunk."""
-    return {name: np.asarray(users._asdict()[name].numpy(), kind) for name, kind in _USER_TYPES.items()}
+    return {name: as_kept(name, getattr(users, name).numpy()) for name in columns}
+
+
+def as_kept(name: str, values: Values) -> Values:
+    """A column of `UserInputs` in the type that a table has."""
+    return np.asarray(values, _USER_TYPES[name])
 
 
 def of_items(items: ItemInputs) -> dict[str, Values]:
@@ -134,10 +145,6 @@ def _take_room(file: Path, column: Values, first: int, count: int) -> None:
     if hasattr(os, "posix_fallocate") and count * row_bytes:
         with file.open("rb+") as opened:
             os.posix_fallocate(opened.fileno(), column.offset + first * row_bytes, count * row_bytes)  # type: ignore[attr-defined]
-
-
-def _starts(rows: int) -> range:
-    return range(0, rows, CHUNK)
 
 
 def _tensor(values: Values) -> torch.Tensor:

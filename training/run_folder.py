@@ -1,6 +1,7 @@
 """The folder of a run: what a killed run needs to go on, and nobody else. It goes when the run is done.
 
 config.json    the config, and when the run began
+mlflow_run     the MLflow run that records it
 split/         episodes and impressions, as they were read
 towers/ ...    rows as tensors, and a checkpoint of each fit
 """
@@ -21,6 +22,7 @@ from training.dataset import Split
 _CONFIG: Final = "config.json"
 _SPLIT: Final = "split"
 _TIMES: Final = "times.json"
+_TRACKED_AS: Final = "mlflow_run"
 
 
 class RunError(ValueError):
@@ -60,6 +62,14 @@ class RunFolder:
         """Its config, and when it began in Unix microseconds."""
         held = json.loads((self.path / _CONFIG).read_text())
         return TrainConfig.from_json(held["config"]), held["began_us"]
+
+    def tracked_as(self) -> str | None:
+        """The MLflow run that records it; None where there is none yet."""
+        file = self.path / _TRACKED_AS
+        return file.read_text() if file.exists() else None
+
+    def track_as(self, run_id: str) -> None:
+        (self.path / _TRACKED_AS).write_text(run_id)
 
     def _keep_split(self, split: Split) -> None:
         folder = self.path / _SPLIT

@@ -8,10 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version as installed_version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,10 +24,11 @@ from headrace.models.architectures import ranker_class, ranker_of, towers_class,
 from headrace.models.base import RankingModel, Towers
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CLICK, ModelConfig
-from headrace.models.index import IndexFacts, ItemIndex
+from headrace.models.index import ItemIndex
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.snapshot import AVAILABLE, Snapshot
+from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
@@ -39,16 +37,20 @@ from training import learn_ranker, learn_towers
 from training.baselines import neighbours, popularity
 from training.config import TrainConfig, by_name, parse_change
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
-from training.evaluate import Models, Report, evaluate
-from training.fit import Epoch, Schedule, fit
+from training.evaluate import Models, evaluate, header_of, page_of
+from training.figures import draw
+from training.fit import Epoch, Noted, Schedule, TrainError, fit
 from training.job import run
 from training.lists import Lists
+from training.page import write_page
 from training.prepare import Shop, ranker_lists, shop_at_cut, tower_rows, users_of
 from training.processes import Processes, device_of, processes
 from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Requests, new_to_their_users
+from training.result import TrainResult
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, shop_vectors, user_vectors, window_vectors
+from training.track import Track, how_to_look
 from training.warm_start import begin_from, champion_of
 from training.warm_start import remarks as warm_start_remarks
 from training.windows import Windows
@@ -58,20 +60,6 @@ TOWERS, RANKER = "towers", "ranker"
 _QUERIES = 2_000
 # Requests of the validation that are kept for each list that the ranker is to learn from: not every one becomes a list.
 _REQUESTS_A_LIST = 4
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run made. `version` is the registry's, `bundle_dir` the folder; epochs are those of each model."""
-
-    version: str
-    bundle_dir: Path
-    report: Report
-    index: IndexFacts
-    tower_rows: int
-    ranker_lists: int
-    epochs: dict[str, list[Epoch]]
-    seconds: float
 
 
 def main(
@@ -84,23 +72,29 @@ def main(
     resume: bool = False,
     warm_start: Bundle | None = None,
 ) -> TrainResult | None:
-    """Train, evaluate, save a bundle and register it; None in all processes but the first.
+    """Train, evaluate, save a bundle and register it, all of it recorded in MLflow; None in all processes but the first.
 
     With `resume` the newest run that did not end goes on, by its own config. With `warm_start` both models begin as that bundle's, where
     their weights mean the same. Raises DatasetError where the lake cannot be trained on,
-    TrainError where fitting cannot go on, RunError where there is nothing to resume.
+    TrainError where fitting cannot go on, RunError where there is nothing to resume, RegistryError where MLflow cannot be written to.
     """
     started_us = clock()
     store = store or open_feature_store(settings)
-    with processes(device_of(config.device)) as us:
+    with processes(device_of(config.device)) as us, Track(settings, clock, us.is_first) as track:
         folder = us.in_turn(lambda: open_run(settings, config, clock, resume))
         config, began_us = folder.began()
         towers_class(config.towers), ranker_class(config.ranker)  # a name that none has is told before hours of data
         device = device_of(config.device)
+        track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)
 
         # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
+        fingerprints = {
+            name: spec.fingerprint
+            for name, spec in compile_views(store, int(settings.lateness_horizon_s * MICROS)).items()
+        }
+        track.data(split, fingerprints)
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
         positives = newest(split.train, config.max_positives).sort(names.USER_ID, T_US, maintain_order=True)
         windows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
@@ -122,6 +116,7 @@ def main(
             us,
             device,
             progress=progress,
+            noted=track.noted,
             warm_start=warm_start,
         )
 
@@ -133,7 +128,18 @@ def main(
             )
         )
         ranker, ranker_epochs = learn_ranking(
-            folder, model, towers, learnt, held, shop, config, us, device, progress=progress, warm_start=warm_start
+            folder,
+            model,
+            towers,
+            learnt,
+            held,
+            shop,
+            config,
+            us,
+            device,
+            progress=progress,
+            noted=track.noted,
+            warm_start=warm_start,
         )
         if not us.is_first:
             return None
@@ -161,10 +167,7 @@ def main(
             model=model,
             config=config.to_json(),
             services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
-            fingerprints={
-                name: spec.fingerprint
-                for name, spec in compile_views(store, int(settings.lateness_horizon_s * MICROS)).items()
-            },
+            fingerprints=fingerprints,
             window_us=(split.start_us, split.end_us),
             cut_us=split.cut_us,
             metrics=metrics,
@@ -172,11 +175,19 @@ def main(
         )
         bundle_dir = settings.bundles_dir / manifest.version
         Bundle(manifest, shop.preprocessing, towers, ranker, items, index, snapshot).save(bundle_dir)
-        version = ModelRegistry(settings, clock).register(bundle_dir, metrics, config.to_json())
-        folder.end()
         epochs = {TOWERS: tower_epochs, RANKER: ranker_epochs}
-        seconds = (clock() - started_us) / MICROS
-        return TrainResult(version, bundle_dir, report, index.facts, windows.rows, len(learnt or ()), epochs, seconds)
+        figures = draw(report, epochs)
+        track.made(bundle_dir, report.to_json(), figures)
+        version = ModelRegistry(settings, clock).register(bundle_dir, metrics, run_id=track.run_id)
+        folder.end()
+        page = page_of(settings, version)
+        header = {"version": f"{version} ({manifest.version})", **header_of(config, split, shop.items, report)}
+        write_page(page, report, {**header, "MLflow run": track.run_id}, figures)
+        track.reported(page)
+        lists, seconds = len(learnt or ()), (clock() - started_us) / MICROS
+        return TrainResult(
+            version, bundle_dir, report, index.facts, windows.rows, lists, epochs, seconds, page, track.run_id
+        )
 
 
 def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool) -> RunFolder:
@@ -201,6 +212,7 @@ def learn_retrieval(
     device: str,
     *,
     progress: bool,
+    noted: Noted,
     warm_start: Bundle | None = None,
 ) -> tuple[Towers, list[Epoch]]:
     """Towers at their best epoch by NDCG@10 over all items, on up to `max_validation` requests of the validation."""
@@ -231,6 +243,7 @@ def learn_retrieval(
         device,
         checkpoint=folder.path / f"{TOWERS}.pt",
         progress=progress,
+        noted=noted,
     )
     return towers, epochs
 
@@ -255,6 +268,7 @@ def learn_ranking(
     device: str,
     *,
     progress: bool,
+    noted: Noted,
     warm_start: Bundle | None = None,
 ) -> tuple[RankingModel, list[Epoch]]:
     """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
@@ -281,6 +295,7 @@ def learn_ranking(
         device,
         checkpoint=folder.path / f"{RANKER}.pt",
         progress=progress,
+        noted=noted,
     )
     if held is not None:
         learn_ranker.calibrate(ranker, table, held, device)
@@ -323,27 +338,6 @@ def items_of(preprocessing: Preprocessing, towers: Towers, snapshot: Snapshot, e
     return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
 
 
-def how_it_went(epochs: Sequence[Epoch]) -> str:
-    """In one line."""
-    if not epochs:
-        return "nothing to learn from in the validation part, so it keeps the order of retrieval"
-    best = max(epochs, key=lambda epoch: -1.0 if np.isnan(epoch.judged) else epoch.judged)
-    last, judged = epochs[-1], "there was no validation to judge by"
-    if not np.isnan(best.judged):
-        judged = (
-            f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
-        )
-    speed = f"{last.rows_per_second:,.0f} rows/s, {last.input_share:.1%} of it waiting for rows"
-    return f"{last.number} epochs, {judged}; {speed}"
-
-
-def _finite(state: dict[str, Any]) -> dict[str, Any]:
-    """As JSON can say it."""
-    return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in state.items()
-    }
-
-
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
     parser.add_argument(
@@ -368,27 +362,20 @@ def command(arguments: Sequence[str] | None = None) -> int:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
         settings = Settings()
         champion = champion_of(settings) if options.warm_start else None
-        result = main(config, settings, progress=not options.json, resume=options.resume, warm_start=champion)
+        if not options.json:
+            print(f"what it learns shows as it learns: {how_to_look(settings)}", file=sys.stderr)
+        try:
+            with Interrupts().installed():
+                result = main(config, settings, progress=not options.json, resume=options.resume, warm_start=champion)
+        except Interrupted as error:
+            raise TrainError("interrupted; `headrace train --resume` goes on after the last whole epoch") from error
         if result is None:  # one of the other processes
             return
         if options.json:
-            state = {field.name: getattr(result, field.name) for field in fields(result)}
-            told = {
-                "bundle_dir": str(result.bundle_dir),
-                "report": result.report.to_json(),
-                "index": asdict(result.index),
-                "epochs": {name: [_finite(asdict(epoch)) for epoch in each] for name, each in result.epochs.items()},
-            }
-            print(json.dumps(state | told))
+            print(json.dumps(result.to_json()))
             return
-        result.report.show()
-        for name, epochs in result.epochs.items():
-            print(f"{name}: {how_it_went(epochs)}")
-        print(f"index: {result.index}")
-        print(
-            f"version {result.version} in {result.bundle_dir}: {result.tower_rows} rows for the towers, "
-            f"{result.ranker_lists} lists for the ranker, {result.seconds:.1f} s"
-        )
+        result.show()
+        print(f"report: {result.page}; MLflow run: {result.run_id}")
 
     return run(train)
 

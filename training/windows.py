@@ -26,12 +26,13 @@ from headrace.models import columns
 from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Preprocessing, gaps_of
 from training.dataset import T_US
-from training.rows import Table, TableWriter, Values, of_users
+from training.rows import Table, TableWriter, Values, as_kept, lengths_of, of_users
 
 _HISTORIES: Final = "histories"
 _USERS: Final = "users"
 _LAST: Final = "last_row"
 _SEEN: Final = "seen"
+_OF_ROWS: Final = ("categories_BC", "numbers_BF")
 _OF_HISTORY: Final = ("items_BL", "types_BL", "gaps_BL")
 
 
@@ -62,7 +63,7 @@ class Windows:
     def open(cls, folder: Path) -> "Windows":
         histories, users = Table.open(folder / _HISTORIES), Table.open(folder / _USERS)
         starts_W = np.concatenate([[0], 1 + np.asarray(histories.columns[_LAST])]).astype(np.int64)
-        return cls(histories, users, starts_W, (histories.columns["items_BL"] > 0).sum(axis=1))
+        return cls(histories, users, starts_W, lengths_of(histories))
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -127,12 +128,13 @@ def _encoded(
     user_B = rows[names.USER_ID].rle_id().to_numpy().astype(np.int64)
     gaps_BL = gaps_of(times_BL, present_BL, t_us)
     seen_B, is_last_B = windows_of(user_B, t_us, items_BL, types_BL, times_BL, gaps_BL)
-    every = of_users(preprocessing.users(features, t_us, code_of_item))
+    # Histories are read already, and those of windows alone are kept.
+    rest = {name: column for name, column in features.items() if name != names.RECENT_ITEMS}
+    every = of_users(preprocessing.users(rest, t_us, code_of_item), _OF_ROWS)
     last_W = np.flatnonzero(is_last_B)
-    of_rows = {name: values for name, values in every.items() if name not in _OF_HISTORY} | {
-        _SEEN: seen_B.astype(np.int16)
-    }
-    return of_rows, {name: every[name][last_W] for name in _OF_HISTORY} | {_LAST: last_W}
+    history = zip(_OF_HISTORY, (items_BL, types_BL, gaps_BL), strict=True)
+    of_windows = {name: as_kept(name, values[last_W]) for name, values in history}
+    return every | {_SEEN: seen_B.astype(np.int16)}, of_windows | {_LAST: last_W}
 
 
 @kernel

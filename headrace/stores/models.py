@@ -10,9 +10,10 @@ file has the last word on what is on top: replicas go by it.
 import json
 import logging
 import os
+import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,10 +29,11 @@ POINTER: Final = "champion.json"
 _SERVED: Final = "served"
 # MLflow bounds the length of a tag.
 _MOST_SERVED: Final = 100
+_LOCK_WAIT_S: Final = 30.0
 
 
 class RegistryError(RuntimeError):
-    """A version that is not there, or a bundle folder that is gone."""
+    """A version that is not there, a bundle folder that is gone, or an MLflow that takes nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +88,58 @@ class ModelRegistry:
         self._clock = clock
         self._connected: MlflowClient | None = None
 
-    def register(self, bundle_dir: Path, metrics: Mapping[str, float], params: Mapping[str, Any] | None = None) -> str:
+    def register(
+        self,
+        bundle_dir: Path,
+        metrics: Mapping[str, float],
+        params: Mapping[str, Any] | None = None,
+        run_id: str | None = None,
+    ) -> str:
         """Record a bundle folder with what it measured; returns its version, "1" and up. It waits as the challenger: nothing is put in
-        service.
+        service. `run_id` is the MLflow run that made it, which goes on; without one there is a run of this record alone.
         """
         from mlflow.entities import Metric, Param
 
         path = bundle_dir.resolve()
         if not path.is_dir():
             raise RegistryError(f"{path} is no folder: save the bundle before it is registered")
-        client, now_ms = self._client(), self._clock() // 1_000
-        run = client.create_run(self._experiment(client), start_time=now_ms, run_name=path.name)
+        (client, experiment), now_ms = self.tracking(), self._clock() // 1_000
+        run = run_id or client.create_run(experiment, start_time=now_ms, run_name=path.name).info.run_id
         client.log_batch(
-            run.info.run_id,
+            run,
             metrics=[Metric(key, float(value), now_ms, 0) for key, value in metrics.items()],
             params=[Param(key, str(value)) for key, value in (params or {}).items()],
         )
-        client.set_terminated(run.info.run_id, end_time=now_ms)
-        version = client.create_model_version(names.REGISTERED_MODEL, source=str(path), run_id=run.info.run_id)
+        if run_id is None:
+            client.set_terminated(run, end_time=now_ms)
+        version = client.create_model_version(names.REGISTERED_MODEL, source=str(path), run_id=run)
         self.challenge(str(version.version))
         return str(version.version)
+
+    def tracking(self) -> tuple["MlflowClient", str]:
+        """MLflow, and the experiment whose runs keep their artifacts in this data directory. Raises RegistryError where it cannot be
+        written to.
+        """
+        artifacts = self._settings.data.resolve() / "mlflow"
+        try:
+            artifacts.mkdir(parents=True, exist_ok=True)
+            _check_writable(self._settings.data.resolve() / "mlflow.db")
+        except (OSError, sqlite3.Error) as error:
+            raise RegistryError(
+                f"MLflow cannot be written to ({error}): {self._settings.mlflow_uri} and {artifacts} keep what is trained; see whether "
+                "there is room and whether they are yours to write"
+            ) from error
+        client, location = self._client(), artifacts.as_uri()
+        # A data directory that was copied has the experiment of the one that it came from.
+        for name in (names.PROJECT, f"{names.PROJECT} in {artifacts}"):
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                return client, str(client.create_experiment(name, artifact_location=location))
+            if experiment.artifact_location == location:
+                return client, str(experiment.experiment_id)
+        raise RegistryError(
+            f"MLflow's experiment {name!r} keeps its artifacts in {experiment.artifact_location}: rename it"
+        )
 
     def promote(self, version: str) -> BundleRef:
         """Put a version in service: MLflow's aliases, then the pointer file. RegistryError where it is unusable."""
@@ -204,12 +238,13 @@ class ModelRegistry:
             self._connected = _connect(self._settings)
         return self._connected
 
-    def _experiment(self, client: "MlflowClient") -> str:
-        experiment = client.get_experiment_by_name(names.PROJECT)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        artifacts = self._settings.data.resolve() / "mlflow"
-        return str(client.create_experiment(names.PROJECT, artifact_location=artifacts.as_uri()))
+
+def _check_writable(file: Path) -> None:
+    """MLflow itself would try again for minutes before it said so. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("PRAGMA user_version = 0")
+        database.rollback()
 
 
 def _connect(settings: Settings) -> "MlflowClient":

@@ -1,5 +1,8 @@
 """A whole training run through Feast: a simulated shop in a real lake, the offline store, MLflow, and the bundle it makes."""
 
+import hashlib
+import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +10,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+from mlflow.entities import Run
 
 from headrace import names
-from headrace.clock import to_micros
+from headrace.clock import from_micros, to_micros
 from headrace.decoding import decode_payload
 from headrace.events import EVENT_SCHEMA, EventIn, encode_records, to_record
 from headrace.ingest.shop import ShopConfig
@@ -20,7 +24,7 @@ from headrace.models.scorer import Scorer
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake, append_rows
-from headrace.stores.models import ModelRegistry, read_champion
+from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from tests.integration.conftest import feast_applied
 from training import evaluate, promote, train
 from training.config import TrainConfig, small
@@ -28,6 +32,7 @@ from training.dataset import DatasetError, features
 from training.intervals import Estimate
 from training.measures import RANKED, TOWERS
 from training.rivals import CO_OCCURRENCE, POPULAR
+from training.run_folder import RunFolder
 
 SHOP = ShopConfig(users=400, items=200, categories=8, events=16_000, days=4)
 CONFIG = small().changed(max_ranked_requests=200, patience=2)
@@ -196,6 +201,63 @@ def test_metrics_are_registered_by_name(settings: Settings, result: train.TrainR
     assert registered.metrics["two_towers_ndcg_at_10"] == result.report.methods[TOWERS]["ndcg_at_10"].value
 
 
+def recorded(settings: Settings, run_id: str) -> Run:
+    client, _ = ModelRegistry(settings).tracking()
+    return client.get_run(run_id)
+
+
+def artifacts_of(settings: Settings, run_id: str) -> Path:
+    return settings.data / "mlflow" / run_id / "artifacts"
+
+
+def test_mlflow_has_the_config_the_window_and_what_the_features_were(
+    settings: Settings, result: train.TrainResult, bundle: Bundle
+) -> None:
+    run, manifest = recorded(settings, result.run_id), bundle.manifest
+    assert run.info.status == "FINISHED"
+    params = run.data.params
+    assert {key: params[key] for key in CONFIG.to_json()} == {
+        key: str(value) for key, value in CONFIG.to_json().items()
+    }
+    assert (params["used_device"], params["code_version"]) == ("cpu", manifest.code_version)
+    moments = [params[key] for key in ("window_start", "cut", "window_end")]
+    assert moments == [
+        from_micros(us).isoformat() for us in (manifest.window_us[0], manifest.cut_us, manifest.window_us[1])
+    ]
+    begins = datetime.fromisoformat(params["validation_start"])
+    assert manifest.window_us[0] < to_micros(begins) < manifest.cut_us
+    assert params["services"] == f"{names.RETRIEVAL_SERVICE}, {names.RANKER_SERVICE}"
+    assert {key: params[f"fingerprint_{key}"] for key in manifest.fingerprints} == {
+        view: str(fingerprint) for view, fingerprint in manifest.fingerprints.items()
+    }
+
+
+def test_mlflow_has_every_epoch_of_both_models(settings: Settings, result: train.TrainResult) -> None:
+    client, _ = ModelRegistry(settings).tracking()
+    for name, epochs in result.epochs.items():
+        assert len(epochs) > 1
+        for key, value in (("loss", "loss"), ("ndcg_at_10", "judged"), ("rows_per_second", "rows_per_second")):
+            told = {each.step: each.value for each in client.get_metric_history(result.run_id, f"{name}/{key}")}
+            expected = {epoch.number: getattr(epoch, value) for epoch in epochs if epoch.number or key == "ndcg_at_10"}
+            assert told == expected
+
+
+def test_mlflow_has_the_plots_the_report_and_where_the_bundle_is(settings: Settings, result: train.TrainResult) -> None:
+    run, folder = recorded(settings, result.run_id), artifacts_of(settings, result.run_id)
+    assert {file.stem for file in (folder / "plots").glob("*.svg")} == {
+        "learning", "methods", "gains", "calibration", "recall_by_popularity", "exposure", "embedding_map",
+    }  # fmt: skip
+    assert (folder / "report.json").is_file()
+    assert run.data.tags["bundle"] == str(result.bundle_dir.resolve())
+    written = (result.bundle_dir / "bundle.json").read_bytes()
+    assert run.data.tags["bundle_sha256"] == hashlib.sha256(written).hexdigest()
+    assert (folder / "bundle.json").read_bytes() == written
+    assert result.page == settings.data / "reports" / f"{result.version}.html"
+    page = result.page.read_text()
+    assert page == (folder / "report.html").read_text()
+    assert (page.count("<svg"), f"Evaluation of version {result.version} (" in page) == (7, True)
+
+
 QUICK = CONFIG.changed(
     max_positives=500,
     max_lists=100,
@@ -223,41 +285,87 @@ def test_one_seed_gives_one_report(settings: Settings) -> None:
     assert first == again
 
 
-def test_an_empty_lake_is_refused_with_the_remedy(settings: Settings, tmp_path: Path) -> None:
-    empty = Settings(data=tmp_path, feature_repo=settings.feature_repo)
+def test_a_run_that_was_interrupted_is_killed_in_mlflow_and_goes_on_there_when_it_is_resumed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    client, experiment = ModelRegistry(settings).tracking()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "ranker_lists", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(QUICK, settings, clock=lambda: STARTED_US + 4)
+    run_id = RunFolder.unfinished(settings.runs_dir).tracked_as()
+    assert run_id is not None
+    assert recorded(settings, run_id).info.status == "KILLED"
+    assert [each.step for each in client.get_metric_history(run_id, "towers/ndcg_at_10")] == [0, 1]
+
+    runs = len(client.search_runs([experiment]))
+    result = train.main(QUICK, settings, clock=lambda: STARTED_US + 5, resume=True)
+    assert (result.run_id, recorded(settings, run_id).info.status) == (run_id, "FINISHED")
+    assert [each.step for each in client.get_metric_history(run_id, "towers/ndcg_at_10")] == [0, 1]
+    assert [each.step for each in client.get_metric_history(run_id, "ranker/loss")] == [1]
+    assert len(client.search_runs([experiment])) == runs
+
+
+def with_mlflow(settings: Settings, data: Path) -> Settings:
+    """Settings of a data directory in which MLflow has its tables, which take seconds to make."""
+    data.mkdir(exist_ok=True)
+    shutil.copyfile(settings.data / "mlflow.db", data / "mlflow.db")
+    return Settings(data=data, feature_repo=settings.feature_repo)
+
+
+def test_an_empty_lake_is_refused_with_the_remedy_and_the_run_has_failed(
+    settings: Settings, result: train.TrainResult, tmp_path: Path
+) -> None:
+    empty = with_mlflow(settings, tmp_path)
     with pytest.raises(DatasetError, match="run `headrace ingest` first"):
         train.main(CONFIG, empty, store=open_feature_store(settings))
+    run_id = RunFolder.unfinished(empty.runs_dir).tracked_as()
+    assert run_id is not None
+    run = recorded(empty, run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"].startswith(f"DatasetError: the event lake {empty.lake_dir}")
+
+
+def test_a_training_that_mlflow_cannot_record_does_not_begin(settings: Settings, tmp_path: Path) -> None:
+    blocked = Settings(data=tmp_path, feature_repo=settings.feature_repo)
+    (tmp_path / "mlflow.db").write_text("this is no database")
+    with pytest.raises(RegistryError, match="MLflow cannot be written to"):
+        train.main(CONFIG, blocked, store=open_feature_store(settings))
+    assert not blocked.runs_dir.exists()
 
 
 def test_one_user_trains_while_one_without_anything_new_and_a_single_item_are_refused(
-    settings: Settings, tmp_path: Path
+    settings: Settings, result: train.TrainResult, tmp_path: Path
 ) -> None:
     """Features are those of the big shop's store, where this user is a stranger: keys alone come from the small lake."""
     store, hour_us = open_feature_store(settings), 3_600 * MICROS
     quick = CONFIG.changed(tower_epochs=1, ranker_epochs=1, test_share=0.5)
-    two = Settings(data=tmp_path / "two", feature_repo=settings.feature_repo)
+    two = with_mlflow(settings, tmp_path / "two")
     visits = [("a", 0), ("b", 1), ("a", 26), ("b", 27), ("a", 53), ("b", 54)]
     append_views(two, [(item, SHOP.start_us + hours * hour_us) for item, hours in visits])
     with pytest.raises(DatasetError, match="none of those with an item that is new to its user"):
         train.main(quick, two, store=store)
 
-    three = Settings(data=tmp_path / "three", feature_repo=settings.feature_repo)
+    three = with_mlflow(settings, tmp_path / "three")
     append_views(three, [(item, SHOP.start_us + hours * hour_us) for item, hours in [*visits, ("c", 60)]])
     listed = pa.table({"item_id": ["c"], "event_timestamp": pa.array([SHOP.start_us], pa.timestamp("us", "UTC"))})
     append_rows(three.lake_dir, names.ITEMS_TABLE, listed)
-    result = train.main(quick, three, store=store)
-    assert (result.ranker_lists, result.epochs[train.RANKER]) == (0, [])
-    assert (result.report.requests, result.report.users) == (1, 1)
-    assert result.report.outcomes == {}
-    assert [note.split(":")[0] for note in result.report.notes] == [
+    trained = train.main(quick, three, store=store)
+    assert (trained.ranker_lists, trained.epochs[train.RANKER]) == (0, [])
+    assert (trained.report.requests, trained.report.users) == (1, 1)
+    assert trained.report.outcomes == {}
+    assert [note.split(":")[0] for note in trained.report.notes] == [
         "no AUC, log loss and calibration",
         "the baselines' half-life and number of neighbours are defaults",
     ]
     # All that is left to rank is c, and one user has no interval.
-    assert result.report.methods[TOWERS]["recall_at_10"] == Estimate(1.0)
-    assert sorted(Bundle.load(result.bundle_dir).snapshot.item_id) == ["a", "b", "c"]
+    assert trained.report.methods[TOWERS]["recall_at_10"] == Estimate(1.0)
+    assert sorted(Bundle.load(trained.bundle_dir).snapshot.item_id) == ["a", "b", "c"]
 
-    one = Settings(data=tmp_path / "one", feature_repo=settings.feature_repo)
+    one = with_mlflow(settings, tmp_path / "one")
     append_views(one, [("a", SHOP.start_us + hours * hour_us) for hours in (0, 26, 53)])
     with pytest.raises(DatasetError, match="the catalogue holds 1 item"):
         train.main(quick.changed(validation_share=0.0), one, store=store)

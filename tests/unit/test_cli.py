@@ -38,11 +38,21 @@ def test_what_is_asked_of_an_evaluation_reaches_it(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_asked_of_a_training_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(cli, "_job", lambda *arguments: asked.append(arguments))
-    options = ["--config", "my_configs:decayed", "--set", "days=7", "--set", "seed=1", "--warm-start", "--resume"]
+    monkeypatch.setattr(cli, "_become", lambda *arguments: asked.append(arguments))
+    options = [
+        "--config",
+        "my_configs:decayed",
+        "--set",
+        "seed=1",
+        "--set",
+        "batch=64",
+        "--resume",
+        "--warm-start",
+        "--json",
+    ]
     assert CliRunner().invoke(cli.app, ["train", *options]).exit_code == 0
-    assert CliRunner().invoke(cli.app, ["train", "--json"]).exit_code == 0
-    assert asked == [("training.train", options, False), ("training.train", ["--config", "default"], True)]
+    assert CliRunner().invoke(cli.app, ["train"]).exit_code == 0
+    assert asked == [("training.train", options[:-1], True), ("training.train", ["--config", "default"], False)]
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.arrays import Ints
-from training.fit import Epoch, Schedule, TrainError, fit
+from training.fit import Epoch, Noted, Schedule, TrainError, fit
 from training.processes import Processes
 
 POINTS = torch.linspace(-1, 1, 60)[:, None]
@@ -35,7 +36,11 @@ def read(rows: Ints, share: Ints) -> Tensor:
 
 
 def learn(
-    checkpoint: Path, schedule: Schedule = SCHEDULE, line: Line | None = None, processes: Processes | None = None
+    checkpoint: Path,
+    schedule: Schedule = SCHEDULE,
+    line: Line | None = None,
+    processes: Processes | None = None,
+    noted: Noted = lambda name, epoch: None,
 ) -> tuple[Line, list[Epoch]]:
     torch.manual_seed(schedule.seed)
     line = line or Line()
@@ -52,6 +57,7 @@ def learn(
         "cpu",
         checkpoint=checkpoint,
         progress=False,
+        noted=noted,
     )
     return line, epochs
 
@@ -65,6 +71,18 @@ def test_a_line_is_learnt_and_its_best_epoch_is_what_is_left(tmp_path: Path) -> 
     assert left == pytest.approx(best.judged)
     assert left > -0.2 > epochs[0].judged
     assert not line.training
+
+
+def test_each_epoch_is_told_as_it_ends_and_those_before_a_resumed_fit_again(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def noted(name: str, epoch: Epoch) -> None:
+        assert name == "line"
+        told.append(epoch.number)
+
+    for epochs in (2, 3):
+        learn(tmp_path / "line.pt", replace(SCHEDULE, epochs=epochs), noted=noted)
+    assert told == [0, 1, 2, 0, 1, 2, 3]
 
 
 def test_fitting_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:

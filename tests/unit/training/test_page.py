@@ -2,6 +2,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.unit.training.report_of import report
+from training.figures import draw
+from training.fit import Epoch
 from training.intervals import Estimate
 from training.measures import RANKED
 from training.page import page, price, write_page
@@ -26,6 +28,15 @@ def test_parts_of_which_there_is_nothing_are_left_out() -> None:
     for heading in ("What real time is worth", "Outcomes", "Without the ranker", "Segments"):
         assert f"<h2>{heading}" not in text
     assert "<h1>Evaluation</h1>" in text
+
+
+def test_the_page_of_a_training_shows_how_it_learnt() -> None:
+    towers = [Epoch(0, float("nan"), 0.1, 0, 0, 0), Epoch(1, 2.0, 0.2, 1, 9, 0)]
+    text = page(report(), {}, draw(report(), {"towers": towers, "ranker": []}))
+    assert text.count("<svg") == 8
+    assert "towers: loss" in text
+    assert "ranker: loss" not in text
+    assert "<h2>Learning" not in page(report(), {})
 
 
 def test_a_page_is_written_into_a_folder_that_is_made(tmp_path: Path) -> None:

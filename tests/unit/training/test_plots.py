@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from training import plots
+from training.fit import Epoch
 from training.intervals import Estimate
 from training.metrics import Bin
 
@@ -18,6 +19,13 @@ FIGURES = {
     ),
     "reliability": lambda: plots.reliability({"click": [Bin(0.1, 0.2, 4)], "cart": []}),
     "lorenz": lambda: plots.lorenz({"first": np.array([0, 3, 1]), "nothing": np.zeros(3, np.int64)}),
+    "learning": lambda: plots.learning(
+        {
+            "towers": [Epoch(0, float("nan"), 0.1, 0, 0, 0), Epoch(1, 2.0, 0.2, 1, 9, 0)],
+            "ranker": [Epoch(0, *[float("nan")] * 2, 0, 0, 0)],
+        },
+        "NDCG@10",
+    ),
     "map": lambda: plots.embedding_map(np.eye(3, 4, dtype=np.float32), np.array([0, -1, 1]), ["a", "b"], np.ones(3)),
 }
 

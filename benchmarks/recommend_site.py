@@ -80,10 +80,10 @@ class Sites:
     def prepared(self, shop: Shop) -> Path:
         """The data directory of this shop, with a promoted model."""
         folder = self._home / shop.label
-        filled = {**asdict(shop), "code": _digest(_FEATURES)}
+        filled = {**asdict(shop), "code": digest(_FEATURES)}
         del filled["config"], filled["changes"]
         self._once(folder, "filled", filled, lambda: self._fill(folder / "var", shop), anew=True)
-        trained = {**filled, "models": shop.models, "training": _digest(_MODELS), "filled": _stamp(folder, "filled")}
+        trained = {**filled, "models": shop.models, "training": digest(_MODELS), "filled": _stamp(folder, "filled")}
         self._once(folder, "trained", trained, lambda: self._train(folder / "var", shop))
         return folder / "var"
 
@@ -171,7 +171,7 @@ def _stamp(folder: Path, step: str) -> dict[str, Any]:
     return found
 
 
-def _digest(rooms: Sequence[str]) -> str:
+def digest(rooms: Sequence[str]) -> str:
     """Of all their source files."""
     digest = xxhash.xxh3_128()
     for path in sorted(path for room in rooms for path in (ROOT / room).rglob("*.py")):

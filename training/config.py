@@ -48,12 +48,12 @@ class TrainConfig:
     cross_width: int = 128
     dropout: float = 0.1
     # Fitting: at most so many epochs, ended after `patience` of them without a better one.
-    batch: int = 256
-    tower_epochs: int = 20
+    batch: int = 128
+    tower_epochs: int = 30
     list_batch: int = 16
     ranker_epochs: int = 10
-    patience: int = 3
-    learning_rate: float = 2e-3
+    patience: int = 4
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warm_up: int = 100
     # Softmax over the catalogue up to so many items, above that over the batch's and so many that are drawn.
@@ -136,7 +136,7 @@ def of_size(name: str, size: int) -> TrainConfig:
         length=min(10 + 20 * size, 50),
         width=32 * size,
         cross_width=64 + 96 * size,
-        batch=256 * size,
+        batch=128 * size,
         layers=min(size, 3),
     )
 

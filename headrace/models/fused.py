@@ -26,7 +26,7 @@ from headrace.models.fused_kernels import (
 from headrace.models.inputs import OneUser
 from headrace.models.packed_items import PackedItems
 from headrace.models.ranker import RECENT_PLACES, Ranker
-from headrace.models.towers import TwoTowers
+from headrace.models.towers import TEMPERATURE, TwoTowers
 
 
 class Fused:
@@ -68,6 +68,7 @@ def _tower_weights(towers: TwoTowers) -> TowerWeights:
         BlockWeights(*each),
         out_DD,
         out_bias_D,
+        np.float32(TEMPERATURE),
     )
 
 

@@ -20,6 +20,8 @@ EPSILON: Final = np.float32(1e-5)
 """Of torch.nn.LayerNorm."""
 NO_CODE: Final = np.float32(-1)
 LOG2_E: Final = np.float32(1.4426950408889634)
+SHORTEST: Final = np.float32(1e-12)
+"""Of torch.nn.functional.normalize."""
 NOT_SEEN: Final = np.float32(-1e30)
 LEAST_EXPONENT: Final = np.float32(-126)
 
@@ -69,6 +71,7 @@ class TowerWeights(NamedTuple):
     blocks: BlockWeights
     out_DD: Floats32
     out_bias_D: Floats32
+    temperature: np.float32
 
 
 class RankerWeights(NamedTuple):
@@ -225,7 +228,8 @@ def _user_vector(tower: TowerWeights, x_PD: Floats32, places_P: Ints, user_D: Fl
     x_PD[-1] += user_D
     vector_1D = _linear(_normed(x_PD[-1:]), tower.out_DD, tower.out_bias_D)
     vector_D: Floats32 = vector_1D[0]
-    return vector_D
+    length = max(np.sqrt(np.sum(vector_D * vector_D)), SHORTEST)
+    return vector_D / (length * tower.temperature)
 
 
 @fast_kernel

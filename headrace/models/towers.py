@@ -15,6 +15,7 @@ from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, a
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
+TEMPERATURE: Final = 0.07
 _ROWS_AT_ONCE: Final = 64
 _LEAST_CHANCE: Final = 1e-30
 
@@ -84,6 +85,10 @@ class TwoTowers(Towers):
         self.norm = nn.LayerNorm(config.width)
         self.out = nn.Linear(config.width, config.width)
         self.dropout = config.dropout
+        # A user begins as what was met last, so the first that is found is what is like it: random layers there would have to be unlearnt.
+        nn.init.eye_(self.out.weight)
+        for bias_or_weight in (self.out.bias, *self.user_encoder.numbers[-1].parameters()):
+            nn.init.zeros_(bias_or_weight)
 
     def items(self, items: ItemInputs) -> Tensor:
         return self.item_encoder(items)
@@ -115,7 +120,8 @@ class TwoTowers(Towers):
         return x_BLD
 
     def _vectors(self, last_RD: Tensor, users: UserInputs) -> Tensor:
-        return self.out(self.norm(last_RD + self.user_encoder(users)))
+        """A direction too: scores are cosines, over the temperature at which a softmax of them tells items apart."""
+        return F.normalize(self.out(self.norm(last_RD + self.user_encoder(users))), dim=-1) / TEMPERATURE
 
 
 def full_softmax_loss(user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake, append_rows
 from headrace.stores.models import ModelRegistry, read_champion
+from tests.integration.conftest import feast_applied
 from training import evaluate, promote, train
 from training.config import TrainConfig, small
 from training.dataset import DatasetError, features
@@ -34,8 +35,9 @@ STARTED_US = 1_800_000_000 * MICROS
 
 
 @pytest.fixture(scope="module")
-def settings(applied: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A lake of simulated events beside a registry that `feast apply` has written."""
+    applied = feast_applied(tmp_path_factory.mktemp("trained"))
     settings = Settings(data=applied / "var", feature_repo=applied / "feature_repo")
     fill_lake(settings, SHOP)
     return settings

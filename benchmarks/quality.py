@@ -1,0 +1,168 @@
+"""How good `train --config default` is on public data, by the protocols that published tables use.
+
+`python -m benchmarks.quality --data FOLDER [--sets beauty,...] [--seeds 0,1,2]`; FOLDER has a folder for each set.
+
+A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json` with its command and commit, and is not made again while
+the code that trains is the same; the table is of all that are there.
+
+beauty, sports   Amazon 5-core in their order: each user's last interaction is the test, the one before it the validation; all items are
+                 ranked, those that the user has met left out.
+ml-100k          by time: weights from before 80 % of the ratings, each later one predicted from everything before its own time.
+cold             beauty with 5 % of the items held out: of these the data has nothing but last interactions, which are to be foretold.
+simulator        a simulated shop, where the ranker has impressions to learn from.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xxhash
+
+from benchmarks.recommend_site import digest
+from benchmarks.report import CONSOLE, RESULTS, publish
+from headrace.clock import system_clock
+from headrace.ingest.load import ingest
+from headrace.ingest.movielens import MovieLens
+from headrace.ingest.sequences import END_US, Sequences
+from headrace.ingest.shop import ShopConfig
+from headrace.ingest.simulator import simulate
+from headrace.ingest.source import RawEvent, Source, SourceRow, parse_micros
+from headrace.ops.apply import apply
+from headrace.ops.ports import free_port
+from headrace.ops.valkey import ValkeyServer
+from headrace.settings import Settings
+
+_DAY_US: Final = 86_400_000_000
+_LEAVE_ONE_OUT: Final = ("test_days=1", "validation_days=1")
+_EVERYTHING: Final = ("days=1000", "max_positives=1000000", "max_test=0", "max_ranked_requests=0", "threads=2")
+_HELD_OUT: Final = 0.05
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """`open` gives its events from its folder; `changes` are of the config, the same whatever the data's size or name."""
+
+    name: str
+    open: Callable[[Path], Source]
+    changes: tuple[str, ...]
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class WithoutColdItems:
+    """Sequences in which some items come in the last day alone, and so only as what is to be foretold."""
+
+    path: Path
+    name: str = "sequences"
+
+    def read(self) -> Iterator[SourceRow]:
+        for row in Sequences(self.path).read():
+            if not (isinstance(row, RawEvent) and is_cold(row.raw["item_id"]) and _is_before_test(row)):  # type: ignore[index]
+                yield row
+
+
+def is_cold(item_id: str) -> bool:
+    return xxhash.xxh64_intdigest(f"held out {item_id}".encode()) < _HELD_OUT * 2**64
+
+
+def _is_before_test(row: RawEvent) -> bool:
+    assert isinstance(row.raw, dict)
+    return parse_micros(row.raw["timestamp"]) < END_US - _DAY_US
+
+
+SHOP: Final = ShopConfig(users=8_000, items=5_000, categories=50, events=400_000, days=14)
+SETS: Final = {
+    each.name: each
+    for each in (
+        DataSet("beauty", Sequences, _LEAVE_ONE_OUT),
+        DataSet("sports", Sequences, _LEAVE_ONE_OUT),
+        DataSet("ml-100k", MovieLens, ("test_share=0.2",)),
+        DataSet("cold", WithoutColdItems, _LEAVE_ONE_OUT, folder="beauty"),
+        DataSet("simulator", lambda _: simulate(SHOP), ()),
+    )
+}
+
+
+def run(which: DataSet, seed: int, data: Path) -> dict[str, Any]:
+    """Load the set into a directory of its own, train on it, and give what `train --json` says."""
+    with tempfile.TemporaryDirectory(prefix="headrace-quality-") as folder:
+        server = ValkeyServer(Path(folder) / "valkey", free_port(), Path(folder) / "valkey.log")
+        server.start()
+        try:
+            settings = Settings(data=Path(folder) / "var", redis_url=server.url)
+            ingest(which.open(data / (which.folder or which.name)), settings, bulk=True, clock=system_clock)
+            apply(settings)
+            return train(settings, (*_EVERYTHING, *which.changes, f"seed={seed}"))
+        finally:
+            server.stop()
+
+
+def train(settings: Settings, changes: Sequence[str]) -> dict[str, Any]:
+    """`python -m training.train --config default` in a process of its own."""
+    command = [sys.executable, "-m", "training.train", "--config", "default", "--json"]
+    command += [part for change in changes for part in ("--set", change)]
+    environment = os.environ | {"HEADRACE_DATA": str(settings.data), "HEADRACE_REDIS_URL": str(settings.redis_url)}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {"changes": list(changes), **found}
+
+
+def measured(which: DataSet, seed: int, data: Path, results: Path) -> dict[str, Any]:
+    """From its file where that is of the code as it stands, else by a run."""
+    file = results / f"{which.name}-{seed}.json"
+    code = digest(("training", "headrace/models", "feature_repo"))
+    if file.exists() and (kept := json.loads(file.read_text())).get("code") == code:
+        found: dict[str, Any] = kept
+        return found
+    CONSOLE.print(f"{which.name}, seed {seed}")
+    started = time.monotonic()
+    made = {"set": which.name, "seed": seed, "code": code, **run(which, seed, data)}
+    made["wall_s"] = round(time.monotonic() - started, 1)
+    results.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(made, indent=1, default=float) + "\n")
+    return made
+
+
+def figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """What the table shows of a run."""
+    report = found["report"]
+    alone, both = report["retrieval"]["methods"]["two towers"], report["methods"]["towers + ranker"]
+    shown = {
+        "retrieval recall@10": alone["recall_at_10"],
+        "retrieval NDCG@10": alone["ndcg_at_10"],
+        "ranked recall@10": both["recall_at_10"],
+        "ranked NDCG@10": both["ndcg_at_10"],
+    }
+    return {name: estimate["value"] for name, estimate in shown.items()} | {"wall s": found["wall_s"]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder that holds beauty/, sports/, ml-100k/")
+    parser.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument("--seeds", default="0,1,2")
+    options = parser.parse_args(arguments)
+    results, runs = RESULTS / "quality", []
+    for name in options.sets.split(","):
+        for seed in map(int, options.seeds.split(",")):
+            runs.append(measured(SETS[name], seed, options.data, results))
+    rows, result = [], {}
+    for name in dict.fromkeys(run["set"] for run in runs):
+        each = [figures(run) for run in runs if run["set"] == name]
+        spread = {key: (np.mean([one[key] for one in each]), np.std([one[key] for one in each])) for key in each[0]}
+        rows.append([name, len(each), *[f"{mean:.4f} ± {std:.4f}" for mean, std in spread.values()]])
+        result[name] = {key: {"mean": mean, "std": std} for key, (mean, std) in spread.items()} | {"seeds": len(each)}
+    publish("quality", ["set", "seeds", *figures(runs[0])], rows, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -229,7 +229,8 @@ def _user_vector(tower: TowerWeights, x_PD: Floats32, places_P: Ints, user_D: Fl
     vector_1D = _linear(_normed(x_PD[-1:]), tower.out_DD, tower.out_bias_D)
     vector_D: Floats32 = vector_1D[0]
     length = max(np.sqrt(np.sum(vector_D * vector_D)), SHORTEST)
-    return vector_D / (length * tower.temperature)
+    scaled_D: Floats32 = vector_D / (length * tower.temperature)
+    return scaled_D
 
 
 @fast_kernel

@@ -36,7 +36,7 @@ def save_bundle(
     activity = pa.table({"item_activity__views_1h": [0, 1, 2]})
     fitted = Preprocessing.fit(users, pa.table(content), activity, dict.fromkeys(item_ids, 1), length=4)
     model = ModelConfig(width=8, hidden=8)
-    towers, ranker = TwoTowers(fitted, model).eval(), stirred(Ranker(fitted, model))
+    towers, ranker = stirred(TwoTowers(fitted, model)), stirred(Ranker(fitted, model))
     with torch.inference_mode():
         vectors = towers.items(fitted.items(content, with_activity=False)).numpy()
     near = np.array([[1, 2], [0, -1], [0, -1]], dtype=np.int32)

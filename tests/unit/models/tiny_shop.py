@@ -1,6 +1,6 @@
 """Four items in two categories, three users, and models of width 8 over them."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -56,12 +56,15 @@ def preprocessing() -> Preprocessing:
     return Preprocessing.fit(users(), catalogue(), activity(), {"a": 3, "b": 2, "c": 1}, length=3)
 
 
-def stirred(ranker: Ranker) -> Ranker:
-    """As if it had learnt something: a fresh one gives the order of retrieval."""
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def stirred(model: Model) -> Model:
+    """As if it had learnt something: fresh towers read no content, and a fresh ranker gives the order of retrieval."""
     with torch.no_grad():
-        for parameter in ranker.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
-    return ranker.eval()
+    return model.eval()
 
 
 def bundle(version: str = "first") -> Bundle:
@@ -75,7 +78,7 @@ def bundle(version: str = "first") -> Bundle:
             code_version="0.1.0",
         ),
         preprocessing=fitted,
-        towers=TwoTowers(fitted, MODEL).eval(),
+        towers=stirred(TwoTowers(fitted, MODEL)),
         ranker=stirred(Ranker(fitted, MODEL)),
         items=Items(
             ["a", "b", "c", "d"],

@@ -20,7 +20,7 @@ from headrace.aggregates.compile import compile_views
 from headrace.arrays import Floats32, Ints
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
-from headrace.models.architectures import ranker_class, ranker_of, towers_class, towers_of
+from headrace.models.architectures import check_names, ranker_of, towers_of
 from headrace.models.base import RankingModel, Towers
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CLICK, ModelConfig
@@ -75,15 +75,15 @@ def main(
     """Train, evaluate, save a bundle and register it, all of it recorded in MLflow; None in all processes but the first.
 
     With `resume` the newest run that did not end goes on, by its own config. With `warm_start` both models begin as that bundle's, where
-    their weights mean the same. Raises DatasetError where the lake cannot be trained on,
+    their weights mean the same. Raises ArchitectureError for names that no models have, DatasetError where the lake cannot be trained on,
     TrainError where fitting cannot go on, RunError where there is nothing to resume, RegistryError where MLflow cannot be written to.
     """
     started_us = clock()
+    check_names(config.towers, config.ranker)
     store = store or open_feature_store(settings)
     with processes(device_of(config.device)) as us, Track(settings, clock, us.is_first) as track:
         folder = us.in_turn(lambda: open_run(settings, config, clock, resume))
         config, began_us = folder.began()
-        towers_class(config.towers), ranker_class(config.ranker)  # a name that none has is told before hours of data
         device = device_of(config.device)
         track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)

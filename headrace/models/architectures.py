@@ -29,6 +29,12 @@ def ranker_of(preprocessing: Preprocessing, config: ModelConfig) -> RankingModel
     return ranker_class(config.ranker)(preprocessing, config)
 
 
+def check_names(towers: str, ranker: str) -> None:
+    """Raises ArchitectureError where either is no name of an architecture: before a run reads data, and not after."""
+    towers_class(towers)
+    ranker_class(ranker)
+
+
 def towers_class(name: str) -> type[Towers]:
     return _found("towers", name, TOWERS, Towers)  # type: ignore[type-abstract]
 

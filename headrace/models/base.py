@@ -8,7 +8,7 @@ what a bundle holds. Shape suffixes as in `headrace.models.inputs`; R rows of tr
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,9 @@ class RankingModel(nn.Module, ABC):  # type: ignore[misc]
         name and class of the towers. An encoder that these lack keeps its fresh start.
         """
         for name, own in self.named_children():
-            theirs: Any = getattr(towers, name, None)
-            if isinstance(own, ItemEncoder | HistoryEncoder | UserEncoder) and type(theirs) is type(own):
+            theirs = getattr(towers, name, None)
+            is_encoder = isinstance(own, ItemEncoder | HistoryEncoder | UserEncoder)
+            if is_encoder and theirs is not None and type(theirs) is type(own):
                 own.load_state_dict(theirs.state_dict())
 
 

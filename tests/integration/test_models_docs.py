@@ -164,3 +164,4 @@ def test_a_ranker_of_ones_own_trains_is_settled_and_goes_on_from_itself(shop: Sh
 def test_an_architecture_that_there_is_not_ends_a_run_before_it_reads_anything(shop: Shop) -> None:
     with pytest.raises(ValueError, match="no towers 'casual': choose from causal"):
         train.main(small().changed(towers="casual"), shop.settings, clock=lambda: 1)
+    assert list(shop.settings.runs_dir.glob("*")) == []

@@ -55,9 +55,8 @@ def test_an_item_that_is_put_reads_as_if_it_had_been_there_from_the_start() -> N
 def test_a_changed_item_has_another_vector() -> None:
     changed = shelf()
     before = changed.vectors(np.array([0]))
-    changed.put(
-        np.array([0]), changed.encode({**{n: c[:1] for n, c in CONTENT.items()}, "item_catalogue__price": [1e6]})
-    )
+    content = {**{name: column[:1] for name, column in CONTENT.items()}, "item_catalogue__category": ["books"]}
+    changed.put(np.array([0]), changed.encode(content))
     assert not np.allclose(changed.vectors(np.array([0])), before)
 
 

@@ -44,7 +44,6 @@ def draw(
     if bounded["bound_mb"]:
         sizes.axhline(bounded["bound_mb"], color="grey", linestyle="--", linewidth=0.8, label="bound")
         sizes.legend(fontsize="small")
-    sizes.set_yscale("log")
     sizes.set_ylabel(f"MB, of {bounded['rows']:,} rows")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

@@ -248,11 +248,11 @@ def _check_writable(file: Path) -> None:
 
 
 def _connect(settings: Settings) -> "MlflowClient":
-    # Both are read when MLflow is imported; nothing here may call home.
+    # All are read when MLflow is imported; nothing here may call home, or tell of tables.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings.data.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's tables use what its SQLAlchemy has deprecated

@@ -41,7 +41,10 @@ from tests.integration.small_repo import apply_views, feature, make_settings, st
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 AT = 1_790_000_000_000_000
-WATCH = {"title": "Steel watch", "category": "watches", "brand": "Acme", "price": 129.0, "available": True}
+WATCH = {
+    "title": "Steel watch", "category": "watches", "brand": "Acme", "price": 129.0, "available": True,
+    "attributes": ["steel", "round"],
+}  # fmt: skip
 
 
 def append(settings: Settings, *operations: ItemOperation | Mapping[str, Any]) -> None:
@@ -95,7 +98,7 @@ def test_an_upsert_and_a_status_become_full_rows_in_both_stores(stack: Settings)
         status("i3", AT + 3, available=False, deleted=True),
     )
     run_both(stack)
-    nothing = dict.fromkeys(("title", "category", "brand", "price"))
+    nothing = dict.fromkeys(("title", "category", "brand", "price", "attributes"))
     assert online(stack, names.ITEM_CATALOGUE, "i1", "i2") == [WATCH, nothing | {"available": False}]
     gone = {"available": False, "deleted": True}
     assert online(stack, names.ITEM_STATUS, "i1", "i3") == [gone | {"deleted": False}, gone]

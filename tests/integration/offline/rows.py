@@ -74,7 +74,15 @@ def append_rows(path: Path, *rows: dict[str, Any]) -> None:
 
 
 def item(item_id: str | None, at: int, price: float, created: int | None = None) -> dict[str, Any]:
-    row = {"item_id": item_id, "title": "t", "category": "c", "brand": "b", "price": price, "available": True}
+    row = {
+        "item_id": item_id,
+        "title": "t",
+        "category": "c",
+        "brand": "b",
+        "price": price,
+        "available": True,
+        "attributes": ["red", "round"],
+    }
     return row | {"at": at, "created": at if created is None else created}
 
 

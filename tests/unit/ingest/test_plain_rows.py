@@ -80,3 +80,13 @@ def test_tables_are_copied_as_they_are_once_with_what_was_said_again_and_columns
         copied = pl.read_delta(str(target / names.ITEMS_TABLE)).sort("event_timestamp")
         assert copied["size"].to_list() == [None, 40]
         assert pl.read_delta(str(target / names.ITEM_STATUS))["available"].to_list() == [False, False]
+
+
+def test_lists_are_kept_and_a_row_that_says_the_same_list_adds_nothing(tmp_path: Path) -> None:
+    row = ItemRow("a", 1_000_000, attributes=("red", "round"))
+    assert add(tmp_path, row, row._replace(event_timestamp_us=2_000_000)) == 1
+    turned = row._replace(event_timestamp_us=3_000_000, attributes=("round", "red"))
+    assert add(tmp_path, row, turned, turned._replace(event_timestamp_us=4_000_000)) == 1
+    stored = stored_rows(tmp_path, names.ITEMS_TABLE)
+    assert stored is not None
+    assert sorted(stored["attributes"].to_pylist()) == [["red", "round"], ["round", "red"]]

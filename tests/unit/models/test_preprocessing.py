@@ -2,6 +2,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,3 +186,50 @@ def test_preprocessing_survives_json() -> None:
 def test_a_catalogue_that_names_an_item_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="names an item twice"):
         Catalogue(tiny_shop.preprocessing(), {"item_id": ["a", "a"]})
+
+
+def with_lists() -> Preprocessing:
+    catalogue = tiny_shop.catalogue().append_column(
+        "item_catalogue__attributes",
+        pa.array([["red", "round"], ["red"], None, []], pa.list_(pa.string())),
+    )
+    return Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+
+
+def test_a_list_of_strings_is_the_codes_of_its_values_padded_with_zeros() -> None:
+    fitted = with_lists()
+    strings = fitted.content_lists["item_catalogue__attributes"]
+    assert (strings.width, strings.vocabulary.values) == (2, ["red", "round"])
+    lists = [["round", "red"], ["never seen"], [], None, ["red", "round", "beyond the width"]]
+    items = fitted.items({"item_id": list("abcde"), "item_catalogue__attributes": lists}, with_activity=False)
+    assert items.lists_NA.tolist() == [[3, 2], [1, 0], [0, 0], [0, 0], [2, 3]]
+    column = pa.chunked_array([pa.array(lists, pa.list_(pa.string()))])
+    arrow = fitted.items(
+        {"item_id": pa.array(list("abcde")), "item_catalogue__attributes": column}, with_activity=False
+    )
+    assert arrow.lists_NA.tolist() == items.lists_NA.tolist()
+    assert "item_catalogue__attributes" in fitted.content_features
+
+
+def test_lists_survive_json_and_are_empty_where_a_request_lacks_them() -> None:
+    fitted = Preprocessing.from_json(with_lists().to_json())
+    assert fitted == with_lists() or fitted.to_json() == with_lists().to_json()
+    assert fitted.items({"item_id": ["a", "b"]}, with_activity=False).lists_NA.tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_catalogue_without_lists_has_no_places_for_them() -> None:
+    fitted = tiny_shop.preprocessing()
+    assert fitted.items({"item_id": ["a", "b"]}, with_activity=False).lists_NA.shape == (2, 0)
+
+
+def test_an_event_that_names_no_item_is_an_event_on_an_unknown_one() -> None:
+    """In a request and in columns alike: else the places of a history would have holes."""
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    asked = {
+        "user_activity__recent_items": [["a", None]],
+        "user_activity__recent_types": [["view", "view"]],
+        "user_activity__recent_times": [[T_US - 7, T_US - 5]],
+    }
+    assert fitted.users(asked, np.array([T_US]), shop.row).items_BL.tolist() == [[0, 2, 1]]
+    assert fitted.user(asked, T_US, shop.row).items_L.tolist() == [0, 2, 1]

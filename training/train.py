@@ -362,7 +362,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
         config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
         settings = Settings()
         champion = champion_of(settings) if options.warm_start else None
-        if not options.json:
+        if not options.json and os.environ.get("RANK", "0") == "0":
             print(f"what it learns shows as it learns: {how_to_look(settings)}", file=sys.stderr)
         try:
             with Interrupts().installed():

@@ -90,6 +90,7 @@ class Lake:
             **{name: pa.nulls(len(prices), pa.string()) for name in ("title", "category", "brand")},
             "price": pa.array([row.price for row in prices], pa.float64()),
             "available": pa.nulls(len(prices), pa.bool_()),
+            "attributes": pa.nulls(len(prices), pa.list_(pa.string())),
             "event_timestamp": pa.array([row.at for row in prices], _TIME),
             "created": pa.array([row.created for row in prices], _TIME),
         }

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.quality --data FOLDER [--sets beauty,...] [--seeds 0,1,2]`; FOLDER has a folder for each set.
 
-A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json` with its command and commit, and is not made again while
-the code that trains is the same; the table is of all that are there.
+A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json`, with a hash of the code that trains, and is not made
+again while that is the same; the table is of the sets and seeds that were asked for.
 
 beauty, sports   Amazon 5-core in their order: each user's last interaction is the test, the one before it the validation; all items are
                  ranked, those that the user has met left out.

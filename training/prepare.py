@@ -86,7 +86,9 @@ def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path,
             max_values=min(max(_MAX_VALUES, len(seen)), _MOST_VALUES),
         )
         pq.write_table(content, folder / _CONTENT)
-        (folder / _PREPROCESSING).write_text(preprocessing.to_json())
+        draft = folder / f"{_PREPROCESSING}.draft"
+        draft.write_text(preprocessing.to_json())
+        draft.replace(folder / _PREPROCESSING)  # a run that is killed in between makes both again
     content = pq.read_table(folder / _CONTENT)
     preprocessing = Preprocessing.from_json((folder / _PREPROCESSING).read_text())
     return Shop(preprocessing, Catalogue(preprocessing, columns.by_name(content)), content)

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from headrace.arrays import Floats, Ints
+from training.fit import TrainError
 from training.requests import Histories
 
 _BLOCK = 512
 """Requests whose scores of all items are held at once."""
-
-
-class ModelError(RuntimeError):
-    """A model whose scores are no numbers."""
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -44,11 +41,11 @@ def best_unseen(user_TD: Tensor, item_ID: Tensor, history: Histories, k: int) ->
 
 
 def _without_seen(user_TD: Tensor, item_ID: Tensor, history: Histories, start: int) -> Tensor:
-    """Scores of a block of users, those of what they have seen minus infinity. Raises ModelError for one that is not finite."""
+    """Scores of a block of users, those of what they have seen minus infinity. Raises TrainError for one that is not finite."""
     block = user_TD[start : start + _BLOCK]
     scores_BI = block @ item_ID.T
     if not torch.isfinite(scores_BI).all():
-        raise ModelError(
+        raise TrainError(
             "the towers give scores that are not finite: take a lower learning rate (`--set learning_rate=...`)"
         )
     pairs = history.rows(slice(start, start + len(block))).pairs

@@ -2,7 +2,7 @@
 
 What a request computes is small: 200 rows, 50 places. As some hundred operations of a tensor library most of its time goes into
 finding, checking and allocating; here the products go to BLAS and what lies between them is done in passes over memory that is in the
-cache.
+cache. One module, though a long one: the kernels of both models are compiled together and call each other.
 
 Shape suffixes as in `headrace.models.inputs`; P places of the history that hold an item, Q those or candidates that attend to them, W the
 width of a packed item, K the inputs of the crosses, X their width, U the hidden width.

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.ranks import ModelError, best_unseen, ndcg, target_ranks
+from training.fit import TrainError
+from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Histories
 
 USERS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -40,7 +41,7 @@ def test_many_requests_are_ranked_as_one_by_one() -> None:
 
 
 def test_a_model_whose_scores_are_no_numbers_is_no_good_one() -> None:
-    with pytest.raises(ModelError, match="take a lower learning rate"):
+    with pytest.raises(TrainError, match="take a lower learning rate"):
         target_ranks(USERS * float("nan"), ITEMS, np.array([2, 2]), NOTHING)
 
 

@@ -33,6 +33,7 @@ from training import learn_towers, prepare, train
 from training.config import TrainConfig, by_name
 from training.dataset import T_US, Split, historical_chunks, newest, read_split, user_features
 from training.fit import Epoch, fit
+from training.learn import schedule_of
 from training.processes import Processes
 from training.rows import Table, UserRows, of_users
 from training.windows import Windows, write_windows
@@ -148,7 +149,7 @@ class Prepared:
         batch: int,
         epochs: int,
     ) -> list[Epoch]:
-        schedule = train.schedule_of(self.config, epochs, batch)
+        schedule = schedule_of(self.config, epochs, batch)
         checkpoint = self.folder / "fit.pt"
         checkpoint.unlink(missing_ok=True)  # each is a fit of its own
         return fit(

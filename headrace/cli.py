@@ -31,6 +31,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Config = Annotated[
+    str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program to read.")]
 
 
@@ -221,12 +227,8 @@ def _micros(moment: str) -> int:
 
 @app.command()
 def train(
-    config: Annotated[
-        str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
-    ] = "default",
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
-    ] = None,
+    config: Config = "default",
+    change: Changes = None,
     warm_start: Annotated[bool, typer.Option(help="Begin with the weights of the version in service.")] = False,
     resume: Annotated[
         bool, typer.Option(help="Go on with the newest run that did not end, by its own config.")
@@ -236,7 +238,7 @@ def train(
     """Build the training set, train both models, evaluate against the baselines, register a bundle; MLflow has the record."""
     arguments = [
         *["--config", config],
-        *(part for text in change or [] for part in ("--set", text)),
+        *_each("--set", change),
         *(["--resume"] if resume else []),
         *(["--warm-start"] if warm_start else []),
     ]
@@ -263,7 +265,7 @@ def evaluate(
         *([version] if version else []),
         *(["--staleness", staleness] if staleness else []),
         *(["--report", str(report)] if report else []),
-        *(part for text in change or [] for part in ("--set", text)),
+        *_each("--set", change),
     ]
     _job("training.evaluate", arguments, as_json)
 
@@ -292,12 +294,8 @@ def retrain(
     every: Annotated[str, typer.Option(help="From the start of a round to the next: 30m, 1h, 1d.")] = "1h",
     once: Annotated[bool, typer.Option(help="One round; exit code 1 where its version is not promoted.")] = False,
     on_drift: Annotated[bool, typer.Option(help="Train only in rounds in which drift is found.")] = False,
-    config: Annotated[
-        str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
-    ] = "default",
-    change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
-    ] = None,
+    config: Config = "default",
+    change: Changes = None,
     bound: Annotated[
         list[str] | None, typer.Option("--drift", metavar="KEY=VALUE", help="Change a bound of drift, like psi=0.3.")
     ] = None,
@@ -308,8 +306,8 @@ def retrain(
         *["--every", every, "--config", config],
         *(["--once"] if once else []),
         *(["--on-drift"] if on_drift else []),
-        *(part for text in change or [] for part in ("--set", text)),
-        *(part for text in bound or [] for part in ("--drift", text)),
+        *_each("--set", change),
+        *_each("--drift", bound),
     ]
     _become("training.retrain", arguments, as_json)
 
@@ -322,7 +320,7 @@ def drift(
     as_json: AsJson = False,
 ) -> None:
     """Compare what has happened since with what the champion was trained on."""
-    _job("training.drift", [part for text in change or [] for part in ("--set", text)], as_json)
+    _job("training.drift", _each("--set", change), as_json)
 
 
 @app.command()
@@ -356,6 +354,10 @@ def _job(module: str, arguments: Sequence[str], as_json: bool) -> None:
 
     command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
     raise typer.Exit(subprocess.run(command, env=environment_of(read_settings()), check=False).returncode)
+
+
+def _each(option: str, values: list[str] | None) -> list[str]:
+    return [part for value in values or [] for part in (option, value)]
 
 
 def _become(module: str, arguments: Sequence[str], as_json: bool) -> NoReturn:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import import_module
 from typing import Any
 
 from headrace.models.config import CAUSAL, CROSSES, ModelConfig
+from headrace.named import NamedError, named
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class TrainConfig:
     layers: int = 1
     cross_width: int = 128
     dropout: float = 0.1
+    # Share of the towers' batches that have to do without the items' IDs, so that content can tell new items apart.
+    without_ids: float = 0.1
     # Fitting: at most so many epochs, ended after `patience` of them without a better one.
     batch: int = 128
     tower_epochs: int = 30
@@ -56,6 +58,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warm_up: int = 100
+    averaging: float = 0.999
     # Softmax over the catalogue up to so many items, above that over the batch's and so many that are drawn.
     full_softmax_items: int = 20_000
     drawn_items: int = 4_096
@@ -93,6 +96,10 @@ class TrainConfig:
             raise ValueError(f"test_share is {self.test_share}; it must lie between 0 and 1")
         if not 0 <= self.validation_share < 1:
             raise ValueError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging is {self.averaging}; it must lie between 0 and 1, 1 left out: 0 keeps no mean")
+        if not 0 <= self.without_ids < 1:
+            raise ValueError(f"without_ids is {self.without_ids}; it must lie between 0 and 1, 1 left out")
         if self.days <= 0:
             raise ValueError(f"days is {self.days}; it must be above 0")
 
@@ -136,7 +143,7 @@ def of_size(name: str, size: int) -> TrainConfig:
         length=min(10 + 20 * size, 50),
         width=32 * size,
         cross_width=64 + 96 * size,
-        batch=128 * size,
+        batch=256 * size**2,
         layers=min(size, 3),
         dropout=min(0.25 * size, 0.5),
         tower_epochs=50 * size,
@@ -165,24 +172,18 @@ def by_name(name: str) -> TrainConfig:
     """One of CONFIGS, or what a function of the user's returns: `module:function`, the module on the Python path. Raises ValueError."""
     if name in CONFIGS:
         return CONFIGS[name]()
-    module_name, colon, function_name = name.partition(":")
     said = f"no training config {name!r}"
-    if not colon or not module_name or not function_name:
-        raise ValueError(f"{said}; choose from {', '.join(CONFIGS)}, or name a function as module:function")
     try:
-        module = import_module(module_name)
-    except ImportError as error:
+        function = named(name)
+    except NamedError as error:
         raise ValueError(
-            f"{said}: module {module_name} cannot be imported ({error}): run where it lies, or put its folder on PYTHONPATH"
+            f"{said}: {error}; choose from {', '.join(CONFIGS)}, or name a function as module:function"
         ) from error
-    function = getattr(module, function_name, None)
     if not callable(function):
-        raise ValueError(f"{said}: module {module_name} has no function {function_name}")
+        raise ValueError(f"{said}: it is of type {type(function).__name__}, no function")
     config = function()
     if not isinstance(config, TrainConfig):
-        raise ValueError(
-            f"{said}: {function_name}() returned {type(config).__name__}, not a TrainConfig: change `small()`"
-        )
+        raise ValueError(f"{said}: it returned {type(config).__name__}, not a TrainConfig: change `small()`")
     return config
 
 

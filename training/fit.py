@@ -1,10 +1,13 @@
 """The loop that both models are fitted by: epochs over rows, the best of them by what it is judged by, a checkpoint after each.
 
-What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows. On a CPU one seed and one number of
+What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows. A copy of it takes the steps; the
+model follows as the running mean of the copy's weights, and that is what is judged and kept: much of what one step learns is noise, which
+the next ones take back (Polyak and Juditsky, 1992). On a CPU one seed and one number of
 threads give one model, through a kill and `resume` too. Under `torchrun` each process takes an equal share of every batch and
 gradients are averaged, so that several learn what one would.
 """
 
+import copy
 import io
 import os
 import sys
@@ -41,6 +44,8 @@ class Schedule:
     weight_decay: float
     warm_up: int
     """Steps in which the rate rises to its height."""
+    averaging: float
+    """What of the running mean stays at each step, in the first ones less."""
     seed: int
 
 
@@ -108,9 +113,10 @@ def fit(
     in `eval` mode; without it the last epoch is the best. Goes on from `checkpoint` where there is one, and then `noted` is told of
     the epochs before it again. Raises TrainError where the loss is not finite or a checkpoint cannot be written.
     """
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
-    wrapped = DistributedDataParallel(objective, find_unused_parameters=True) if processes.count > 1 else objective
-    state = _resumed(checkpoint, model, optimizer, device)
+    learner = copy.deepcopy(objective)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    wrapped = DistributedDataParallel(learner, find_unused_parameters=True) if processes.count > 1 else learner
+    state = _resumed(checkpoint, model, learner, optimizer, device)
     if not state.history:
         state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
     for epoch in state.history:
@@ -123,7 +129,7 @@ def fit(
             said = f"epoch {number} of {schedule.epochs}, best {state.best_judged:.4f}"
             bar.reset(task, total=len(batches), said=said)
             started, waited_s, losses = time.perf_counter(), 0.0, []
-            model.train()
+            learner.train()
             for step, units in enumerate(batches, start=(number - 1) * len(batches)):
                 _set_rate(optimizer, schedule, step)
                 asked = time.perf_counter()
@@ -131,7 +137,8 @@ def fit(
                 waited_s += time.perf_counter() - asked
                 with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device != "cpu"):
                     loss = wrapped(batch) * processes.weight(units, sizes_U)
-                value, rows = _learn(objective, loss, optimizer, name, number), int(sizes_U[units].sum())
+                value, rows = _learn(learner, loss, optimizer, name, number), int(sizes_U[units].sum())
+                _follow(objective, learner, min(schedule.averaging, (1 + step) / (10 + step)))
                 losses.append(value * rows)
                 bar.update(task, advance=1, said=f"{said}, loss {value:.4f}")
             spent = time.perf_counter() - started
@@ -146,14 +153,14 @@ def fit(
             state.note(epoch, model)
             noted(name, epoch)
             if processes.is_first:
-                _save(checkpoint, state, model, optimizer)
+                _save(checkpoint, state, model, learner, optimizer)
             processes.wait()
     model.load_state_dict(state.best)
     model.eval()
     return state.history
 
 
-def _learn(objective: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, name: str, epoch: int) -> float:
+def _learn(learner: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer, name: str, epoch: int) -> float:
     value = float(loss.detach())
     if not np.isfinite(value):
         raise TrainError(
@@ -162,9 +169,15 @@ def _learn(objective: nn.Module, loss: Tensor, optimizer: torch.optim.Optimizer,
         )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    nn.utils.clip_grad_norm_([each for each in objective.parameters() if each.grad is not None], 1.0)
+    nn.utils.clip_grad_norm_([each for each in learner.parameters() if each.grad is not None], 1.0)
     optimizer.step()
     return value
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def _follow(objective: nn.Module, learner: nn.Module, stays: float) -> None:
+    for mean, newest in zip(objective.parameters(), learner.parameters(), strict=True):
+        mean.lerp_(newest, 1 - stays)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
@@ -178,7 +191,7 @@ def _judged(model: nn.Module, judge: Callable[[], float] | None, processes: Proc
     return processes.of_first(judge() if judge is not None and processes.is_first else float("nan"))
 
 
-def _save(file: Path, state: Fit, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _save(file: Path, state: Fit, model: nn.Module, learner: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """In one step: a kill leaves the checkpoint before or this one. Raises TrainError."""
     held: dict[str, Any] = {
         "history": [vars(epoch) for epoch in state.history],
@@ -186,6 +199,7 @@ def _save(file: Path, state: Fit, model: nn.Module, optimizer: torch.optim.Optim
         "best_judged": state.best_judged,
         "best_number": state.best_number,
         "model": model.state_dict(),
+        "learner": learner.state_dict(),
         "optimizer": optimizer.state_dict(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -208,12 +222,13 @@ def _save(file: Path, state: Fit, model: nn.Module, optimizer: torch.optim.Optim
         ) from error
 
 
-def _resumed(file: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> Fit:
-    """How far the checkpoint is, model and optimizer in its state; nothing where there is none."""
+def _resumed(file: Path, model: nn.Module, learner: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> Fit:
+    """How far the checkpoint is, models and optimizer in its state; nothing where there is none."""
     if not file.exists():
         return Fit()
     held = torch.load(file, map_location=device, weights_only=True)
     model.load_state_dict(held["model"])
+    learner.load_state_dict(held["learner"])
     optimizer.load_state_dict(held["optimizer"])
     torch.set_rng_state(held["random"].cpu())
     if held["random_cuda"] and torch.cuda.is_available():

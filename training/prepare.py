@@ -1,14 +1,11 @@
 """What a run learns from, written once into its folder: by the first process, for the others, and for a run that is resumed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 from feast import FeatureStore
@@ -34,6 +31,7 @@ from training.dataset import (
 )
 from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
 from training.requests import Requests
+from training.run import Run, Shop
 from training.windows import Windows, write_windows
 
 _PREPROCESSING: Final = "preprocessing.json"
@@ -52,23 +50,6 @@ _MOST_VALUES: Final = MOST_CODES - 1_000
 # Of the validation's requests, those that the ranker does not learn from: it is judged and calibrated by them.
 _HELD_OUT_SHARE: Final = 0.25
 _MOST_HELD_OUT: Final = 2_000
-
-
-@dataclass(frozen=True)
-class Shop:
-    """The catalogue as it stood when the test begins, and how features become tensors."""
-
-    preprocessing: Preprocessing
-    catalogue: Catalogue
-    content: pa.Table
-
-    @property
-    def items(self) -> int:
-        return len(self.catalogue.item_ids)
-
-    def places(self, rows: pl.DataFrame) -> Ints:
-        """Of the rows' items; -1 for one that the catalogue lacks."""
-        return np.maximum(self.catalogue.rows(rows[names.ITEM_ID].to_arrow()) - Catalogue.FIRST, -1)
 
 
 def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path, config: TrainConfig) -> Shop:
@@ -114,26 +95,17 @@ def users_of(requests: Requests, shop: Shop, store: FeatureStore) -> UserInputs:
 
 
 def ranker_lists(
-    folder: Path,
-    split: Split,
-    requests: Requests,
-    offered_TK: Ints,
-    shop: Shop,
-    towers: Towers,
-    outcomes: Sequence[str],
-    store: FeatureStore,
-    config: TrainConfig,
-    device: str,
+    run: Run, towers: Towers, requests: Requests, offered_TK: Ints, store: FeatureStore
 ) -> tuple[Lists | None, Lists | None]:
     """Lists to learn from, and those held out to judge and calibrate by, from after the towers' rows; None where there is none.
 
     Users are on one side or the other. A held-out request has all that it was offered, as in serving.
     """
-    place = folder / _LISTS
+    place, config, shop = run.folder.path / _LISTS, run.config, run.shop
     if not (place / _READY).exists():
         held = _held_out(requests.rows)
         learnt, judged = np.flatnonzero(~held)[: config.max_lists], np.flatnonzero(held)[:_MOST_HELD_OUT]
-        item_ids, shown = shop.catalogue.item_ids, split.validation_impressions
+        item_ids, shown = shop.catalogue.item_ids, run.split.validation_impressions
         shown_held = _held_out(shown)
         retrieved = {
             place / _ROWS: retrieved_lists(
@@ -161,7 +133,7 @@ def ranker_lists(
             lists = together([frame, shown_lists(impressions[part], item_ids, config.list_length)])
             if lists.is_empty():
                 continue
-            write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, outcomes, device)
+            write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, run.model.outcomes, run.device)
         place.mkdir(exist_ok=True)
         (place / _READY).touch()
     learnt_from, held_out = (Lists.open(part) if part.exists() else None for part in (place / _ROWS, place / _HELD_OUT))

@@ -17,15 +17,14 @@ from feast import FeatureStore
 
 from headrace import names
 from headrace.aggregates.compile import compile_views
-from headrace.arrays import Floats32, Ints
+from headrace.arrays import Floats32
 from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
-from headrace.models.architectures import check_names, ranker_of, towers_of
-from headrace.models.base import RankingModel, Towers
+from headrace.models.architectures import check_names
+from headrace.models.base import Towers
 from headrace.models.bundle import Bundle, Items, Manifest
-from headrace.models.config import CLICK, ModelConfig
+from headrace.models.config import CLICK
 from headrace.models.index import ItemIndex
-from headrace.models.inputs import UserInputs
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.snapshot import AVAILABLE, Snapshot
 from headrace.ops.interrupts import Interrupted, Interrupts
@@ -33,30 +32,28 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
-from training import learn_ranker, learn_towers
 from training.baselines import neighbours, popularity
 from training.config import TrainConfig, by_name, parse_change
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
-from training.fit import Epoch, Noted, Schedule, TrainError, fit
-from training.job import run
-from training.lists import Lists
+from training.fit import TrainError
+from training.job import run as run_job
+from training.learn import RANKER, TOWERS, learn_ranking, learn_retrieval, offer
 from training.page import write_page
-from training.prepare import Shop, ranker_lists, shop_at_cut, tower_rows, users_of
-from training.processes import Processes, device_of, processes
-from training.ranks import best_unseen, ndcg, target_ranks
-from training.requests import Requests, new_to_their_users
+from training.prepare import ranker_lists, shop_at_cut, tower_rows, users_of
+from training.processes import device_of, processes
+from training.requests import new_to_their_users
 from training.result import TrainResult
+from training.run import Run, Shop
 from training.run_folder import RunFolder
-from training.scoring import item_vectors, shop_vectors, user_vectors, window_vectors
+from training.scoring import item_vectors, window_vectors
 from training.track import Track, how_to_look
-from training.warm_start import begin_from, champion_of
+from training.warm_start import champion_of
 from training.warm_start import remarks as warm_start_remarks
 from training.windows import Windows
 
 NEIGHBOURS = 20
-TOWERS, RANKER = "towers", "ranker"
 _QUERIES = 2_000
 # Requests of the validation that are kept for each list that the ranker is to learn from: not every one becomes a list.
 _REQUESTS_A_LIST = 4
@@ -102,45 +99,15 @@ def main(
         asked = new_to_their_users(split.validation, split.everything, shop.catalogue.item_ids, most, config.seed)
         users = users_of(asked, shop, store)
         model = config.model(outcomes_of(split, config))
+        run = Run(folder, config, model, split, shop, us, device, track.noted, progress, warm_start)
 
         # Retrieval, judged by what users turned to next among all items.
-        towers, tower_epochs = learn_retrieval(
-            folder,
-            model,
-            windows,
-            positives,
-            asked,
-            users,
-            shop,
-            config,
-            us,
-            device,
-            progress=progress,
-            noted=track.noted,
-            warm_start=warm_start,
-        )
+        towers, tower_epochs = learn_retrieval(run, windows, positives, asked, users)
 
         # Ranking, of what retrieval offers users that it has not learnt from.
-        offered_TK = offer(towers, asked, users, shop, config, device)
-        learnt, held = us.in_turn(
-            lambda: ranker_lists(
-                folder.path, split, asked, offered_TK, shop, towers, model.outcomes, store, config, device
-            )
-        )
-        ranker, ranker_epochs = learn_ranking(
-            folder,
-            model,
-            towers,
-            learnt,
-            held,
-            shop,
-            config,
-            us,
-            device,
-            progress=progress,
-            noted=track.noted,
-            warm_start=warm_start,
-        )
+        offered_TK = offer(run, towers, asked, users)
+        learnt, held = us.in_turn(lambda: ranker_lists(run, towers, asked, offered_TK, store))
+        ranker, ranker_epochs = learn_ranking(run, towers, learnt, held)
         if not us.is_first:
             return None
 
@@ -197,115 +164,6 @@ def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool
     now_us = clock()
     name = f"{from_micros(now_us):%Y%m%dT%H%M%S}-{now_us % MICROS:06d}-{config.name}"
     return RunFolder.begin(settings.runs_dir, name, config, now_us)
-
-
-def learn_retrieval(
-    folder: RunFolder,
-    model: ModelConfig,
-    windows: Windows,
-    positives: pl.DataFrame,
-    asked: Requests,
-    users: UserInputs,
-    shop: Shop,
-    config: TrainConfig,
-    us: Processes,
-    device: str,
-    *,
-    progress: bool,
-    noted: Noted,
-    warm_start: Bundle | None = None,
-) -> tuple[Towers, list[Epoch]]:
-    """Towers at their best epoch by NDCG@10 over all items, on up to `max_validation` requests of the validation."""
-    torch.manual_seed(config.seed)
-    towers: Towers = towers_of(shop.preprocessing, model).to(device)
-    if warm_start is not None:
-        begin_from(warm_start, warm_start.towers, towers, shop.preprocessing, model)
-    target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
-    expected_I = learn_towers.expected_draws(target_R, shop.items, config.batch, drawn or 0).to(device)
-    judged = asked.head(min(config.max_validation or len(asked), len(asked)))
-    judged_users = users.rows(torch.arange(len(judged)))
-
-    def quality() -> float:
-        user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, judged_users, device))
-        item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
-        return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.history), 10).mean())
-
-    epochs = fit(
-        TOWERS,
-        towers,
-        learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
-        learn_towers.reader(windows, target_R, shop.items, drawn, device),
-        windows.lengths_W,
-        windows.sizes_W,
-        quality if len(judged) else None,
-        schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
-        us,
-        device,
-        checkpoint=folder.path / f"{TOWERS}.pt",
-        progress=progress,
-        noted=noted,
-    )
-    return towers, epochs
-
-
-def offer(towers: Towers, asked: Requests, users: UserInputs, shop: Shop, config: TrainConfig, device: str) -> Ints:
-    """What retrieval offers each request. Shape (T, K)."""
-    user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, users, device))
-    item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
-    offered_TK: Ints = best_unseen(user_TD, item_ID, asked.history, config.candidates)
-    return offered_TK
-
-
-def learn_ranking(
-    folder: RunFolder,
-    model: ModelConfig,
-    towers: Towers,
-    learnt: Lists | None,
-    held: Lists | None,
-    shop: Shop,
-    config: TrainConfig,
-    us: Processes,
-    device: str,
-    *,
-    progress: bool,
-    noted: Noted,
-    warm_start: Bundle | None = None,
-) -> tuple[RankingModel, list[Epoch]]:
-    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
-    begins, with the order of retrieval or with the champion's weights.
-    """
-    torch.manual_seed(config.seed)
-    ranker: RankingModel = ranker_of(shop.preprocessing, model).to(device)
-    ranker.begin_from(towers)
-    if warm_start is not None:
-        begin_from(warm_start, warm_start.ranker, ranker, shop.preprocessing, model)
-    if learnt is None:
-        return ranker.eval(), []
-    table = shop.catalogue.inputs.to(device)
-    epochs = fit(
-        RANKER,
-        ranker,
-        learn_ranker.RankerObjective(ranker, table),
-        learn_ranker.reader(learnt, device),
-        learnt.users.lengths_R,
-        np.ones(len(learnt), np.int64),
-        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held and held.has_choices else None,
-        schedule_of(config, config.ranker_epochs, config.list_batch),
-        us,
-        device,
-        checkpoint=folder.path / f"{RANKER}.pt",
-        progress=progress,
-        noted=noted,
-    )
-    if held is not None:
-        learn_ranker.calibrate(ranker, table, held, device)
-    return ranker, epochs
-
-
-def schedule_of(config: TrainConfig, epochs: int, batch: int) -> Schedule:
-    return Schedule(
-        epochs, config.patience, batch, config.learning_rate, config.weight_decay, config.warm_up, config.seed
-    )
 
 
 def queries(towers: Towers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
@@ -377,7 +235,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
         result.show()
         print(f"report: {result.page}; MLflow run: {result.run_id}")
 
-    return run(train)
+    return run_job(train)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, Final, TypeVar
 
 from headrace.models.base import RankingModel, Towers
 from headrace.models.config import CAUSAL, CROSSES, ModelConfig
 from headrace.models.preprocessing import Preprocessing
+from headrace.named import NamedError, named
 
 TOWERS: Final = {CAUSAL: "headrace.models.towers:TwoTowers"}
 RANKERS: Final = {CROSSES: "headrace.models.ranker:Ranker"}
@@ -44,20 +44,15 @@ def ranker_class(name: str) -> type[RankingModel]:
 
 
 def _found(part: str, name: str, known: Mapping[str, str], base: type[Kind]) -> type[Kind]:
-    module_name, colon, class_name = known.get(name, name).partition(":")
     said = f"no {part} {name!r}"
-    if not colon or not module_name or not class_name:
-        raise ArchitectureError(f"{said}: choose from {', '.join(known)}, or name a class as module:Class")
     try:
-        module = import_module(module_name)
-    except ImportError as error:
+        found: Any = named(known.get(name, name))
+    except NamedError as error:
         raise ArchitectureError(
-            f"{said}: module {module_name} cannot be imported ({error}): put it on the Python path, where training and serving run"
+            f"{said}: {error}; choose from {', '.join(known)}, or name a class as module:Class"
         ) from error
-    found: Any = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
-        what = "has no such class" if found is None else f"has it, but not as a subclass of {base.__name__}"
-        raise ArchitectureError(f"{said}: module {module_name} {what} (headrace/models/base.py)")
+        raise ArchitectureError(f"{said}: it is no subclass of {base.__name__} (headrace/models/base.py)")
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise ArchitectureError(f"{said}: the class lacks {missing} (headrace/models/base.py)")

@@ -21,7 +21,6 @@ class ModelConfig:
     cross_width: int = 128
     hidden: int = 64
     dropout: float = 0.1
-    id_dropout: float = 0.15
     outcomes: tuple[str, ...] = (CLICK,)
     # Names of headrace/models/architectures.py, or module:Class.
     towers: str = CAUSAL

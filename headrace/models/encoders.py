@@ -32,66 +32,53 @@ BEGINNING: Final = 0.02
 
 
 class CodeEmbedding(nn.Module):  # type: ignore[misc]
-    """Embedding of a vocabulary's codes. In training a code falls back to its hash bucket at the given rate, so that
-    the buckets are trained and the rest of the model learns to do without the code."""
+    """Embedding of a vocabulary's codes. What is missing is nothing, and so are the buckets of unknown values, unless more values were
+    met than have a code of their own: then the rest of them teach the buckets.
+    """
 
-    def __init__(self, vocabulary: Vocabulary, width: int, drop: float) -> None:
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
-        self.drop = drop
         self.table = nn.Embedding(len(vocabulary), width, padding_idx=MISSING)
         nn.init.normal_(self.table.weight, std=BEGINNING)
-        with torch.no_grad():
-            self.table.weight[MISSING] = 0
-        self.register_buffer("fallback", torch.tensor(vocabulary.fallback()), persistent=False)
+        nn.init.zeros_(self.table.weight[: 1 + vocabulary.buckets])
 
     def forward(self, codes: Tensor) -> Tensor:
-        return self.table(self.dropped(codes))
-
-    def dropped(self, codes: Tensor) -> Tensor:
-        if not self.training or self.drop == 0:
-            return codes
-        return torch.where(torch.rand(codes.shape, device=codes.device) < self.drop, self.fallback[codes], codes)
+        return self.table(codes)
 
 
 class ListEmbedding(CodeEmbedding):
     """Mean of the embeddings of a list's values; zero for an empty one. (..., A) -> (..., D)."""
 
     def forward(self, codes: Tensor) -> Tensor:
-        flat_NA = self.dropped(codes).flatten(0, -2)
-        means_ND = F.embedding_bag(flat_NA, self.table.weight, mode="mean", padding_idx=MISSING)
+        means_ND = F.embedding_bag(codes.flatten(0, -2), self.table.weight, mode="mean", padding_idx=MISSING)
         return means_ND.unflatten(0, codes.shape[:-1])
 
 
 class ItemEncoder(nn.Module):  # type: ignore[misc]
-    """An item as the sum of its ID's embedding and its content's, then a residual layer, as a direction: of length 1. Lengths would have
-    to grow for scores to tell items apart, which takes four times as many epochs. (...) -> (..., D).
+    """An item as the sum of its ID's embedding and its content's, as a direction: of length 1. Lengths would have to grow for scores to
+    tell items apart, which takes four times as many epochs. (...) -> (..., D).
     """
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__()
-        self.ids = CodeEmbedding(preprocessing.ids, config.width, config.id_dropout)
+        self.ids = CodeEmbedding(preprocessing.ids, config.width)
         self.categories = nn.ModuleList(
-            CodeEmbedding(vocabulary, config.width, config.id_dropout / 4)
-            for vocabulary in preprocessing.content_categories.values()
+            CodeEmbedding(vocabulary, config.width) for vocabulary in preprocessing.content_categories.values()
         )
         self.lists = nn.ModuleList(
-            ListEmbedding(strings.vocabulary, config.width, config.id_dropout / 4)
-            for strings in preprocessing.content_lists.values()
+            ListEmbedding(strings.vocabulary, config.width) for strings in preprocessing.content_lists.values()
         )
         self.list_widths = [strings.width for strings in preprocessing.content_lists.values()]
-        self.content = nn.Linear(preprocessing.content_width, config.width)
-        self.mix = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.width), nn.ReLU(),
-                                 nn.Linear(config.width, config.width))  # fmt: skip
-        for parameter in (*self.content.parameters(), *self.mix[-1].parameters()):
-            nn.init.zeros_(parameter)
+        # Without a bias: what all items have in common leaves their directions less to differ by.
+        self.content_FD = nn.Parameter(torch.zeros(preprocessing.content_width, config.width))
 
     def forward(self, items: ItemInputs) -> Tensor:
-        summed_ND = self.ids(items.id_N) + self.content(items.content_NF)
+        summed_ND = self.ids(items.id_N) + items.content_NF @ self.content_FD
         for column, embedding in enumerate(self.categories):
             summed_ND = summed_ND + embedding(items.categories_NC[..., column])
         for embedding, codes_NA in zip(self.lists, items.lists_NA.split(self.list_widths, dim=-1), strict=True):
             summed_ND = summed_ND + embedding(codes_NA)
-        return F.normalize(summed_ND + self.mix(summed_ND), dim=-1)
+        return F.normalize(summed_ND, dim=-1)
 
 
 class HistoryEncoder(nn.Module):  # type: ignore[misc]
@@ -123,8 +110,7 @@ class UserEncoder(nn.Module):  # type: ignore[misc]
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__()
         self.categories = nn.ModuleList(
-            CodeEmbedding(vocabulary, config.width, config.id_dropout / 4)
-            for vocabulary in preprocessing.user_categories.values()
+            CodeEmbedding(vocabulary, config.width) for vocabulary in preprocessing.user_categories.values()
         )
         self.numbers = nn.Sequential(nn.Linear(preprocessing.user_width, config.hidden), nn.ReLU(),
                                      nn.Linear(config.hidden, config.width))  # fmt: skip

@@ -3,10 +3,11 @@
 Rules, the same everywhere:
 
 - A string has its own code if the fit kept it. Null or empty is `MISSING`. Anything else falls into one of the hash
-  buckets, which training reaches too (`Vocabulary.fallback`), so an unseen category still has a trained embedding.
+  buckets. Where the fit met more strings than it kept, these teach the buckets; else an unseen string adds nothing.
 - A count (an integer of a stream view) is log(1 + x), standardised; null or negative reads as 0.
 - Any other number is sign(x) log(1 + |x|), standardised, followed by a flag; null, NaN and infinite read as the mean,
   the flag set.
+- A number of the catalogue that is the same for all items says nothing, and is left out.
 - A list of strings is the codes of its first values, as many as nearly every item has, padded with `MISSING`.
 - A history is the last L of `recent_items`, `recent_types` and `recent_times`; lists of unequal length are cut to their
   newest common part; the time from an event to the next one, of the newest to t, is cut into powers of two of a second.
@@ -86,10 +87,6 @@ class Vocabulary:
     def bucket(self, value: str) -> int:
         """The code of a value that is not known."""
         return 1 + int(xxhash.xxh64_intdigest(value.encode())) % self.buckets
-
-    def fallback(self) -> list[int]:
-        """For each code, the code it would have if its value were unknown. Length `len(self)`."""
-        return [*range(1 + self.buckets), *(self.bucket(value) for value in self.values)]
 
     def to_json(self) -> dict[str, Any]:
         return {"values": self.values, "buckets": self.buckets}
@@ -303,7 +300,9 @@ class Preprocessing:
             ids=Vocabulary.fit(seen, max_values, buckets),
             user_numbers=_fit_numbers(users, names.USER_ACTIVITY) + _fit_numbers(users, names.USER_PROFILE),
             user_categories=strings(users, names.USER_ACTIVITY) | strings(users, names.USER_PROFILE),
-            content_numbers=_fit_numbers(catalogue, names.ITEM_CATALOGUE),
+            content_numbers=tuple(
+                number for number in _fit_numbers(catalogue, names.ITEM_CATALOGUE) if _varies(catalogue[number.name])
+            ),
             content_categories=strings(catalogue, names.ITEM_CATALOGUE),
             content_lists={
                 name: Strings.fit(catalogue[name], max_values, buckets)
@@ -506,6 +505,12 @@ def _fit_numbers(table: pa.Table, view: str) -> tuple[Number, ...]:
         for name in _of_view(table, view, _is_number)
     }
     return tuple(Number.fit(name, kind, columns.numbers(table[name])) for name, kind in kinds.items())
+
+
+def _varies(column: pa.ChunkedArray) -> bool:
+    values = columns.numbers(column)
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and (len(known) < len(values) or bool(known.min() < known.max()))
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

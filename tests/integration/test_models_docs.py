@@ -31,6 +31,7 @@ from tests.integration.test_training import fill_lake
 from training import train
 from training.config import small
 from training.gate_measures import differences, shelf_of
+from training.learn import RANKER
 from training.made_up import made_up
 
 PAGE = (ROOT / "docs" / "models.md").read_text()
@@ -158,7 +159,7 @@ def test_a_ranker_of_ones_own_trains_is_settled_and_goes_on_from_itself(shop: Sh
     assert max(found.scores, found.users, found.items) < 1e-5
     again = train.main(config, shop.settings, clock=lambda: now + 1, store=store, warm_start=bundle)
     assert again is not None
-    assert again.epochs[train.RANKER][0].judged > 0.9 * max(epoch.judged for epoch in first.epochs[train.RANKER])
+    assert again.epochs[RANKER][0].judged > 0.9 * max(epoch.judged for epoch in first.epochs[RANKER])
 
 
 def test_an_architecture_that_there_is_not_ends_a_run_before_it_reads_anything(shop: Shop) -> None:

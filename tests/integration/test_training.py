@@ -30,6 +30,7 @@ from training import evaluate, promote, train
 from training.config import TrainConfig, small
 from training.dataset import DatasetError, features
 from training.intervals import Estimate
+from training.learn import RANKER
 from training.measures import RANKED, TOWERS
 from training.rivals import CO_OCCURRENCE, POPULAR
 from training.run_folder import RunFolder
@@ -354,7 +355,7 @@ def test_one_user_trains_while_one_without_anything_new_and_a_single_item_are_re
     listed = pa.table({"item_id": ["c"], "event_timestamp": pa.array([SHOP.start_us], pa.timestamp("us", "UTC"))})
     append_rows(three.lake_dir, names.ITEMS_TABLE, listed)
     trained = train.main(quick, three, store=store)
-    assert (trained.ranker_lists, trained.epochs[train.RANKER]) == (0, [])
+    assert (trained.ranker_lists, trained.epochs[RANKER]) == (0, [])
     assert (trained.report.requests, trained.report.users) == (1, 1)
     assert trained.report.outcomes == {}
     assert [note.split(":")[0] for note in trained.report.notes] == [

@@ -7,7 +7,7 @@ from tests.unit.models import tiny_shop
 
 
 def test_a_list_is_the_mean_of_its_values_and_an_empty_one_is_nothing() -> None:
-    embedding = ListEmbedding(Vocabulary(["red", "round"]), width=3, drop=0.0)
+    embedding = ListEmbedding(Vocabulary(["red", "round"]), width=3)
     codes = torch.tensor([[[2, 3], [2, 0]], [[0, 0], [3, 3]]])
     red, round_ = embedding.table.weight[2], embedding.table.weight[3]
     expected = torch.stack([torch.stack([(red + round_) / 2, red]), torch.stack([torch.zeros(3), round_])])

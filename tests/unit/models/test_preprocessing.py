@@ -43,11 +43,6 @@ def test_the_most_frequent_values_are_kept_and_the_rest_share_the_buckets() -> N
     assert (whole.values, whole.buckets) == (["often", "rare"], 1)
 
 
-def test_the_fallback_of_a_known_value_is_the_code_of_an_unknown_one() -> None:
-    vocabulary = Vocabulary(["x"], buckets=4)
-    assert vocabulary.fallback() == [0, 1, 2, 3, 4, Vocabulary([], buckets=4).code("x")]
-
-
 def test_a_count_that_is_null_or_negative_reads_as_zero() -> None:
     number = Number("views", "count", mean=0.0, std=1.0)
     values = Numbers((number,)).apply(np.array([[math.e - 1], [np.nan], [-3.0], [0.0]]))

@@ -36,7 +36,7 @@ def one_row(row: int) -> dict[str, list[object]]:
 def test_vectors_and_scores_are_those_of_the_plain_scorer(user: int) -> None:
     scorer, built = BUNDLE.scorer(), shelf()
     seen = built.user(one_row(user), T_US, ROW_OF)
-    assert np.allclose(seen.vector[0], scorer.user_vector(tiny_shop.request_of(user), T_US), atol=1e-6)
+    assert np.allclose(seen.vector[0], scorer.user_vector(tiny_shop.request_of(user), T_US), atol=1e-5)
     views = np.array([[5.0], [np.nan], [2.0]])
     items = {name: [column[2], column[0], column[3]] for name, column in CONTENT.items()}
     expected = scorer.rank(tiny_shop.request_of(user), {**items, "item_activity__views_1h": views[:, 0].tolist()}, T_US)
@@ -71,7 +71,7 @@ def test_an_item_that_nobody_knows_stands_in_the_history_as_unknown() -> None:
     expected = BUNDLE.scorer().user_vector(
         {**tiny_shop.request_of(0), "user_activity__recent_items": ["a", "never seen"]}, T_US
     )
-    assert np.allclose(shelf().user(features, T_US, ROW_OF).vector[0], expected, atol=1e-6)
+    assert np.allclose(shelf().user(features, T_US, ROW_OF).vector[0], expected, atol=1e-5)
 
 
 def test_what_weighed_is_named_by_feature_and_by_item_of_the_history_and_every_candidate_has_its_own() -> None:

@@ -28,7 +28,9 @@ from training.rows import Table, UserRows, of_items, of_users
 from training.windows import write_windows
 
 MODEL = ModelConfig(width=8, heads=2, layers=1, cross_width=16, hidden=16, outcomes=(CLICK, CART))
-SCHEDULE = Schedule(epochs=3, patience=3, batch=2, learning_rate=0.05, weight_decay=1e-2, warm_up=1, seed=0)
+SCHEDULE = Schedule(
+    epochs=3, patience=3, batch=2, learning_rate=0.05, weight_decay=1e-2, warm_up=1, averaging=0.9, seed=0
+)
 ODD = [float("nan"), float("inf"), -float("inf"), 1e300]
 
 

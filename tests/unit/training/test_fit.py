@@ -1,5 +1,6 @@
 """The loop on a line through points: it learns, one seed gives one model, a kill costs nothing, and faults have names."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from training.fit import Epoch, Noted, Schedule, TrainError, fit
 from training.processes import Processes
 
 POINTS = torch.linspace(-1, 1, 60)[:, None]
-SCHEDULE = Schedule(epochs=40, patience=40, batch=8, learning_rate=0.05, weight_decay=0.0, warm_up=5, seed=3)
+SCHEDULE = Schedule(
+    epochs=40, patience=40, batch=8, learning_rate=0.05, weight_decay=0.0, warm_up=5, averaging=0.9, seed=3
+)
 
 
 class Line(nn.Module):  # type: ignore[misc]
@@ -91,9 +94,28 @@ def test_fitting_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path) 
     with torch.no_grad():
         perfect.slope.weight.fill_(2.0)
         perfect.slope.bias.fill_(1.0)
-    line, epochs = learn(tmp_path / "line.pt", Schedule(40, 3, 8, 0.05, 0.0, 1, 0), perfect)
+    line, epochs = learn(tmp_path / "line.pt", Schedule(40, 3, 8, 0.05, 0.0, 1, 0.0, 0), perfect)
     assert [epoch.number for epoch in epochs] == [0, 1, 2, 3]
     assert float(line.slope.weight.detach()) == 2.0
+
+
+def test_what_is_left_is_the_running_mean_of_the_weights_that_took_the_steps(tmp_path: Path) -> None:
+    before_steps: list[float] = []
+
+    class Watched(Line):
+        def forward(self, batch: Tensor) -> Tensor:
+            before_steps.append(self.slope.weight.item())
+            return super().forward(batch)
+
+    once = replace(SCHEDULE, epochs=1, averaging=0.0)
+    begun = Watched()
+    kept, _ = learn(tmp_path / "mean.pt", replace(once, averaging=0.5), copy.deepcopy(begun))
+    mean, *rest = before_steps
+    last, _ = learn(tmp_path / "last.pt", once, begun)
+    for step, weight in enumerate([*rest, last.slope.weight.item()]):
+        stays = min(0.5, (1 + step) / (10 + step))
+        mean = stays * mean + (1 - stays) * weight
+    assert kept.slope.weight.item() == pytest.approx(mean)
 
 
 def test_one_seed_gives_one_model(tmp_path: Path) -> None:

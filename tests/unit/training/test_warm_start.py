@@ -142,7 +142,7 @@ class Others(TwoTowers):
 
     def __init__(self, preprocessing: Preprocessing, model: ModelConfig) -> None:
         super().__init__(preprocessing, model)
-        self.colours = CodeEmbedding(Vocabulary(["red", "blue"]), model.width, 0.0)
+        self.colours = CodeEmbedding(Vocabulary(["red", "blue"]), model.width)
 
 
 def fresh_after(old: nn.Module, new: nn.Module, preprocessing: Preprocessing, caplog: pytest.LogCaptureFixture) -> str:

@@ -1,0 +1,118 @@
+"""The two fits of a run: towers, judged by what users turned to next among all items, and the ranker, by the order of lists held out."""
+
+import numpy as np
+import polars as pl
+import torch
+
+from headrace.arrays import Ints
+from headrace.models.architectures import ranker_of, towers_of
+from headrace.models.base import RankingModel, Towers
+from headrace.models.inputs import UserInputs
+from training import learn_ranker, learn_towers
+from training.config import TrainConfig
+from training.fit import Epoch, Schedule, fit
+from training.lists import Lists
+from training.ranks import best_unseen, ndcg, target_ranks
+from training.requests import Requests
+from training.run import Run
+from training.scoring import shop_vectors, user_vectors
+from training.warm_start import begin_from
+from training.windows import Windows
+
+TOWERS, RANKER = "towers", "ranker"
+
+
+def learn_retrieval(
+    run: Run, windows: Windows, positives: pl.DataFrame, asked: Requests, users: UserInputs
+) -> tuple[Towers, list[Epoch]]:
+    """Towers at their best epoch by NDCG@10 over all items, on up to `max_validation` requests of the validation."""
+    config, shop, device = run.config, run.shop, run.device
+    torch.manual_seed(config.seed)
+    towers: Towers = towers_of(shop.preprocessing, run.model).to(device)
+    if run.warm_start is not None:
+        begin_from(run.warm_start, run.warm_start.towers, towers, shop.preprocessing, run.model)
+    target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
+    table = shop.catalogue.inputs.to(device)
+    without_ids = config.without_ids if learn_towers.differ_in_content(table) else 0.0
+    expected_I = learn_towers.expected_draws(target_R, shop.items, config.batch, drawn or 0).to(device)
+    judged = asked.head(min(config.max_validation or len(asked), len(asked)))
+    judged_users = users.rows(torch.arange(len(judged)))
+
+    def quality() -> float:
+        user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, judged_users, device))
+        item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
+        return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.history), 10).mean())
+
+    epochs = fit(
+        TOWERS,
+        towers,
+        learn_towers.TowerObjective(towers, table, expected_I),
+        learn_towers.reader(windows, target_R, shop.items, drawn, device, without_ids=without_ids),
+        windows.lengths_W,
+        windows.sizes_W,
+        quality if len(judged) else None,
+        schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
+        run.us,
+        device,
+        checkpoint=run.folder.path / f"{TOWERS}.pt",
+        progress=run.progress,
+        noted=run.noted,
+    )
+    return towers, epochs
+
+
+def offer(run: Run, towers: Towers, asked: Requests, users: UserInputs) -> Ints:
+    """What retrieval offers each request. Shape (T, K)."""
+    shop, device = run.shop, run.device
+    user_TD = torch.from_numpy(user_vectors(towers, shop.catalogue, users, device))
+    item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
+    offered_TK: Ints = best_unseen(user_TD, item_ID, asked.history, run.config.candidates)
+    return offered_TK
+
+
+def learn_ranking(
+    run: Run, towers: Towers, learnt: Lists | None, held: Lists | None
+) -> tuple[RankingModel, list[Epoch]]:
+    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
+    begins, with the order of retrieval or with the champion's weights.
+    """
+    config, shop, device = run.config, run.shop, run.device
+    torch.manual_seed(config.seed)
+    ranker: RankingModel = ranker_of(shop.preprocessing, run.model).to(device)
+    ranker.begin_from(towers)
+    if run.warm_start is not None:
+        begin_from(run.warm_start, run.warm_start.ranker, ranker, shop.preprocessing, run.model)
+    if learnt is None:
+        return ranker.eval(), []
+    table = shop.catalogue.inputs.to(device)
+    epochs = fit(
+        RANKER,
+        ranker,
+        learn_ranker.RankerObjective(ranker, table),
+        learn_ranker.reader(learnt, device),
+        learnt.users.lengths_R,
+        np.ones(len(learnt), np.int64),
+        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held and held.has_choices else None,
+        schedule_of(config, config.ranker_epochs, config.list_batch),
+        run.us,
+        device,
+        checkpoint=run.folder.path / f"{RANKER}.pt",
+        progress=run.progress,
+        noted=run.noted,
+    )
+    if held is not None:
+        learn_ranker.calibrate(ranker, table, held, device)
+    return ranker, epochs
+
+
+def schedule_of(config: TrainConfig, epochs: int, batch: int) -> Schedule:
+    return Schedule(
+        epochs=epochs,
+        patience=config.patience,
+        batch=batch,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warm_up=config.warm_up,
+        averaging=config.averaging,
+        seed=config.seed,
+    )

@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 
 from benchmarks.recommend_site import digest
-from benchmarks.report import CONSOLE, RESULTS, publish
+from benchmarks.report import CONSOLE, RESULTS, circumstances, publish
 from headrace.clock import system_clock
 from headrace.ingest.load import ingest
 from headrace.ingest.movielens import MovieLens
@@ -40,10 +40,19 @@ from headrace.ops.apply import apply
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
+from training.measures import RANKED, TOWERS
+from training.rivals import ITEM_KNN, POPULAR
 
 _DAY_US: Final = 86_400_000_000
 _LEAVE_ONE_OUT: Final = ("test_days=1", "validation_days=1")
-_EVERYTHING: Final = ("days=1000", "max_positives=1000000", "max_test=0", "max_ranked_requests=0", "threads=2")
+_EVERYTHING: Final = (
+    "days=1000",
+    "max_positives=1000000",
+    "max_validation=6000",
+    "max_test=0",
+    "max_ranked_requests=0",
+)
+_CODE: Final = ("training", "headrace/models", "headrace/ingest", "feature_repo")
 _HELD_OUT: Final = 0.05
 
 
@@ -79,6 +88,9 @@ def _is_before_test(row: RawEvent) -> bool:
     return parse_micros(row.raw["timestamp"]) < END_US - _DAY_US
 
 
+RIVALS_SHOWN: Final = {"retrieval": TOWERS, "item-kNN": ITEM_KNN, "most popular": POPULAR}
+RELEVANCE: Final = ("retrieval recall@10", "retrieval NDCG@10", "ranked recall@10", "ranked NDCG@10")
+GAINS: Final = tuple(f"gain over {name}" for name in RIVALS_SHOWN)
 SHOP: Final = ShopConfig(users=8_000, items=5_000, categories=50, events=400_000, days=14)
 SETS: Final = {
     each.name: each
@@ -92,7 +104,7 @@ SETS: Final = {
 }
 
 
-def run(which: DataSet, seed: int, data: Path) -> dict[str, Any]:
+def run(which: DataSet, changes: Sequence[str], data: Path) -> dict[str, Any]:
     """Load the set into a directory of its own, train on it, and give what `train --json` says."""
     with tempfile.TemporaryDirectory(prefix="headrace-quality-") as folder:
         server = ValkeyServer(Path(folder) / "valkey", free_port(), Path(folder) / "valkey.log")
@@ -101,7 +113,7 @@ def run(which: DataSet, seed: int, data: Path) -> dict[str, Any]:
             settings = Settings(data=Path(folder) / "var", redis_url=server.url)
             ingest(which.open(data / (which.folder or which.name)), settings, bulk=True, clock=system_clock)
             apply(settings)
-            return train(settings, (*_EVERYTHING, *which.changes, f"seed={seed}"))
+            return train(settings, changes)
         finally:
             server.stop()
 
@@ -113,19 +125,20 @@ def train(settings: Settings, changes: Sequence[str]) -> dict[str, Any]:
     environment = os.environ | {"HEADRACE_DATA": str(settings.data), "HEADRACE_REDIS_URL": str(settings.redis_url)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {"changes": list(changes), **found}
+    return found
 
 
 def measured(which: DataSet, seed: int, data: Path, results: Path) -> dict[str, Any]:
-    """From its file where that is of the code as it stands, else by a run."""
+    """From its file where that is of the code and the settings as they stand, else by a run."""
     file = results / f"{which.name}-{seed}.json"
-    code = digest(("training", "headrace/models", "feature_repo"))
-    if file.exists() and (kept := json.loads(file.read_text())).get("code") == code:
-        found: dict[str, Any] = kept
-        return found
+    made_of = {"code": digest(_CODE), "changes": [*_EVERYTHING, *which.changes, f"seed={seed}"]}
+    if file.exists():
+        kept: dict[str, Any] = json.loads(file.read_text())
+        if all(kept.get(name) == value for name, value in made_of.items()):
+            return kept
     CONSOLE.print(f"{which.name}, seed {seed}")
-    started = time.monotonic()
-    made = {"set": which.name, "seed": seed, "code": code, **run(which, seed, data)}
+    started, about = time.monotonic(), circumstances("quality")
+    made = {"set": which.name, "seed": seed, **about, **made_of, **run(which, made_of["changes"], data)}
     made["wall_s"] = round(time.monotonic() - started, 1)
     results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(made, indent=1, default=float) + "\n")
@@ -133,16 +146,27 @@ def measured(which: DataSet, seed: int, data: Path, results: Path) -> dict[str, 
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, float]:
-    """What the table shows of a run."""
+    """What the tables show of a run; a gain is of NDCG@10, and clear where its interval is above 0."""
     report = found["report"]
-    alone, both = report["retrieval"]["methods"]["two towers"], report["methods"]["towers + ranker"]
+    alone, both = report["retrieval"]["methods"][TOWERS], report["methods"][RANKED]
     shown = {
-        "retrieval recall@10": alone["recall_at_10"],
-        "retrieval NDCG@10": alone["ndcg_at_10"],
-        "ranked recall@10": both["recall_at_10"],
-        "ranked NDCG@10": both["ndcg_at_10"],
+        "retrieval recall@10": alone["recall_at_10"]["value"],
+        "retrieval NDCG@10": alone["ndcg_at_10"]["value"],
+        "ranked recall@10": both["recall_at_10"]["value"],
+        "ranked NDCG@10": both["ndcg_at_10"]["value"],
     }
-    return {name: estimate["value"] for name, estimate in shown.items()} | {"wall s": found["wall_s"]}
+    for name, method in RIVALS_SHOWN.items():
+        gain = report["gains"][method]
+        shown |= {f"gain over {name}": gain["value"], f"clear over {name}": float(gain["low"] > 0)}
+    for group in report["segments"]:
+        if group["of"] == "user":
+            both = group["methods"][RANKED]
+            shown[f"{group['name']} users NDCG@10"] = both["ndcg_at_10"]["value"]
+            shown[f"{group['name']} users, item-kNN's"] = group["methods"][ITEM_KNN]["ndcg_at_10"]["value"]
+        if (group["of"], group["name"]) == ("item", "cold"):
+            shown["cold items recall@50"] = group["methods"][TOWERS]["recall_at_50"]["value"]
+            shown["cold items, times random"] = shown["cold items recall@50"] / (50 / found["index"]["count"])
+    return shown | {"wall s": found["wall_s"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -155,13 +179,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.sets.split(","):
         for seed in map(int, options.seeds.split(",")):
             runs.append(measured(SETS[name], seed, options.data, results))
-    rows, result = [], {}
+    publish("quality", ["set", "seeds", *RELEVANCE, *GAINS], *summary(runs))
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> tuple[list[list[object]], dict[str, Any]]:
+    """A row for each set, and all of its figures: their mean and spread (of a sample) over the seeds."""
+    rows: list[list[object]] = []
+    result: dict[str, Any] = {}
     for name in dict.fromkeys(run["set"] for run in runs):
         each = [figures(run) for run in runs if run["set"] == name]
-        spread = {key: (np.mean([one[key] for one in each]), np.std([one[key] for one in each])) for key in each[0]}
-        rows.append([name, len(each), *[f"{mean:.4f} ± {std:.4f}" for mean, std in spread.values()]])
-        result[name] = {key: {"mean": mean, "std": std} for key, (mean, std) in spread.items()} | {"seeds": len(each)}
-    publish("quality", ["set", "seeds", *figures(runs[0])], rows, result)
+        count = len(each)
+        spread = {
+            key: {
+                "mean": float(np.mean(of := [one[key] for one in each])),
+                "std": float(np.std(of, ddof=1)) if count > 1 else None,
+            }
+            for key in each[0]
+        }
+        result[name] = {"seeds": [run["seed"] for run in runs if run["set"] == name], **spread}
+        rows.append(
+            [
+                name,
+                count,
+                *[_spread(spread[key], "{:.4f}") for key in RELEVANCE],
+                *[
+                    f"{_spread(spread[key], '{:+.4f}')}, {sum(one[key.replace('gain', 'clear')] for one in each):.0f} of {count} clear"
+                    for key in GAINS
+                ],
+            ]
+        )
+    return rows, result
+
+
+def _spread(of: Mapping[str, float | None], form: str) -> str:
+    return form.format(of["mean"]) + ("" if of["std"] is None else f" ± {of['std']:.4f}")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def publish(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]],
     for row in rows:
         table.add_row(*[_text(cell) for cell in row])
     Console(width=120).print(table)
-    evidence = {"benchmark": name, **result, **_circumstances(name)}
+    evidence = {"benchmark": name, **result, **circumstances(name)}
     (results() / f"{name}.json").write_text(json.dumps(evidence, indent=1, default=float) + "\n")
     print(json.dumps(result, default=float), flush=True)
 
@@ -44,11 +44,12 @@ def results() -> Path:
 
 
 def _options() -> list[str]:
-    """Those given that change what is measured: where prepared data is kept does not."""
+    """Those given that change what is measured: where data lies does not."""
     given = sys.argv[1:]
-    if "--site" in given:
-        at = given.index("--site")
-        del given[at : at + 2]
+    for place in ("--site", "--data"):
+        if place in given:
+            at = given.index(place)
+            del given[at : at + 2]
     return given
 
 
@@ -82,7 +83,8 @@ def watched_memory(process: psutil.Process, every_s: float = 0.05) -> Iterator[l
         thread.join()
 
 
-def _circumstances(name: str) -> dict[str, object]:
+def circumstances(name: str) -> dict[str, object]:
+    """Command, commit, time and machine of a measurement."""
     return {
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "--", ":/", ":!results") else ""),

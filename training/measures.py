@@ -15,6 +15,7 @@ TOWERS, RANKED, CHAMPION = "two towers", "towers + ranker", "champion"
 DEPTH = 100
 """Places of a slate; what stands behind them counts as not found."""
 CUTOFFS = (10, 20)
+_DEEP = (50, DEPTH)
 MAIN = "ndcg_at_10"
 _SLATE = 10
 _CATEGORY = f"{names.ITEM_CATALOGUE}__category"
@@ -58,7 +59,8 @@ def values_of(slates_TK: Ints, requests: Requests, facts: Facts) -> dict[str, Fl
         measured[f"recall_at_{k}"] = metrics.recall_at(hits_TK, one_T, k)
         measured[f"hit_rate_at_{k}"] = metrics.hit_rate_at(hits_TK, one_T, k)
         measured[f"map_at_{k}"] = metrics.average_precision_at(hits_TK, one_T, k)
-    measured[f"recall_at_{DEPTH}"] = metrics.recall_at(hits_TK, one_T, DEPTH)
+    for k in _DEEP:
+        measured[f"recall_at_{k}"] = metrics.recall_at(hits_TK, one_T, k)
     measured["mrr"] = metrics.reciprocal_rank(hits_TK, one_T)
     measured[f"novelty_at_{_SLATE}"] = metrics.novelty_at(slates_TK, facts.share_I, _SLATE)
     measured[f"diversity_at_{_SLATE}"] = metrics.diversity_at(slates_TK, facts.category_I, _SLATE)

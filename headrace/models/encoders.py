@@ -15,15 +15,16 @@ from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import GAP_BUCKETS, MISSING, TYPES, Preprocessing, Vocabulary
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """Multi-head attention (Vaswani et al., 2017). `query` (B, Q, D), `key` and `value` (B, L, D). `mask`, of a shape that fits (B, H, Q,
-    L): places where it is False are not attended to; or numbers that are added to what a place weighs. Shape (B, Q, D).
+    L): places where it is False are not attended to; or numbers that are added to what a place weighs. `dropout`: the share of weights
+    that are left out. Shape (B, Q, D).
     """
 
     def split(x: Tensor) -> Tensor:
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
-    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask)
+    mixed = F.scaled_dot_product_attention(split(query), split(key), split(value), attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(2)
 
 

@@ -50,7 +50,8 @@ class Block(nn.Module):  # type: ignore[misc]
         key, value = self.key_value(normed_BLD).chunk(2, dim=-1)
         weight_HQL = self._nearness(x_BLD.shape[1])[:, -query.shape[1] :]
         weight_BHQL = weight_HQL.masked_fill(~present_BL[:, None, None, :], float("-inf"))
-        mixed_BLD = self.out(attend(query, key, value, self.heads, weight_BHQL))
+        left_out = self.dropout / 2 if self.training else 0.0
+        mixed_BLD = self.out(attend(query, key, value, self.heads, weight_BHQL, left_out))
         x_BLD = asking_BLD + F.dropout(mixed_BLD, self.dropout, self.training)
         return x_BLD + self.mlp(self.norm_mlp(x_BLD))
 

@@ -47,8 +47,6 @@ class TrainConfig:
     layers: int = 1
     cross_width: int = 128
     dropout: float = 0.1
-    # Share of the towers' batches that have to do without the items' IDs, so that content can tell new items apart.
-    without_ids: float = 0.1
     # Fitting: at most so many epochs, ended after `patience` of them without a better one.
     batch: int = 128
     tower_epochs: int = 30
@@ -98,8 +96,6 @@ class TrainConfig:
             raise ValueError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging is {self.averaging}; it must lie between 0 and 1, 1 left out: 0 keeps no mean")
-        if not 0 <= self.without_ids < 1:
-            raise ValueError(f"without_ids is {self.without_ids}; it must lie between 0 and 1, 1 left out")
         if self.days <= 0:
             raise ValueError(f"days is {self.days}; it must be above 0")
 

@@ -32,8 +32,6 @@ def learn_retrieval(
     if run.warm_start is not None:
         begin_from(run.warm_start, run.warm_start.towers, towers, shop.preprocessing, run.model)
     target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
-    table = shop.catalogue.inputs.to(device)
-    without_ids = config.without_ids if learn_towers.differ_in_content(table) else 0.0
     expected_I = learn_towers.expected_draws(target_R, shop.items, config.batch, drawn or 0).to(device)
     judged = asked.head(min(config.max_validation or len(asked), len(asked)))
     judged_users = users.rows(torch.arange(len(judged)))
@@ -46,8 +44,8 @@ def learn_retrieval(
     epochs = fit(
         TOWERS,
         towers,
-        learn_towers.TowerObjective(towers, table, expected_I),
-        learn_towers.reader(windows, target_R, shop.items, drawn, device, without_ids=without_ids),
+        learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
+        learn_towers.reader(windows, target_R, shop.items, drawn, device),
         windows.lengths_W,
         windows.sizes_W,
         quality if len(judged) else None,

@@ -13,20 +13,17 @@ from torch import Tensor, nn
 from headrace.arrays import Ints
 from headrace.models.base import Towers
 from headrace.models.inputs import ItemInputs
-from headrace.models.preprocessing import MISSING, Catalogue
+from headrace.models.preprocessing import Catalogue
 from headrace.models.towers import full_softmax_loss, sampled_softmax_loss
 from training.windows import WindowBatch, Windows
 
 
 class TowerBatch(NamedTuple):
-    """Users and the places of what they turned to; `candidates_S` are the items told from each other, None for all of the catalogue.
-    Where not `with_ids`, content alone tells them apart.
-    """
+    """Users and the places of what they turned to; `candidates_S` are the items told from each other, None for all of the catalogue."""
 
     windows: WindowBatch
     targets_B: Tensor
     candidates_S: Tensor | None
-    with_ids: bool
 
 
 class TowerObjective(nn.Module):  # type: ignore[misc]
@@ -37,29 +34,17 @@ class TowerObjective(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.towers = towers
         self._table = table
-        self._anonymous = _anonymous(table)
         self._every = torch.arange(Catalogue.FIRST, len(table.id_N), device=table.id_N.device)
         self._log_expected_I = expected_I.log()
 
     def forward(self, batch: TowerBatch) -> Tensor:
         histories, users, window_B, seen_B = batch.windows
-        table = self._table if batch.with_ids else self._anonymous
-        user_BD = self.towers.users_along(histories, table, users, window_B, seen_B)
+        user_BD = self.towers.users_along(histories, self._table, users, window_B, seen_B)
         if batch.candidates_S is None:
-            return full_softmax_loss(user_BD, self.towers.items(table.rows(self._every)), batch.targets_B)
-        item_SD = self.towers.items(table.rows(batch.candidates_S + Catalogue.FIRST))
+            return full_softmax_loss(user_BD, self.towers.items(self._table.rows(self._every)), batch.targets_B)
+        item_SD = self.towers.items(self._table.rows(batch.candidates_S + Catalogue.FIRST))
         log_q_S = self._log_expected_I[batch.candidates_S]
         return sampled_softmax_loss(user_BD, item_SD, torch.searchsorted(batch.candidates_S, batch.targets_B), log_q_S)
-
-
-def differ_in_content(table: ItemInputs) -> bool:
-    """Whether any two items of the catalogue do."""
-    first = Catalogue.FIRST
-    return any(bool((column[first:] != column[first : first + 1]).any()) for column in _anonymous(table))
-
-
-def _anonymous(table: ItemInputs) -> ItemInputs:
-    return table._replace(id_N=torch.full_like(table.id_N, MISSING))
 
 
 def expected_draws(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor:
@@ -69,24 +54,20 @@ def expected_draws(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor
 
 
 def reader(
-    windows: Windows, target_R: Ints, items: int, drawn: int | None, device: str, *, without_ids: float = 0.0
+    windows: Windows, target_R: Ints, items: int, drawn: int | None, device: str
 ) -> Callable[[Ints, Ints], TowerBatch]:
     """Batches for `fit`. `drawn` items of the catalogue join the batch's targets as candidates; all of it where None.
-
-    In a share `without_ids` of the batches no item has an ID: content has to tell them apart, as it will have to for new items. To leave
-    out the IDs of some items of every batch instead costs much of what is learnt of all others (docs/experiments.md).
 
     What is drawn depends on the batch alone, so processes that share it, and a run that is resumed, draw the same.
     """
 
     def read(batch: Ints, share: Ints) -> TowerBatch:
-        rng, candidates_S = np.random.default_rng(batch[:8]), None
-        with_ids = rng.random() >= without_ids
+        candidates_S = None
         if drawn is not None:
-            others = rng.integers(items, size=drawn)
+            others = np.random.default_rng(batch[:8]).integers(items, size=drawn)
             candidates_S = np.unique(np.concatenate([target_R[windows.rows_of(batch)], others]))
         targets_B = torch.from_numpy(target_R[windows.rows_of(share)]).to(device)
         candidates = None if candidates_S is None else torch.from_numpy(candidates_S).to(device)
-        return TowerBatch(windows.take(share).to(device), targets_B, candidates, with_ids)
+        return TowerBatch(windows.take(share).to(device), targets_B, candidates)
 
     return read

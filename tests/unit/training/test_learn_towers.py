@@ -1,4 +1,4 @@
-"""Batches of the towers: some have to do without the items' IDs, the same ones in every process and at every run."""
+"""Batches of the towers, and what the items are told apart by."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pytest
 import torch
 
 from headrace.models import columns
@@ -14,7 +13,7 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
-from training.learn_towers import TowerObjective, differ_in_content, reader
+from training.learn_towers import reader
 from training.windows import Windows, write_windows
 
 SHOP = Catalogue(tiny_shop.preprocessing(), columns.by_name(tiny_shop.catalogue()))
@@ -26,44 +25,27 @@ def windows(folder: Path) -> Windows:
     return write_windows(folder / "rows", rows, iter([tiny_shop.users()]), tiny_shop.preprocessing(), SHOP.row)
 
 
-@pytest.mark.parametrize("drawn", [None, 2])
-def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path, drawn: int | None) -> None:
-    read = reader(windows(tmp_path), TARGETS, 4, drawn, "cpu", without_ids=0.5)
-    batches = [np.array([a, b, a]) for a in range(3) for b in range(3)]
-    first, again, other = (
-        [read(batch, batch[share]) for batch in batches] for share in (slice(None), slice(None), slice(1))
+def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) -> None:
+    read = reader(windows(tmp_path), TARGETS, 4, 2, "cpu")
+    for batch in (np.array([0, 1]), np.array([1, 2]), np.array([2, 0])):
+        first, again, other_process = read(batch, batch), read(batch, batch), read(batch, batch[:1])
+        assert torch.equal(first.candidates_S, again.candidates_S)
+        assert torch.equal(first.candidates_S, other_process.candidates_S)
+        assert set(TARGETS[batch]) <= set(first.candidates_S.tolist())
+
+
+def test_an_unknown_id_adds_nothing_so_that_content_alone_finds_a_new_item() -> None:
+    towers = TwoTowers(tiny_shop.preprocessing(), tiny_shop.MODEL)
+    with torch.no_grad():
+        towers.item_encoder.ids.table.weight[2:] = 5.0
+        towers.item_encoder.categories[0].table.weight[2] = torch.arange(8.0)
+    shoes = tiny_shop.catalogue()["item_catalogue__category"][:1].to_pylist()
+    new = tiny_shop.preprocessing().items(
+        {"item_id": ["never seen"], "item_catalogue__category": shoes}, with_activity=False
     )
-    assert {batch.with_ids for batch in first} == {True, False}
-    for one, two, three in zip(first, again, other, strict=True):
-        assert one.with_ids == two.with_ids == three.with_ids
-        for drawn_for in (two, three):
-            same = one.candidates_S is drawn_for.candidates_S is None
-            assert same or torch.equal(one.candidates_S, drawn_for.candidates_S)
-
-
-def test_without_a_share_every_batch_has_ids(tmp_path: Path) -> None:
-    read = reader(windows(tmp_path), TARGETS, 4, None, "cpu")
-    assert all(read(np.array([unit]), np.array([unit])).with_ids for unit in range(3))
-
-
-def test_a_batch_without_ids_teaches_content_and_no_id(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    towers = tiny_shop.stirred(TwoTowers(tiny_shop.preprocessing(), tiny_shop.MODEL))
-    objective = TowerObjective(towers, SHOP.inputs, torch.ones(4))
-    batch = reader(windows(tmp_path), TARGETS, 4, None, "cpu")(np.arange(3), np.arange(3))
-    encoder = towers.item_encoder
-    for with_ids in (True, False):
-        towers.zero_grad()
-        objective(batch._replace(with_ids=with_ids)).backward()
-        assert bool(encoder.ids.table.weight.grad.any()) == with_ids
-        assert encoder.categories[0].table.weight.grad.any()
-        assert encoder.content_FD.grad.any()
-
-
-def test_items_differ_in_content_where_any_column_does() -> None:
-    assert differ_in_content(SHOP.inputs)
-    bare = pa.table({"item_id": ["a", "b"]})
-    assert not differ_in_content(Catalogue(tiny_shop.preprocessing(), columns.by_name(bare)).inputs)
+    code = int(new.categories_NC[0, 0])
+    expected = towers.item_encoder.categories[0].table.weight[code]
+    assert torch.allclose(towers.items(new)[0], expected / expected.norm())
 
 
 def test_a_number_that_all_items_share_is_no_input() -> None:

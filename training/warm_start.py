@@ -142,7 +142,7 @@ def _means(key: str, trained: Trained) -> object:
     users = _named(pre.user_numbers)
     items = (_named(pre.content_numbers), _named(pre.activity_numbers), tuple(pre.content_categories))
     read = {
-        "user_encoder.numbers.0.weight": users,
+        "user_encoder.numbers.weight": users,
         "project_user.weight": users,
         "item_encoder.content_FD": _named(pre.content_numbers),
         "project_item.weight": items,

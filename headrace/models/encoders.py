@@ -113,8 +113,9 @@ class UserEncoder(nn.Module):  # type: ignore[misc]
         self.categories = nn.ModuleList(
             CodeEmbedding(vocabulary, config.width) for vocabulary in preprocessing.user_categories.values()
         )
-        self.numbers = nn.Sequential(nn.Linear(preprocessing.user_width, config.hidden), nn.ReLU(),
-                                     nn.Linear(config.hidden, config.width))  # fmt: skip
+        self.numbers = nn.Linear(preprocessing.user_width, config.width)
+        for parameter in self.numbers.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, users: UserInputs) -> Tensor:
         summed_BD = self.numbers(users.numbers_BF)

@@ -97,14 +97,13 @@ def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
 
 
 def _user_weights(encoder: UserEncoder) -> UserWeights:
-    width = encoder.numbers[2].out_features
+    width = encoder.numbers.out_features
     tables = [_array(embedding.table.weight) for embedding in encoder.categories]
     starts = np.array([0, *accumulate(len(table) for table in tables)][: len(tables)], np.int64)
     return UserWeights(
         np.concatenate([np.zeros((0, width), np.float32), *tables]),
         starts,
-        *_linear(encoder.numbers[0]),
-        *_linear(encoder.numbers[2]),
+        *_linear(encoder.numbers),
     )
 
 

@@ -31,10 +31,8 @@ class UserWeights(NamedTuple):
 
     tables: Floats32
     starts_C: Ints
-    numbers_FU: Floats32
-    numbers_bias_U: Floats32
-    out_UD: Floats32
-    out_bias_D: Floats32
+    numbers_FD: Floats32
+    numbers_bias_D: Floats32
 
 
 class HistoryWeights(NamedTuple):
@@ -235,10 +233,7 @@ def _user_vector(tower: TowerWeights, x_PD: Floats32, places_P: Ints, user_D: Fl
 
 @fast_kernel
 def _user(weights: UserWeights, categories_C: Ints, numbers_F: Floats32) -> Floats32:
-    hidden_U = np.dot(numbers_F, weights.numbers_FU) + weights.numbers_bias_U
-    for u in range(len(hidden_U)):
-        hidden_U[u] = max(hidden_U[u], np.float32(0))
-    made_D: Floats32 = np.dot(hidden_U, weights.out_UD) + weights.out_bias_D
+    made_D: Floats32 = np.dot(numbers_F, weights.numbers_FD) + weights.numbers_bias_D
     for c in range(len(categories_C)):
         made_D += weights.tables[weights.starts_C[c] + categories_C[c]]
     return made_D

@@ -88,8 +88,7 @@ class TwoTowers(Towers):
         self.dropout = config.dropout
         # A user begins as what was met last, so the first that is found is what is like it: random layers there would have to be unlearnt.
         nn.init.eye_(self.out.weight)
-        for bias_or_weight in (self.out.bias, *self.user_encoder.numbers[-1].parameters()):
-            nn.init.zeros_(bias_or_weight)
+        nn.init.zeros_(self.out.bias)
 
     def items(self, items: ItemInputs) -> Tensor:
         return self.item_encoder(items)
@@ -122,7 +121,8 @@ class TwoTowers(Towers):
 
     def _vectors(self, last_RD: Tensor, users: UserInputs) -> Tensor:
         """A direction too: scores are cosines, over the temperature at which a softmax of them tells items apart."""
-        return F.normalize(self.out(self.norm(last_RD + self.user_encoder(users))), dim=-1) / TEMPERATURE
+        known_RD = F.dropout(self.user_encoder(users), self.dropout, self.training)
+        return F.normalize(self.out(self.norm(last_RD + known_RD)), dim=-1) / TEMPERATURE
 
 
 def full_softmax_loss(user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:

@@ -73,8 +73,8 @@ def offer(run: Run, towers: Towers, asked: Requests, users: UserInputs) -> Ints:
 def learn_ranking(
     run: Run, towers: Towers, learnt: Lists | None, held: Lists | None
 ) -> tuple[RankingModel, list[Epoch]]:
-    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
-    begins, with the order of retrieval or with the champion's weights.
+    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these: each epoch is judged as it would be
+    kept. Without lists it stays as it begins, with the order of retrieval or with the champion's weights.
     """
     config, shop, device = run.config, run.shop, run.device
     torch.manual_seed(config.seed)
@@ -92,7 +92,7 @@ def learn_ranking(
         learn_ranker.reader(learnt, device),
         learnt.users.lengths_R,
         np.ones(len(learnt), np.int64),
-        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held and held.has_choices else None,
+        (lambda: learn_ranker.calibrated_quality(ranker, table, held, device)) if held and held.has_choices else None,
         schedule_of(config, config.ranker_epochs, config.list_batch),
         run.us,
         device,

@@ -1,5 +1,7 @@
 """The two fits of a run: towers, judged by what users turned to next among all items, and the ranker, by the order of lists held out."""
 
+from typing import Final
+
 import numpy as np
 import polars as pl
 import torch
@@ -20,6 +22,8 @@ from training.warm_start import begin_from
 from training.windows import Windows
 
 TOWERS, RANKER = "towers", "ranker"
+JUDGED_BY: Final = {TOWERS: "ndcg_at_10", RANKER: "ndcg_at_10_less_error"}
+"""What `Epoch.judged` is of each. The ranker's is less the standard error of its gain over retrieval: `learn_ranker.order_quality`."""
 
 
 def learn_retrieval(

@@ -58,7 +58,8 @@ def calibrated_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, de
     """
     settled = copy.deepcopy(ranker)
     calibrate(settled, table, lists, device)
-    return order_quality(settled, table, lists, device)
+    quality: float = order_quality(settled, table, lists, device)
+    return quality
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

@@ -141,6 +141,7 @@ def main(
             services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
             fingerprints=fingerprints,
             window_us=(split.start_us, split.end_us),
+            validation_us=split.validation_us,
             cut_us=split.cut_us,
             metrics=metrics,
             code_version=installed_version(names.PROJECT),

@@ -36,7 +36,7 @@ from headrace.models.snapshot import Snapshot
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"
@@ -69,6 +69,8 @@ class Manifest:
     services: tuple[str, ...]
     fingerprints: Mapping[str, int | str]
     window_us: tuple[int, int]
+    validation_us: int
+    """Where the validation part began, which ended at the cut."""
     cut_us: int
     metrics: Mapping[str, float]
     code_version: str

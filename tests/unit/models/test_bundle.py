@@ -106,7 +106,7 @@ def test_a_bundle_of_an_architecture_that_is_not_installed_is_refused_with_the_r
     bundle = tiny_shop.bundle()
     bundle.save(tmp_path / "first")
     rewritten(tmp_path / "first", model={**bundle.manifest.model.to_json(), "towers": "not_here:Own"})
-    with pytest.raises(BundleError, match=r"first cannot be run here: no towers 'not_here:Own': .* on the Python path"):
+    with pytest.raises(BundleError, match=r"first cannot be run here: no towers 'not_here:Own': .* on PYTHONPATH"):
         Bundle.load(tmp_path / "first")
 
 

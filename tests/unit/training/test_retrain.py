@@ -75,9 +75,14 @@ def test_a_run_that_cannot_be_taken_away_is_named_and_hides_no_other_error(
 
     monkeypatch.setattr(RunFolder, "end", stuck)
     settings = Settings(data=tmp_path)
-    with pytest.raises(ValueError, match="the lake is empty"), _OwnRun(settings, lambda: 7) as own:
-        RunFolder.begin(settings.runs_dir, "own", small(), own.clock())
-        raise ValueError("the lake is empty")
+
+    def failing() -> None:
+        with _OwnRun(settings, lambda: 7) as own:
+            RunFolder.begin(settings.runs_dir, "own", small(), own.clock())
+            raise ValueError("the lake is empty")
+
+    with pytest.raises(ValueError, match="the lake is empty"):
+        failing()
     assert "own is left of a training that did not end ([Errno 13] Permission denied:" in caplog.text
 
 

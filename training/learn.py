@@ -12,7 +12,7 @@ from headrace.models.base import RankingModel, Towers
 from headrace.models.inputs import UserInputs
 from training import learn_ranker, learn_towers
 from training.config import TrainConfig
-from training.fit import Epoch, Schedule, fit
+from training.fit import Epoch, Schedule, Units, fit
 from training.lists import Lists
 from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Requests
@@ -47,17 +47,16 @@ def learn_retrieval(
         item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
         return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.history), 10).mean())
 
+    read = learn_towers.reader(windows, target_R, shop.items, drawn, device, without_ids=without_ids)
     epochs = fit(
         TOWERS,
         towers,
         learn_towers.TowerObjective(towers, table, expected_I),
-        learn_towers.reader(windows, target_R, shop.items, drawn, device, without_ids=without_ids),
-        windows.lengths_W,
-        windows.sizes_W,
-        quality if len(judged) else None,
+        Units(windows.lengths_W, windows.sizes_W, read),
         schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
-        run.us,
-        device,
+        judge=quality if len(judged) else None,
+        processes=run.us,
+        device=device,
         checkpoint=run.folder.path / f"{TOWERS}.pt",
         progress=run.progress,
         noted=run.noted,
@@ -89,17 +88,21 @@ def learn_ranking(
     if learnt is None:
         return ranker.eval(), []
     table = shop.catalogue.inputs.to(device)
+
+    def quality() -> float:
+        assert held is not None, "judged by lists held out"
+        judged: float = learn_ranker.calibrated_quality(ranker, table, held, device)
+        return judged
+
     epochs = fit(
         RANKER,
         ranker,
         learn_ranker.RankerObjective(ranker, table),
-        learn_ranker.reader(learnt, device),
-        learnt.users.lengths_R,
-        np.ones(len(learnt), np.int64),
-        (lambda: learn_ranker.calibrated_quality(ranker, table, held, device)) if held and held.has_choices else None,
+        Units(learnt.users.lengths_R, np.ones(len(learnt), np.int64), learn_ranker.reader(learnt, device)),
         schedule_of(config, config.ranker_epochs, config.list_batch),
-        run.us,
-        device,
+        judge=quality if held is not None and held.has_choices else None,
+        processes=run.us,
+        device=device,
         checkpoint=run.folder.path / f"{RANKER}.pt",
         progress=run.progress,
         noted=run.noted,

@@ -33,6 +33,7 @@ from headrace.models.preprocessing import Preprocessing
 from headrace.models.scorer import Scorer
 from headrace.models.snapshot import FILE as SNAPSHOT
 from headrace.models.snapshot import Snapshot
+from headrace.room import no_room
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
@@ -141,8 +142,9 @@ class Bundle:
             self._write(draft)
             draft.rename(folder)
         except OSError as error:
+            remedy = "make room" if no_room(error) else "mend that"
             raise BundleError(
-                f"bundle {folder} cannot be written ({error.strerror or error}): make room, then `headrace train --resume`"
+                f"bundle {folder} cannot be written ({error.strerror or error}): {remedy}, then `headrace train --resume`"
             ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -102,6 +102,12 @@ def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> N
         Bundle.load(tmp_path / "first")
 
 
+def test_a_bundle_that_may_not_be_written_is_no_matter_of_room(tmp_path: Path) -> None:
+    (tmp_path / "bundles").write_text("no folder")
+    with pytest.raises(BundleError, match=r"first cannot be written \(.*\): mend that, then `headrace train --resume`"):
+        tiny_shop.bundle().save(tmp_path / "bundles" / "first")
+
+
 def test_a_bundle_of_an_architecture_that_is_not_installed_is_refused_with_the_remedy(tmp_path: Path) -> None:
     bundle = tiny_shop.bundle()
     bundle.save(tmp_path / "first")

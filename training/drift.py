@@ -25,6 +25,7 @@ from headrace.models.preprocessing import Catalogue
 from headrace.settings import DAY_US, HOUR_US, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
+from training.changes import parse_changes
 from training.config import TrainConfig
 from training.dataset import POSITIVE_TYPES, T_US, catalogue, events_on_items, impressions, sample, user_features
 from training.drift_signals import (
@@ -32,7 +33,6 @@ from training.drift_signals import (
     Signal,
     of_histogram,
     of_numbers,
-    parse_change,
     popularity_deciles,
 )
 from training.job import run
@@ -241,7 +241,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     quieten_feast()
 
     def look() -> None:
-        found = measure(Settings(), DriftConfig().changed(**dict(parse_change(text) for text in options.set)))
+        found = measure(Settings(), DriftConfig().changed(**parse_changes(options.set, DriftConfig)))
         if options.json:
             print(json.dumps(found.to_json()))
             return

@@ -24,7 +24,8 @@ from headrace.stores.feature_store import quieten_feast
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training.baselines import popularity
 from training.champion import Champion, check_features, read_opponent
-from training.config import TrainConfig, parse_change
+from training.changes import parse_changes
+from training.config import TrainConfig
 from training.dataset import Split
 from training.intervals import Estimate, estimates
 from training.job import run
@@ -267,7 +268,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             options.version,
             settings,
             lags=lags,
-            changes=dict(parse_change(text) for text in options.set),
+            changes=parse_changes(options.set, TrainConfig),
             command=shlex.join(["headrace", "evaluate", *given]),
         )
         page = options.report or page_of(settings, found.version)

@@ -26,9 +26,9 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import quieten_feast
 from headrace.stores.models import read_champion
 from training import drift, promote, train
-from training.config import TrainConfig, by_name, parse_change
+from training.changes import parse_changes
+from training.config import TrainConfig, by_name
 from training.drift_signals import DriftConfig
-from training.drift_signals import parse_change as parse_drift_change
 from training.gate import Verdict, as_table, failed, to_json
 from training.job import run
 from training.run_folder import RunFolder
@@ -231,8 +231,8 @@ def command(arguments: Sequence[str] | None = None) -> int:
         if not every_us:
             raise ValueError(f"cannot read --every {options.every!r}: write a span like 30m, 1h or 1d")
         settings = with_kept_keys(Settings())
-        config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
-        bounds = DriftConfig().changed(**dict(parse_drift_change(text) for text in options.drift))
+        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
+        bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
         interrupts = Interrupts()
 
         def one() -> Round:

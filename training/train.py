@@ -34,7 +34,8 @@ from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import neighbours, popularity
-from training.config import TrainConfig, by_name, parse_change
+from training.changes import parse_changes
+from training.config import TrainConfig, by_name
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
@@ -223,7 +224,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     quieten_feast()
 
     def train() -> None:
-        config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
+        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
         settings = Settings()
         champion = champion_folder(settings) if options.warm_start and not options.resume else None
         if not options.json and os.environ.get("RANK", "0") == "0":

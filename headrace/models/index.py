@@ -26,7 +26,7 @@ FILE: Final = "index.faiss"
 EXACT_BELOW: Final = 20_000
 # So few rows are scored faster one by one than by going through the lists.
 FEW: Final = 5_000
-_LEAST_RECALL: Final = 0.95
+LEAST_RECALL: Final = 0.95
 # k-means learns from this many vectors for each list: more take longer and find no better lists.
 _POINTS_PER_LIST: Final = 64
 # How many times the wanted results are scored by their vectors: the first that reaches the wanted recall.
@@ -137,8 +137,8 @@ class ItemIndex:
             raise ValueError(
                 f"no queries: recall of an index of {count} items is measured on users' vectors, give some"
             )
-        if not _LEAST_RECALL <= recall_target <= 1:
-            raise ValueError(f"recall_target is {recall_target}: choose from {_LEAST_RECALL} to 1")
+        if not LEAST_RECALL <= recall_target <= 1:
+            raise ValueError(f"recall_target is {recall_target}: choose from {LEAST_RECALL} to 1")
         faiss.omp_set_num_threads(1)
         nlist = max(1, min(round(4 * count**0.5), count))
         built, list_N = _inverted_lists(vectors_ND, _centres(vectors_ND, nlist, seed))

@@ -170,13 +170,6 @@ class ItemIndex:
         """Rows in the side for each row of the build. Above about 0.05 it is time to build anew."""
         return len(self.side_rows_S) / max(1, self.facts.count)
 
-    @property
-    def memory_bytes(self) -> int:
-        """What the index holds beside the vectors of the build."""
-        codes = self.facts.count * (self._built.code_size if self.facts.nlist else 4 * self.facts.width)
-        lists = self.facts.count * 8 + self.facts.nlist * self.facts.width * 4 if self.facts.nlist else 0
-        return int(codes + lists + self.side_SD.nbytes + self.side_rows_S.nbytes)
-
     def search(self, queries_BD: Floats, k: int, allowed: "Mask | Allowed | None" = None) -> Results:
         """The k best rows of each query, best first, and their inner products: (B, K) int64 and float32.
 
@@ -217,11 +210,6 @@ class ItemIndex:
             side_places=side_places,
             side_rows_S=self.side_rows_S,
         )
-
-    def extended(self, new_vectors_MD: Floats) -> "ItemIndex":
-        """An index that finds M more rows, numbered from `len(self)`. Raises ValueError as `with_changed` does."""
-        new_MD = _matrix("new vectors", new_vectors_MD)
-        return self.with_changed(np.arange(len(self), len(self) + len(new_MD)), new_MD)
 
     def with_changed(self, rows_M: Rows | Sequence[int], vectors_MD: Floats) -> "ItemIndex":
         """An index where these rows have other vectors (M, D). Rows from `len(self)` on are new ones, without a gap.

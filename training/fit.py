@@ -2,7 +2,7 @@
 
 What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows. A copy of it takes the steps; the
 model follows as the running mean of the copy's weights, and that is what is judged and kept: much of what one step learns is noise, which
-the next ones take back (Polyak and Juditsky, 1992). On a CPU one seed and one number of threads and processes give one model, through a
+the next ones take back (Polyak and Juditsky, 1992). On a CPU a seed and the numbers of threads and processes give one model, through a
 kill and `resume` too: what an epoch draws at random depends on nothing else. Under `torchrun` each process takes an equal share of every
 batch and gradients are averaged, so that several learn what one would.
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from headrace import names
 from headrace.events import EVENT_SCHEMA
+from headrace.settings import DAY_US, HOUR_US
 from headrace.stores.lake import EventLake
 
 TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE, names.LIKE)
@@ -21,8 +22,7 @@ _USERS: Final = 20_000
 _ITEMS: Final = 5_000
 _APPEND_ROWS: Final = 250_000
 _START_US: Final = 1_700_006_400_000_000
-_HOUR_US: Final = 3_600_000_000
-_SPAN_US: Final = 30 * 24 * _HOUR_US
+_SPAN_US: Final = 30 * DAY_US
 
 
 def generate(directory: Path, events: int, labels: int) -> None:
@@ -44,7 +44,7 @@ def generate(directory: Path, events: int, labels: int) -> None:
 def _batches(rng: np.random.Generator, count: int) -> Iterator[pa.Table]:
     """The events in the order of their arrival, as the lake keeps them."""
     arrivals = np.sort(rng.integers(_START_US, _START_US + _SPAN_US, count))
-    times = arrivals - np.where(rng.random(count) < 0.1, rng.integers(0, _HOUR_US, count), 0)
+    times = arrivals - np.where(rng.random(count) < 0.1, rng.integers(0, HOUR_US, count), 0)
     users, items = _pareto(rng, _USERS, count), _pareto(rng, _ITEMS, count)
     types, ids = rng.choice(len(TYPES), count, p=_SHARES), rng.integers(0, 2**62, count)
     for batch, start in enumerate(range(0, count, _APPEND_ROWS), start=1):

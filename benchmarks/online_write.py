@@ -24,7 +24,7 @@ from benchmarks.online_sides import serve_turns, take_turns
 from benchmarks.report import publish
 from headrace import names
 from headrace.clock import system_clock
-from headrace.settings import MICROS, Settings
+from headrace.settings import DAY_US, Settings
 from headrace.stores.definitions import load_definitions
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
@@ -117,7 +117,7 @@ def _push(who: str, settings: Settings, options: argparse.Namespace) -> dict[str
     view = stores.plain_view(PLAIN, fields, settings.data)
     kind = stores.OURS if who == "push_ours" else stores.FEASTS
     store = stores.open_store(kind, str(settings.redis_url), settings, [stores.ITEM, view])
-    first = stores.at(system_clock() - 86_400 * MICROS)
+    first = stores.at(system_clock() - DAY_US)
     rates = {}
     for size in BATCHES:
         ids = [f"item-{number:06d}" for number in range(size)]

@@ -32,7 +32,7 @@ from headrace.stores.lake import EventLake
 from training import learn_towers, prepare, train
 from training.config import TrainConfig, by_name
 from training.dataset import T_US, Split, historical_chunks, newest, read_split, user_features
-from training.fit import Epoch, fit
+from training.fit import Epoch, Units, fit
 from training.learn import schedule_of
 from training.processes import Processes
 from training.rows import Table, UserRows, of_users
@@ -143,9 +143,7 @@ class Prepared:
     def fitted(
         self,
         objective: nn.Module,
-        read: Callable[[Ints, Ints], Any],
-        lengths_U: Ints,
-        sizes_U: Ints,
+        units: Units,
         batch: int,
         epochs: int,
     ) -> list[Epoch]:
@@ -153,7 +151,7 @@ class Prepared:
         checkpoint = self.folder / "fit.pt"
         checkpoint.unlink(missing_ok=True)  # each is a fit of its own
         return fit(
-            "towers", objective.towers, objective, read, lengths_U, sizes_U, None, schedule, Processes(), "cpu",
+            "towers", objective.towers, objective, units, schedule, judge=None, processes=Processes(), device="cpu",
             checkpoint=checkpoint, progress=False,
         )  # fmt: skip
 
@@ -201,8 +199,8 @@ def padded(directory: Path, config: TrainConfig) -> dict[str, Any]:
         found: tuple[list[float], list[float]] = ([], [])
         for _ in range(_ROUNDS):  # in turn, so that both have the machine as it is
             fits = (
-                ready.fitted(ours, read, windows.lengths_W, windows.sizes_W, batch, epochs=2),
-                ready.fitted(usual, read_rows, rows.lengths_R, ones, config.batch, epochs=2),
+                ready.fitted(ours, Units(windows.lengths_W, windows.sizes_W, read), batch, epochs=2),
+                ready.fitted(usual, Units(rows.lengths_R, ones, read_rows), config.batch, epochs=2),
             )
             for speeds, epochs in zip(found, fits, strict=True):
                 speeds.append(speed_of(epochs)["rows_per_s"])
@@ -292,7 +290,7 @@ def bounded(directory: Path, rows: int, bound_mb: int) -> dict[str, Any]:
             objective = learn_towers.TowerObjective(ready.towers(), ready.shop.catalogue.inputs, expected_I)
             read = learn_towers.reader(windows, target_R, ready.shop.items, config.drawn_items, "cpu")
             batch = max(1, round(config.batch * len(windows) / windows.rows))
-            epochs = ready.fitted(objective, read, windows.lengths_W, windows.sizes_W, batch, epochs=1)
+            epochs = ready.fitted(objective, Units(windows.lengths_W, windows.sizes_W, read), batch, epochs=1)
         on_disk = sum(file.stat().st_blocks * 512 for file in place.rglob("*") if file.is_file()) / 2**20
     features_mb, held_mb = feature_bytes / 2**20, peaks["RssAnon"] - before["RssAnon"]
     return {

@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MICROS = 1_000_000  # compiled into kernels
+HOUR_US, DAY_US = 3_600 * MICROS, 86_400 * MICROS
 
 
 class Settings(BaseSettings):

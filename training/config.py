@@ -1,16 +1,32 @@
 """What a training run does, as one typed value. `size` is the dial; everything that grows with it is derived here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from typing import Any, Final
 
 from headrace.models.config import CAUSAL, CROSSES, ModelConfig
+from headrace.models.index import LEAST_RECALL
 from headrace.named import NamedError, named
+from training.changes import changed
+
+_AT_LEAST_1: Final = (
+    "size", "threads", "max_positives", "max_lists", "candidates", "length", "width", "heads", "cross_width", "batch", "tower_epochs",
+    "list_batch", "ranker_epochs", "patience", "drawn_items",
+)  # fmt: skip
+_AT_LEAST_0: Final = (
+    "max_validation", "max_test", "max_ranked_requests", "resamples", "test_days", "validation_days", "weight_decay", "warm_up",
+)  # fmt: skip
+_ABOVE_0: Final = ("days", "outcome_hours", "learning_rate")
+_PARTS: Final = ("validation_share", "dropout", "averaging")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """All numbers of a run. Build one with `small()`, `default()` or `large()`, change it with `changed`."""
+    """All numbers of a run. Build one with `small()`, `default()` or `large()`, change it with `changed`.
+
+    What has no value here grows with `size`: `of_size`.
+    """
 
     name: str
     size: int
@@ -29,30 +45,30 @@ class TrainConfig:
     outcome_hours: float = 24.0
     min_rating: float = 3.0
     min_outcomes: int = 50
-    max_positives: int = 20_000
-    max_lists: int = 5_000
+    max_positives: int
+    max_lists: int
     # Requests: of the validation, that the towers are judged by; of the test, that are drawn, and those of them that the ranker
     # answers too (0 for all); and resamples for intervals.
     max_validation: int = 2_000
     max_test: int = 2_000
-    max_ranked_requests: int = 400
+    max_ranked_requests: int
     resamples: int = 1_000
     # What retrieval offers the ranker, and how much of it a list to learn from has.
     candidates: int = 200
     list_length: int = 32
     # Models.
-    length: int = 30
-    width: int = 32
+    length: int
+    width: int
     heads: int = 2
-    layers: int = 1
-    cross_width: int = 128
-    dropout: float = 0.1
+    layers: int
+    cross_width: int
+    dropout: float
     # Fitting: at most so many epochs, ended after `patience` of them without a better one.
-    batch: int = 128
-    tower_epochs: int = 30
+    batch: int
+    tower_epochs: int
     list_batch: int = 16
     ranker_epochs: int = 10
-    patience: int = 4
+    patience: int
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     warm_up: int = 100
@@ -68,44 +84,28 @@ class TrainConfig:
     ranker: str = CROSSES
 
     def __post_init__(self) -> None:
-        for name in (
-            "size",
-            "threads",
-            "max_positives",
-            "max_lists",
-            "candidates",
-            "length",
-            "cross_width",
-            "batch",
-            "tower_epochs",
-            "list_batch",
-            "ranker_epochs",
-            "patience",
-            "drawn_items",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("max_validation", "max_test", "max_ranked_requests", "resamples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.list_length < 2:
-            raise ValueError(f"list_length is {self.list_length}; there is an order from 2 candidates on")
-        if not 0 < self.test_share < 1:
-            raise ValueError(f"test_share is {self.test_share}; it must lie between 0 and 1")
-        if not 0 <= self.validation_share < 1:
-            raise ValueError(f"validation_share is {self.validation_share}; it must lie between 0 and 1")
-        if not 0 <= self.averaging < 1:
-            raise ValueError(f"averaging is {self.averaging}; it must lie between 0 and 1, 1 left out: 0 keeps no mean")
-        if self.days <= 0:
-            raise ValueError(f"days is {self.days}; it must be above 0")
+        for name in (each.name for each in fields(self) if each.type is float):
+            self._check(name, isfinite(getattr(self, name)), "finite")
+        for name in _AT_LEAST_1:
+            self._check(name, getattr(self, name) >= 1, "at least 1")
+        for name in _AT_LEAST_0:
+            self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in _ABOVE_0:
+            self._check(name, getattr(self, name) > 0, "above 0")
+        for name in _PARTS:
+            self._check(name, 0 <= getattr(self, name) < 1, "from 0 to 1, 1 left out")
+        self._check("test_share", 0 < self.test_share < 1, "between 0 and 1")
+        self._check("list_length", self.list_length >= 2, "at least 2: of one candidate there is no order")
+        self._check("width", self.width % self.heads == 0, f"a multiple of heads, which is {self.heads}")
+        self._check("index_recall", LEAST_RECALL <= self.index_recall <= 1, f"from {LEAST_RECALL} to 1")
+
+    def _check(self, name: str, holds: bool, bound: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} is {getattr(self, name)}; it must be {bound}")
 
     def changed(self, **changes: Any) -> "TrainConfig":
-        """A copy with some values changed. Raises ValueError for an unknown key."""
-        known = {field.name for field in fields(self)}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise ValueError(f"unknown training setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        return replace(self, **changes)
+        """A copy with some values changed. Raises ValueError for an unknown key, or a value out of range."""
+        return changed(self, "training setting", changes)
 
     def model(self, outcomes: tuple[str, ...]) -> ModelConfig:
         return ModelConfig(
@@ -181,13 +181,3 @@ def by_name(name: str) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise ValueError(f"{said}: it returned {type(config).__name__}, not a TrainConfig: change `small()`")
     return config
-
-
-def parse_change(text: str) -> tuple[str, Any]:
-    """`key=value` from a command line, the value read as the type that the key has. Raises ValueError."""
-    key, equals, value = text.partition("=")
-    kinds = {field.name: field.type for field in fields(TrainConfig)}
-    if not equals or key not in kinds:
-        raise ValueError(f"cannot read {text!r}: write key=value with a key of {', '.join(sorted(kinds))}")
-    read = {int: int, float: float, str: str}[kinds[key]]  # type: ignore[index]
-    return key, read(value)

@@ -20,13 +20,13 @@ from feast import FeatureStore
 from headrace import names
 from headrace.clock import from_micros
 from headrace.models.config import CART, CLICK, PURCHASE
+from headrace.settings import DAY_US, HOUR_US
 from headrace.stores.lake import EventLake, scan_table
 from training.config import TrainConfig
 
 T_US: Final = "t_us"
 POSITIVE_TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE, names.RATE)
 LABELS: Final = (CLICK, CART, PURCHASE)
-_HOUR_US: Final = 3_600_000_000
 _KEYS: Final = (names.USER_ID, names.ITEM_ID, T_US)
 _EVENT_COLUMNS: Final = (
     names.EVENT_ID,
@@ -47,7 +47,8 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """Episodes by time, oldest first: what weights are learnt from, what chooses among them, what they are judged by.
+    """Episodes by time, oldest first: what the towers learn from; what chooses among their weights, and what the ranker learns from; what
+    both are judged by.
 
     Frames have columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS; no side knows an event at or after its end,
     not even as a label. Impressions are rows of the same columns and `position`, from 0, of what was shown, by the same cuts.
@@ -56,7 +57,6 @@ class Split:
     train: pl.DataFrame
     validation: pl.DataFrame
     test: pl.DataFrame
-    impressions: pl.DataFrame
     validation_impressions: pl.DataFrame
     test_impressions: pl.DataFrame
     start_us: int
@@ -69,37 +69,42 @@ class Split:
         return pl.concat([self.train, self.validation, self.test])
 
 
-def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) -> Split:
-    """Episodes of the last `config.days`, split by time.
+@dataclass(frozen=True)
+class Cuts:
+    """Where a window, its validation and its test begin, in Unix microseconds."""
 
-    The test begins at `cut_us`, else `test_days` before the end, else where `test_share` of the episodes lie behind it; the
-    validation in the same way before that. Raises DatasetError where the window, or the side before or after the cut, is empty;
-    there may be no validation.
+    start_us: int
+    validation_us: int
+    cut_us: int
+
+
+def read_split(lake: EventLake, config: TrainConfig, cuts: Cuts | None = None) -> Split:
+    """Episodes of the last `config.days`, split by time, or those from the start of `cuts` on, split as these say.
+
+    The test begins `test_days` before the end, else where `test_share` of the episodes lie behind it; the validation in the same way
+    before that. Raises DatasetError where the window, or the side before or after the cut, is empty; there may be no validation.
     """
     events = events_on_items(lake)
     interactions = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
     if interactions.is_empty():
         raise DatasetError(f"the event lake {lake.path} holds no view, click, cart, purchase or rating: load some")
     end_us = int(interactions[T_US].max()) + 1  # type: ignore[arg-type]
-    start_us = max(end_us - int(config.days * 24 * _HOUR_US), int(events[T_US].min()))  # type: ignore[arg-type]
+    oldest_us = int(events[T_US].min())  # type: ignore[arg-type]
+    start_us = cuts.start_us if cuts else max(end_us - int(config.days * DAY_US), oldest_us)
     events = events.filter(pl.col(T_US).is_between(start_us, end_us, closed="left")).sort(T_US, names.EVENT_ID)
     everything = episodes(events, config)
+    window = f"{from_micros(start_us).isoformat()} to {from_micros(end_us).isoformat()}"
     if everything.is_empty():
         raise DatasetError(
-            f"the {config.days:g} days up to {from_micros(end_us).isoformat()} hold no interaction to learn from: "
-            "take more days (`headrace train --set days=N`)"
+            f"the window from {window} holds no interaction to learn from: take more days (`headrace train --set days=N`)"
         )
-    if cut_us is None:
-        cut_us = _cut(everything, end_us, config.test_days, config.test_share)
-    validation_us = _cut(
-        everything.filter(pl.col(T_US) < cut_us), cut_us, config.validation_days, config.validation_share
-    )
+    cuts = cuts or _cuts(everything, start_us, end_us, config)
+    validation_us, cut_us = cuts.validation_us, cuts.cut_us
     shown = impressions(events, config)
     split = Split(
         train=_before(events, validation_us, config, episodes),
         validation=_before(events, cut_us, config, episodes).filter(pl.col(T_US) >= validation_us),
         test=everything.filter(pl.col(T_US) >= cut_us),
-        impressions=_before(events, validation_us, config, impressions),
         validation_impressions=_before(events, cut_us, config, impressions).filter(pl.col(T_US) >= validation_us),
         test_impressions=shown.filter(pl.col(T_US) >= cut_us),
         start_us=start_us,
@@ -111,7 +116,7 @@ def read_split(lake: EventLake, config: TrainConfig, cut_us: int | None = None) 
         if rows.is_empty():
             raise DatasetError(
                 f"no interaction {side} the cut between training and test (test_share {config.test_share}): "
-                f"in the {config.days:g} days up to {from_micros(end_us).isoformat()}, the newest interaction; "
+                f"in the window from {window}, the newest interaction; "
                 "load more of that time, or take more days (`headrace train --set days=N`)"
             )
     return split
@@ -131,10 +136,16 @@ def events_on_items(lake: EventLake, more: Sequence[str] = ()) -> pl.DataFrame:
     return events
 
 
+def _cuts(everything: pl.DataFrame, start_us: int, end_us: int, config: TrainConfig) -> Cuts:
+    cut_us = _cut(everything, end_us, config.test_days, config.test_share)
+    before = everything.filter(pl.col(T_US) < cut_us)
+    return Cuts(start_us, _cut(before, cut_us, config.validation_days, config.validation_share), cut_us)
+
+
 def _cut(rows: pl.DataFrame, end_us: int, days: float, share: float) -> int:
     """So many days before the end; for 0 days where a share of the rows lies behind."""
     if days > 0:
-        return end_us - int(days * 24 * _HOUR_US)
+        return end_us - int(days * DAY_US)
     return end_us if share == 0 or rows.is_empty() else int(rows[T_US].quantile(1 - share, "higher"))  # type: ignore[arg-type]
 
 
@@ -152,7 +163,7 @@ def episodes(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
         T_US, names.EVENT_ID
     )
     pair = [names.USER_ID, names.ITEM_ID]
-    starts = (pl.col(T_US).diff() > int(config.outcome_hours * _HOUR_US)).fill_null(True).cum_sum().over(pair)
+    starts = (pl.col(T_US).diff() > int(config.outcome_hours * HOUR_US)).fill_null(True).cum_sum().over(pair)
     return (
         own.with_columns(starts.alias("episode"))
         .group_by(*pair, "episode", maintain_order=True)
@@ -176,7 +187,7 @@ def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
     done = events.filter(pl.col(names.TYPE).is_in(POSITIVE_TYPES)).select(
         *answer, names.TYPE, pl.col(T_US).alias("done_us")
     )
-    timely = (pl.col("done_us") - pl.col(T_US)).is_between(0, int(config.outcome_hours * _HOUR_US))
+    timely = (pl.col("done_us") - pl.col(T_US)).is_between(0, int(config.outcome_hours * HOUR_US))
     outcomes = shown.join(done, on=answer).filter(timely).group_by(answer).agg(*_labels(pl.col(names.TYPE)))
     return (
         shown.join(outcomes, on=answer, how="left", maintain_order="left")

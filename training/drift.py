@@ -22,9 +22,10 @@ from headrace.models import columns
 from headrace.models.bundle import Bundle
 from headrace.models.config import CLICK
 from headrace.models.preprocessing import Catalogue
-from headrace.settings import Settings
+from headrace.settings import DAY_US, HOUR_US, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
+from training.changes import parse_changes
 from training.config import TrainConfig
 from training.dataset import POSITIVE_TYPES, T_US, catalogue, events_on_items, impressions, sample, user_features
 from training.drift_signals import (
@@ -32,7 +33,6 @@ from training.drift_signals import (
     Signal,
     of_histogram,
     of_numbers,
-    parse_change,
     popularity_deciles,
 )
 from training.job import run
@@ -40,8 +40,8 @@ from training.outcomes import probabilities
 from training.scoring import Models
 from training.warm_start import champion_of
 
-_HOUR_US: Final = 3_600_000_000
-_DAY_US: Final = 24 * _HOUR_US
+_CLICK_HOURS: Final = 1.0
+"""Within which a click counts for the rate: it is known soon, and the same of any version."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,15 @@ class Drift:
 def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None = None) -> Drift:
     """Of what is in service. Raises RegistryError where nothing is, BundleError, DatasetError for a lake without events on items."""
     bundle = champion_of(settings)
-    lake, (start_us, cut_us) = EventLake(settings.lake_dir), bundle.manifest.window_us
+    lake, (start_us, window_end_us) = EventLake(settings.lake_dir), bundle.manifest.window_us
     events = events_on_items(lake).filter(pl.col(T_US) >= start_us)
     own = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
-    before, now = own.filter(pl.col(T_US) < cut_us), own.filter(pl.col(T_US) >= cut_us)
-    end_us = max(int(events[T_US].max() or 0) + 1, cut_us) if events.height else cut_us  # type: ignore[arg-type]
+    before, now = own.filter(pl.col(T_US) < window_end_us), own.filter(pl.col(T_US) >= window_end_us)
+    newest_us = int(events[T_US].max() or 0) if events.height else 0  # type: ignore[arg-type]
+    end_us = max(newest_us + 1, window_end_us)
 
     def found(signals: Sequence[Signal], note: str = "") -> Drift:
-        return Drift(bundle.version, (start_us, cut_us), end_us, now.height, tuple(signals), note)
+        return Drift(bundle.version, (start_us, window_end_us), end_us, now.height, tuple(signals), note)
 
     if min(now.height, before.height) < config.min_events:
         few = "since it" if now.height < config.min_events else "in its window"
@@ -81,33 +82,39 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
             (), f"{min(now.height, before.height):,} events {few}: nothing is said below {config.min_events:,}"
         )
     store = store or open_feature_store(settings)
-    users, shown = of_users(bundle, before, now, store, config), of_impressions(bundle, events, end_us, store, config)
+    users = of_users(bundle, before, now, store, config)
+    rate = of_click_rate(events, window_end_us, end_us, bundle, config)
+    calibration = of_calibration(events, window_end_us, end_us, bundle, store, config)
+    few_users = f"users' features are not compared: that takes {config.min_users:,} users on both sides"
+    few_shown = f"clicks are not compared: that takes {config.min_impressions:,} impressions on both sides"
+    not_yet = (
+        f"clicks are not held against their probabilities: that takes {config.min_impressions:,} impressions and "
+        f"{config.min_clicks:,} clicks, {_training_of(bundle).outcome_hours:g} hours old"
+    )
     left_out = [
-        *([] if users else [f"users' features are not compared: that takes {config.min_users:,} users on both sides"]),
-        *(
-            []
-            if shown
-            else [f"clicks are not compared: that takes {config.min_impressions:,} impressions on both sides"]
-        ),
+        *([] if users else [few_users]),
+        *([] if rate else [few_shown]),
+        *([not_yet] if rate and not calibration else []),
     ]
     return found(
         [
-            of_types(lake, start_us, cut_us, config),
+            of_types(lake, start_us, window_end_us, config),
             *of_items(bundle, before, now, store, end_us, config),
             *users,
-            *shown,
+            *rate,
+            *calibration,
         ],
         "; ".join(left_out),
     )
 
 
-def of_types(lake: EventLake, start_us: int, cut_us: int, config: DriftConfig) -> Signal:
+def of_types(lake: EventLake, start_us: int, window_end_us: int, config: DriftConfig) -> Signal:
     """What users do. Impressions are left out: we make those."""
     moment = pl.col(names.TIMESTAMP).dt.epoch("us")
     own = lake.scan([names.TYPE, names.TIMESTAMP]).filter(
         (pl.col(names.TYPE) != names.IMPRESSION) & (moment >= start_us)
     )
-    counted = own.group_by(names.TYPE, (moment >= cut_us).alias("is_new")).len().collect()
+    counted = own.group_by(names.TYPE, (moment >= window_end_us).alias("is_new")).len().collect()
     before, now = (
         dict(counted.filter(pl.col("is_new") == new).select(names.TYPE, "len").iter_rows()) for new in (False, True)
     )
@@ -152,7 +159,7 @@ def of_users(
     long as what came since and at least a day: where a window has just begun, its counts are small.
     """
     start_us, end_us = int(now[T_US].min()), int(now[T_US].max())  # type: ignore[arg-type]
-    recent = before.filter(pl.col(T_US) >= start_us - max(end_us - start_us, _DAY_US))
+    recent = before.filter(pl.col(T_US) >= start_us - max(end_us - start_us, DAY_US))
     one_of_each = [
         side.sample(fraction=1.0, shuffle=True, seed=config.seed).unique(
             names.USER_ID, keep="first", maintain_order=True
@@ -169,35 +176,51 @@ def of_users(
     ]
 
 
-def of_impressions(
-    bundle: Bundle, events: pl.DataFrame, end_us: int, store: FeatureStore, config: DriftConfig
+def of_click_rate(
+    events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, config: DriftConfig
 ) -> list[Signal]:
-    """Click rate and calibration; none where too few were shown on a side. A click counts within an hour, and what was shown in the last
-    hour of a side is left out: its clicks may still come.
-    """
-    training = TrainConfig.from_json(bundle.manifest.config).changed(outcome_hours=1.0, device="cpu")
+    """None where too few were shown on a side. What was shown so late on a side that its clicks may still come is left out."""
+    training = _training_of(bundle).changed(outcome_hours=_CLICK_HOURS)
     shown = impressions(events, training)
-    cut_us = bundle.manifest.window_us[1]
-    before = shown.filter(pl.col(T_US) < cut_us - _HOUR_US)
-    now = shown.filter(pl.col(T_US).is_between(cut_us, end_us - _HOUR_US, closed="left"))
+    before, now = (
+        _shown_by(shown, 0, window_end_us, _CLICK_HOURS),
+        _shown_by(shown, window_end_us, end_us, _CLICK_HOURS),
+    )
     if min(before.height, now.height) < config.min_impressions or before[CLICK].sum() < config.min_clicks:
         return []
     was, rate = (float(side[CLICK].mean()) for side in (before, now))  # type: ignore[arg-type]
     drop = 1 - rate / was
-    signals = [
-        Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, f"{was:.2%}, now {rate:.2%}")
-    ]
+    return [Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, f"{was:.2%}, now {rate:.2%}")]
+
+
+def of_calibration(
+    events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, store: FeatureStore, config: DriftConfig
+) -> list[Signal]:
+    """None where too few were shown or clicked. A click counts within the bundle's own `outcome_hours`, which its probabilities speak of,
+    and what was shown in the last of these is left out: its clicks may still come.
+    """
+    training = _training_of(bundle)
+    now = _shown_by(impressions(events, training), window_end_us, end_us, training.outcome_hours)
     asked = sample(now, config.sample, config.seed)
     clicks = int(asked[CLICK].sum())
-    if clicks >= config.min_clicks:
-        shop = Catalogue(bundle.preprocessing, bundle.snapshot.features)
-        models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker)
-        place = bundle.ranker.outcomes.index(CLICK)
-        predicted = float(probabilities(models, asked, store, training)[:, place].sum())
-        factor = max(predicted / clicks, clicks / max(predicted, 1e-9))
-        said = f"{predicted:.0f} clicks predicted, {clicks} came"
-        signals.append(Signal("click calibration", factor, config.calibration, factor > config.calibration, said))
-    return signals
+    if now.height < config.min_impressions or clicks < config.min_clicks:
+        return []
+    shop = Catalogue(bundle.preprocessing, bundle.snapshot.features)
+    models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker)
+    place = bundle.ranker.outcomes.index(CLICK)
+    predicted = float(probabilities(models, asked, store, training)[:, place].sum())
+    factor = max(predicted / clicks, clicks / max(predicted, 1e-9))
+    said = f"{predicted:.0f} clicks predicted, {clicks} came"
+    return [Signal("click calibration", factor, config.calibration, factor > config.calibration, said)]
+
+
+def _training_of(bundle: Bundle) -> TrainConfig:
+    return TrainConfig.from_json(bundle.manifest.config).changed(device="cpu")
+
+
+def _shown_by(shown: pl.DataFrame, start_us: int, end_us: int, hours: float) -> pl.DataFrame:
+    """What was shown from the start on, and so many hours before the end."""
+    return shown.filter(pl.col(T_US).is_between(start_us, end_us - int(hours * HOUR_US), closed="left"))
 
 
 def as_table(found: Drift) -> Table:
@@ -218,7 +241,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     quieten_feast()
 
     def look() -> None:
-        found = measure(Settings(), DriftConfig().changed(**dict(parse_change(text) for text in options.set)))
+        found = measure(Settings(), DriftConfig().changed(**parse_changes(options.set, DriftConfig)))
         if options.json:
             print(json.dumps(found.to_json()))
             return

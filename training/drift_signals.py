@@ -7,12 +7,13 @@ there are at most 20 bins, and nothing is said of few events. K bins, B values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from headrace.arrays import Floats, Ints
+from training.changes import changed
 
 BINS: Final = 10
 MOST_CATEGORIES: Final = 20
@@ -41,10 +42,7 @@ class DriftConfig:
 
     def changed(self, **changes: Any) -> "DriftConfig":
         """A copy with some values changed. Raises ValueError for an unknown key."""
-        known = [each.name for each in fields(self)]
-        if unknown := sorted(set(changes) - set(known)):
-            raise ValueError(f"unknown setting of drift {', '.join(unknown)}; known are {', '.join(known)}")
-        return replace(self, **changes)
+        return changed(self, "setting of drift", changes)
 
 
 @dataclass(frozen=True)
@@ -107,13 +105,3 @@ def in_bins(before_B: Floats, now_B: Floats) -> tuple[Ints, Ints]:
 
 def distribution(name: str, index: float, config: DriftConfig, said: str) -> Signal:
     return Signal(name, index, config.psi, index > config.psi, said)
-
-
-def parse_change(text: str) -> tuple[str, Any]:
-    """`key=value` from a command line. Raises ValueError."""
-    key, equals, value = text.partition("=")
-    kinds = {each.name: each.type for each in fields(DriftConfig)}
-    if not equals or key not in kinds:
-        raise ValueError(f"cannot read {text!r}: write key=value with a key of {', '.join(kinds)}")
-    read = {int: int, float: float}[kinds[key]]  # type: ignore[index]
-    return key, read(value)

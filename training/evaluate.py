@@ -21,16 +21,18 @@ from headrace.clock import from_micros
 from headrace.models.bundle import Bundle
 from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
-from headrace.stores.models import ModelRegistry, RegistryError, read_champion
+from headrace.stores.models import ModelRegistry, read_champion
 from training.baselines import popularity
 from training.champion import Champion, check_features, read_opponent
-from training.config import TrainConfig, parse_change
+from training.changes import parse_changes
+from training.config import TrainConfig
 from training.dataset import Split
 from training.intervals import Estimate, estimates
 from training.job import run
 from training.measures import CHAMPION, DEPTH, MAIN, RANKED, TOWERS, exposure_of, facts_of, together, values_of
 from training.outcomes import Outcome, measure_outcomes
 from training.page import write_page
+from training.promote import choose
 from training.report import Detail, Group, Measured, Report
 from training.requests import best_places, read_requests
 from training.rivals import RIVALS, Knobs, before_cut, choose_knobs, rivals
@@ -177,18 +179,15 @@ def main(
 
     `changes` are settings of `CHANGEABLE`; another raises ValueError.
     """
-    registered = {known.version: known.path for known in ModelRegistry(settings).versions()}
     in_service = read_champion(settings)
-    chosen = version or (in_service.version if in_service else next(reversed(registered), None))
-    if chosen not in registered:
-        raise RegistryError(f"no version {chosen!r}; registered are {', '.join(registered) or 'none: train first'}")
-    bundle = Bundle.load(registered[chosen])
+    chosen = choose(version or (in_service.version if in_service else None), ModelRegistry(settings))
+    bundle = Bundle.load(chosen.path)
     check_features(bundle, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
     window = window_of(bundle, config, settings)
     split, shop = window.split, window.models.shop
-    opponent = read_opponent(settings, window.content, cut_us, chosen, window.config.device)
+    opponent = read_opponent(settings, window.content, cut_us, chosen.version, window.config.device)
     report = evaluate(
         window.models,
         split,
@@ -200,12 +199,12 @@ def main(
     )
     champion = "not compared" if isinstance(opponent, str) else f"version {opponent.version}"
     header = {
-        "version": f"{chosen} ({bundle.version})",
+        "version": f"{chosen.version} ({bundle.version})",
         "champion": champion,
         **header_of(config, split, len(shop.item_ids), report),
         "command": command,
     }
-    return Evaluation(chosen, {name: text for name, text in header.items() if text}, report)
+    return Evaluation(chosen.version, {name: text for name, text in header.items() if text}, report)
 
 
 def page_of(settings: Settings, version: str) -> Path:
@@ -267,7 +266,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             options.version,
             settings,
             lags=lags,
-            changes=dict(parse_change(text) for text in options.set),
+            changes=parse_changes(options.set, TrainConfig),
             command=shlex.join(["headrace", "evaluate", *given]),
         )
         page = options.report or page_of(settings, found.version)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from training import plots
 from training.fit import Epoch
+from training.learn import JUDGED_BY
 from training.measures import MAIN, RANKED
 from training.report import Report, requests_of, title
 from training.rivals import POPULAR
@@ -25,7 +26,7 @@ def draw(report: Report, epochs: Mapping[str, Sequence[Epoch]] | None = None) ->
     }
     learnt = {name: each for name, each in (epochs or {}).items() if each}
     if learnt:
-        found[LEARNING] = plots.learning(learnt, title("ndcg_at_10"))
+        found[LEARNING] = plots.learning(learnt, {name: title(JUDGED_BY[name]) for name in learnt})
     if report.outcomes:
         found[CALIBRATION] = plots.reliability(
             {f"{name}: {each.positives:,} of {each.impressions:,}": each.bins for name, each in report.outcomes.items()}

@@ -2,9 +2,11 @@
 
 What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows. A copy of it takes the steps; the
 model follows as the running mean of the copy's weights, and that is what is judged and kept: much of what one step learns is noise, which
-the next ones take back (Polyak and Juditsky, 1992). On a CPU one seed and one number of
-threads give one model, through a kill and `resume` too. Under `torchrun` each process takes an equal share of every batch and
-gradients are averaged, so that several learn what one would.
+the next ones take back (Polyak and Juditsky, 1992). On a CPU a seed and the numbers of threads and processes give one model, through a
+kill and `resume` too: what an epoch draws at random depends on nothing else. Under `torchrun` each process takes an equal share of every
+batch and gradients are averaged, so that several learn what one would.
+
+Shapes: U units that batches are made of.
 """
 
 import copy
@@ -13,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,23 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from headrace.arrays import Ints
+from headrace.room import no_room
 from training.batches import epoch_of
 from training.processes import Processes
 
 
 class TrainError(RuntimeError):
     """A run that cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """What batches are made of: each of so many rows, and a history of such a length."""
+
+    lengths_U: Ints
+    sizes_U: Ints
+    read: Callable[[Ints, Ints], Any]
+    """What the objective takes, from the units of a batch and the share of them that is this process' own."""
 
 
 @dataclass(frozen=True)
@@ -94,25 +108,23 @@ def fit(
     name: str,
     model: nn.Module,
     objective: nn.Module,
-    read: Callable[[Ints, Ints], Any],
-    lengths_U: Ints,
-    sizes_U: Ints,
-    judge: Callable[[], float] | None,
+    units: Units,
     schedule: Schedule,
+    *,
+    judge: Callable[[], float] | None,
     processes: Processes,
     device: str,
-    *,
     checkpoint: Path,
     progress: bool,
     noted: Noted = lambda name, epoch: None,
 ) -> list[Epoch]:
     """Leaves `model`, whose parameters `objective` has, in its best state; returns the epochs, the first as it began.
 
-    Batches are of units, each of `sizes_U` rows and a history of `lengths_U`. `read` makes what the objective takes from the units of
-    a batch and the share of them that is this process' own. `judge` is asked before the first epoch and after each one, of the model
-    in `eval` mode; without it the last epoch is the best. Goes on from `checkpoint` where there is one, and then `noted` is told of
-    the epochs before it again. Raises TrainError where the loss is not finite or a checkpoint cannot be written.
+    `judge` is asked before the first epoch and after each one, of the model in `eval` mode; without it the last epoch is the best. Goes
+    on from `checkpoint` where there is one, and then `noted` is told of the epochs before it again. Raises TrainError where the loss is
+    not finite or a checkpoint cannot be written.
     """
+    lengths_U, sizes_U = units.lengths_U, units.sizes_U
     learner = copy.deepcopy(objective)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     wrapped = DistributedDataParallel(learner, find_unused_parameters=True) if processes.count > 1 else learner
@@ -129,15 +141,16 @@ def fit(
             said = f"epoch {number} of {schedule.epochs}, best {state.best_judged:.4f}"
             bar.reset(task, total=len(batches), said=said)
             started, waited_s, losses = time.perf_counter(), 0.0, []
+            torch.manual_seed(_seed_of(schedule.seed, number, processes.rank))
             learner.train()
-            for step, units in enumerate(batches, start=(number - 1) * len(batches)):
+            for step, some in enumerate(batches, start=(number - 1) * len(batches)):
                 _set_rate(optimizer, schedule, step)
                 asked = time.perf_counter()
-                batch = read(units, processes.share(units))
+                batch = units.read(some, processes.share(some))
                 waited_s += time.perf_counter() - asked
                 with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device != "cpu"):
-                    loss = wrapped(batch) * processes.weight(units, sizes_U)
-                value, rows = _learn(learner, loss, optimizer, name, number), int(sizes_U[units].sum())
+                    loss = wrapped(batch) * processes.weight(some, sizes_U)
+                value, rows = _learn(learner, loss, optimizer, name, number), int(sizes_U[some].sum())
                 _follow(objective, learner, min(schedule.averaging, (1 + step) / (10 + step)))
                 losses.append(value * rows)
                 bar.update(task, advance=1, said=f"{said}, loss {value:.4f}")
@@ -180,6 +193,11 @@ def _follow(objective: nn.Module, learner: nn.Module, stays: float) -> None:
         mean.lerp_(newest, 1 - stays)
 
 
+def _seed_of(seed: int, epoch: int, rank: int) -> int:
+    """Of what an epoch draws at random, in one of the processes: a resumed one draws it again."""
+    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+
+
 def _set_rate(optimizer: torch.optim.Optimizer, schedule: Schedule, step: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = schedule.learning_rate * min(1.0, (step + 1) / max(schedule.warm_up, 1))
@@ -201,8 +219,6 @@ def _save(file: Path, state: Fit, model: nn.Module, learner: nn.Module, optimize
         "model": model.state_dict(),
         "learner": learner.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     content = io.BytesIO()
     torch.save(held, content)
@@ -215,9 +231,11 @@ def _save(file: Path, state: Fit, model: nn.Module, learner: nn.Module, optimize
             os.fsync(written.fileno())
         draft.replace(file)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
+        remedy = "make room" if no_room(error) else "mend that"
         raise TrainError(
-            f"checkpoint {file} of {content.tell():,} bytes cannot be written ({error.strerror}): make room and go on with "
+            f"checkpoint {file} of {content.tell():,} bytes cannot be written ({error.strerror}): {remedy} and go on with "
             "`headrace train --resume`; the epochs before this one are kept"
         ) from error
 
@@ -230,9 +248,6 @@ def _resumed(file: Path, model: nn.Module, learner: nn.Module, optimizer: torch.
     model.load_state_dict(held["model"])
     learner.load_state_dict(held["learner"])
     optimizer.load_state_dict(held["optimizer"])
-    torch.set_rng_state(held["random"].cpu())
-    if held["random_cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([state.cpu() for state in held["random_cuda"]])
     history = [Epoch(**epoch) for epoch in held["history"]]
     return Fit(history, held["best"], held["best_judged"], held["best_number"])
 

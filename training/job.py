@@ -1,15 +1,12 @@
 """What every training command shares: an error that is the user's to mend is one line, not a traceback."""
 
-import errno
 import sys
 from collections.abc import Callable
-from typing import Final
 
 from headrace.models.bundle import BundleError
+from headrace.room import no_room
 from headrace.stores.models import RegistryError
 from training.fit import TrainError
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(job: Callable[[], None]) -> int:
@@ -20,7 +17,7 @@ def run(job: Callable[[], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if error.errno not in _FULL:
+        if not no_room(error):
             raise
         print(f"error: {error}: make room; a training goes on with `headrace train --resume`", file=sys.stderr)
         return 1

@@ -1,5 +1,7 @@
 """The two fits of a run: towers, judged by what users turned to next among all items, and the ranker, by the order of lists held out."""
 
+from typing import Final
+
 import numpy as np
 import polars as pl
 import torch
@@ -10,7 +12,7 @@ from headrace.models.base import RankingModel, Towers
 from headrace.models.inputs import UserInputs
 from training import learn_ranker, learn_towers
 from training.config import TrainConfig
-from training.fit import Epoch, Schedule, fit
+from training.fit import Epoch, Schedule, Units, fit
 from training.lists import Lists
 from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Requests
@@ -20,6 +22,8 @@ from training.warm_start import begin_from
 from training.windows import Windows
 
 TOWERS, RANKER = "towers", "ranker"
+JUDGED_BY: Final = {TOWERS: "ndcg_at_10", RANKER: "ndcg_at_10_less_error"}
+"""What `Epoch.judged` is of each. The ranker's is less the standard error of its gain over retrieval: `learn_ranker.order_quality`."""
 
 
 def learn_retrieval(
@@ -41,17 +45,16 @@ def learn_retrieval(
         item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
         return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.history), 10).mean())
 
+    read = learn_towers.reader(windows, target_R, shop.items, drawn, device)
     epochs = fit(
         TOWERS,
         towers,
         learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
-        learn_towers.reader(windows, target_R, shop.items, drawn, device),
-        windows.lengths_W,
-        windows.sizes_W,
-        quality if len(judged) else None,
+        Units(windows.lengths_W, windows.sizes_W, read),
         schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
-        run.us,
-        device,
+        judge=quality if len(judged) else None,
+        processes=run.us,
+        device=device,
         checkpoint=run.folder.path / f"{TOWERS}.pt",
         progress=run.progress,
         noted=run.noted,
@@ -71,8 +74,8 @@ def offer(run: Run, towers: Towers, asked: Requests, users: UserInputs) -> Ints:
 def learn_ranking(
     run: Run, towers: Towers, learnt: Lists | None, held: Lists | None
 ) -> tuple[RankingModel, list[Epoch]]:
-    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these. Without lists it stays as it
-    begins, with the order of retrieval or with the champion's weights.
+    """A ranker at its best epoch by the order of lists held out, its probabilities scaled by these: each epoch is judged as it would be
+    kept. Without lists it stays as it begins, with the order of retrieval or with the champion's weights.
     """
     config, shop, device = run.config, run.shop, run.device
     torch.manual_seed(config.seed)
@@ -83,17 +86,21 @@ def learn_ranking(
     if learnt is None:
         return ranker.eval(), []
     table = shop.catalogue.inputs.to(device)
+
+    def quality() -> float:
+        assert held is not None, "judged by lists held out"
+        judged: float = learn_ranker.calibrated_quality(ranker, table, held, device)
+        return judged
+
     epochs = fit(
         RANKER,
         ranker,
         learn_ranker.RankerObjective(ranker, table),
-        learn_ranker.reader(learnt, device),
-        learnt.users.lengths_R,
-        np.ones(len(learnt), np.int64),
-        (lambda: learn_ranker.order_quality(ranker, table, held, device)) if held and held.has_choices else None,
+        Units(learnt.users.lengths_R, np.ones(len(learnt), np.int64), learn_ranker.reader(learnt, device)),
         schedule_of(config, config.ranker_epochs, config.list_batch),
-        run.us,
-        device,
+        judge=quality if held is not None and held.has_choices else None,
+        processes=run.us,
+        device=device,
         checkpoint=run.folder.path / f"{RANKER}.pt",
         progress=run.progress,
         noted=run.noted,

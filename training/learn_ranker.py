@@ -2,11 +2,12 @@
 
 Retrieved lists teach the order, by a softmax over the candidates, and with the shown ones the outcomes, by a cross entropy each. The
 position at which an item was shown adds a bias of its own, which no request has: what is learnt of the item is free of it, as far as a
-position's pull does not depend on the item. At last the probabilities are scaled on lists that nothing was learnt from (Platt, 1999).
+position's pull does not depend on the item. The probabilities are scaled on lists that nothing was learnt from (Platt, 1999).
 
 Shapes: C candidates of lists, O outcomes, the rest as in `training.lists`.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +21,7 @@ from headrace.models.config import CLICK
 from headrace.models.inputs import ItemInputs
 from headrace.models.ranker import choice_loss, outcome_loss
 from training.lists import ListBatch, Lists
-from training.ranks import ndcg
+from training.ranks import check_finite, ndcg, rank_of
 
 REFERENCE: Final = 1
 """The position that probabilities speak of: the first."""
@@ -51,11 +52,22 @@ def reader(lists: Lists, device: str) -> Callable[[Ints, Ints], ListBatch]:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
+def calibrated_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> float:
+    """`order_quality` of the ranker as `calibrate` would leave it, and that stays as it is: scaling moves the outcomes' probabilities
+    against each other, and with them the order of their expected value.
+    """
+    settled = copy.deepcopy(ranker)
+    calibrate(settled, table, lists, device)
+    quality: float = order_quality(settled, table, lists, device)
+    return quality
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def order_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str, k: int = 10) -> float:
-    """Mean NDCG@k of what was turned to in retrieved lists, by the scores that a request is answered by; NaN without any.
+    """Mean NDCG@k of what was turned to in retrieved lists, by the ranker's scores as it is; NaN without any.
 
     What it has over the order of retrieval counts less its standard error: with few lists the best of some epochs would mostly be the
-    luckiest.
+    luckiest. Raises TrainError for scores that are not finite.
     """
     gains, before = [np.zeros(0)], [np.zeros(0)]
     for batch in lists.parts():
@@ -63,8 +75,8 @@ def order_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, device:
         on_device = batch.to(device)
         scores_BN = ranker.scores(ranker(on_device.users, on_device.items, on_device.retrieved_BN, table)).cpu()
         retrieved_B, ranked_B = (
-            _ndcg_of_wanted(each[chosen_B], batch.present_BN[chosen_B], batch.wanted_B[chosen_B], k)
-            for each in (batch.retrieved_BN, scores_BN)
+            _ndcg_of_wanted(each[chosen_B], batch.present_BN[chosen_B], batch.wanted_B[chosen_B], k, model)
+            for each, model in ((batch.retrieved_BN, "towers"), (scores_BN, "ranker"))
         )
         before.append(retrieved_B)
         gains.append(ranked_B - retrieved_B)
@@ -74,10 +86,9 @@ def order_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, device:
     return float(np.concatenate(before).mean() + gain_R.mean() - gain_R.std() / len(gain_R) ** 0.5)
 
 
-def _ndcg_of_wanted(scores_BN: Tensor, present_BN: Tensor, wanted_B: Tensor, k: int) -> Floats:
-    others_BN = scores_BN.masked_fill(~present_BN, float("-inf"))
-    own_B1 = others_BN.gather(1, wanted_B[:, None])
-    return ndcg((others_BN > own_B1).sum(dim=1).numpy(), k)
+def _ndcg_of_wanted(scores_BN: Tensor, present_BN: Tensor, wanted_B: Tensor, k: int, model: str) -> Floats:
+    check_finite(scores_BN[present_BN], model)
+    return ndcg(rank_of(wanted_B, scores_BN.masked_fill(~present_BN, float("-inf"))).numpy(), k)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -16,7 +16,7 @@ from headrace import names
 from headrace.arrays import Floats, Ints, Mask
 from headrace.clock import from_micros
 from headrace.exploration import log_prefix_chances
-from headrace.settings import MICROS
+from headrace.settings import DAY_US
 from headrace.stores.lake import EventLake
 from training.config import small
 from training.dataset import T_US, events_on_items, impressions
@@ -61,7 +61,7 @@ def read_slates(lake: EventLake, version: str, days: float, outcome: str, outcom
     if shown.is_empty():
         raise OffPolicyError(f"the event lake {lake.path} holds no impression of version {version}: name another")
     end_us = int(shown[T_US].max()) + 1  # type: ignore[arg-type]
-    shown = shown.filter(pl.col(T_US) >= end_us - int(days * 86_400 * MICROS))
+    shown = shown.filter(pl.col(T_US) >= end_us - int(days * DAY_US))
     rows = shown.with_columns(
         pl.col(names.PROPERTIES).str.json_path_match(f"$.{names.DRAWN}").cast(pl.Float64, strict=False).alias("drawn"),
         (pl.col(names.PROPERTIES).str.json_path_match(f"$.{names.GREEDY}") != "false").alias("greedy"),

@@ -131,7 +131,7 @@ def of_open_bandit(
     """
     both = [open_bandit.read(folder, policy, campaign) for policy in (behaviour, target)]
     (shown, of_target), items, positions = open_bandit.numbered(*both)
-    target_PI = open_bandit.chances(of_target, items, positions)
+    target_PI = open_bandit.chances(of_target, items, positions, target)
     weights_R = _bounded(weights(target_PI[shown.position_R, shown.item_R], shown.propensity_R), clip)
     predicted_R, expected_R = open_bandit.expectations(shown, target_PI)
     return Report(

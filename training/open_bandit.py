@@ -74,7 +74,7 @@ def numbered(*logs: Shown) -> tuple[list[Shown], int, int]:
     return renamed, len(items), len(positions)
 
 
-def chances(shown: Shown, items: int, positions: int) -> Floats:
+def chances(shown: Shown, items: int, positions: int, policy: str) -> Floats:
     """How often the policy showed each item at each position, in the mean of its time: shape (positions, items), rows of sum 1.
 
     Not the mean of its propensities: of those only the shown items' are logged, and a policy that learns shows an item most while it
@@ -85,7 +85,10 @@ def chances(shown: Shown, items: int, positions: int) -> Floats:
     )
     total_P1 = counted_PI.sum(axis=1, keepdims=True)
     if not total_P1.all():
-        raise OffPolicyError("the target policy was never seen at some position of the other's logs")
+        raise OffPolicyError(
+            f"policy {policy} was never seen at position {1 + int(total_P1.argmin())} of the {positions} that the logs have: "
+            "take more of its logs, or logs of the same positions"
+        )
     return np.asarray(counted_PI / total_P1)
 
 

@@ -192,7 +192,7 @@ def embedding_map(item_ID: Floats32, category_I: Ints, categories: Sequence[str]
     return figure
 
 
-def learning(epochs: Mapping[str, Sequence[Epoch]], judged: str) -> Figure:
+def learning(epochs: Mapping[str, Sequence[Epoch]], judged_by: Mapping[str, str]) -> Figure:
     """For each model its loss and what it is judged by, by epoch; dashed, the epoch of the highest judgement."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.4, 2.4 * max(len(epochs), 1)), layout="constrained")
@@ -205,7 +205,7 @@ def learning(epochs: Mapping[str, Sequence[Epoch]], judged: str) -> Figure:
             if np.isfinite(values := [epoch.judged for epoch in each]).any():
                 judgements.axvline(number_P[int(np.nanargmax(values))], color=GREY, linestyle="--", linewidth=1.2)
             losses.set(title=f"{name}: loss", xlabel="epoch")
-            judgements.set(title=f"{name}: {judged} on the validation", xlabel="epoch")
+            judgements.set(title=f"{name}: {judged_by[name]} on the validation", xlabel="epoch")
             for axes in (losses, judgements):
                 axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return figure

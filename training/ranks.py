@@ -1,6 +1,6 @@
-"""Where the one item that was wanted stands among all items: enough for every metric of a single relevant item, and no sort.
+"""Where the one item that was wanted stands among all items, or in a list: enough for every metric of a single relevant item, and no sort.
 
-Shapes: T requests, I items of the catalogue, D width, K offered.
+Shapes: T requests, B of them at once, I items of the catalogue, N candidates, D width, K offered.
 """
 
 import numpy as np
@@ -21,11 +21,25 @@ def target_ranks(user_TD: Tensor, item_ID: Tensor, target_T: Ints, history: Hist
     ranks = []
     for start in range(0, len(target_T), _BLOCK):
         scores_BI = _without_seen(user_TD, item_ID, history, start)
-        wanted_B1 = scores_BI.gather(1, torch.tensor(target_T[start : start + _BLOCK, None], device=scores_BI.device))
-        above_B = (scores_BI > wanted_B1).sum(dim=1)
-        equal_B = (scores_BI == wanted_B1).sum(dim=1) - 1
-        ranks.append((above_B + torch.div(equal_B.clamp(min=0), 2, rounding_mode="floor")).cpu().numpy())
+        wanted_B = torch.tensor(target_T[start : start + _BLOCK], device=scores_BI.device)
+        ranks.append(rank_of(wanted_B, scores_BI).cpu().numpy())
     return np.concatenate([np.zeros(0, np.int64), *ranks])
+
+
+def rank_of(wanted_B: Tensor, scores_BN: Tensor) -> Tensor:
+    """How many of its row score above the wanted place; of equal ones half, so that who scores all alike is not first. Shape (B,)."""
+    wanted_B1 = scores_BN.gather(1, wanted_B[:, None])
+    above_B, equal_B = (scores_BN > wanted_B1).sum(dim=1), (scores_BN == wanted_B1).sum(dim=1)
+    return above_B + (equal_B - 1) // 2
+
+
+def check_finite(scores: Tensor, model: str) -> None:
+    """Raises TrainError: of a NaN nothing is more, and so it would be first."""
+    if not torch.isfinite(scores).all():
+        raise TrainError(
+            f"scores of the {model} are not finite: take a lower learning rate (`--set learning_rate=...`), "
+            "and look whether a feature has huge values"
+        )
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -44,10 +58,7 @@ def _without_seen(user_TD: Tensor, item_ID: Tensor, history: Histories, start: i
     """Scores of a block of users, those of what they have seen minus infinity. Raises TrainError for one that is not finite."""
     block = user_TD[start : start + _BLOCK]
     scores_BI = block @ item_ID.T
-    if not torch.isfinite(scores_BI).all():
-        raise TrainError(
-            "the towers give scores that are not finite: take a lower learning rate (`--set learning_rate=...`)"
-        )
+    check_finite(scores_BI, "towers")
     pairs = history.rows(slice(start, start + len(block))).pairs
     request, place = (torch.tensor(each, device=scores_BI.device) for each in pairs)
     scores_BI[request, place] = float("-inf")

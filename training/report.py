@@ -151,7 +151,7 @@ def title(metric: str) -> str:
     """`ndcg_at_10` as it is written: NDCG@10."""
     name, _, k = metric.partition("_at_")
     words = {"ndcg": "NDCG", "mrr": "MRR", "map": "MAP", "hit_rate": "hit rate", "gini": "Gini"}.get(name, name)
-    return f"{words}@{k}" if k else words
+    return f"{words}@{k.replace('_', ' ')}" if k else words
 
 
 def requests_of(group: Group) -> str:

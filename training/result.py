@@ -9,7 +9,8 @@ import numpy as np
 
 from headrace.models.index import IndexFacts
 from training.fit import Epoch
-from training.report import Report
+from training.learn import JUDGED_BY
+from training.report import Report, title
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class TrainResult:
     def show(self) -> None:
         self.report.show()
         for name, epochs in self.epochs.items():
-            print(f"{name}: {how_it_went(epochs)}")
+            print(f"{name}: {how_it_went(epochs, title(JUDGED_BY[name]))}")
         print(f"index: {self.index}")
         print(
             f"version {self.version} in {self.bundle_dir}: {self.tower_rows} rows for the towers, "
@@ -49,16 +50,14 @@ class TrainResult:
         }
 
 
-def how_it_went(epochs: Sequence[Epoch]) -> str:
+def how_it_went(epochs: Sequence[Epoch], judged_by: str) -> str:
     """In one line."""
     if not epochs:
-        return "nothing to learn from in the validation part, so it keeps the order of retrieval"
+        return "nothing to learn from in the validation part, so it stays as it began"
     best = max(epochs, key=lambda epoch: -1.0 if np.isnan(epoch.judged) else epoch.judged)
     last, judged = epochs[-1], "there was no validation to judge by"
     if not np.isnan(best.judged):
-        judged = (
-            f"epoch {best.number} is the best, NDCG@10 {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
-        )
+        judged = f"epoch {best.number} is the best, {judged_by} {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
     speed = f"{last.rows_per_second:,.0f} rows/s, {last.input_share:.1%} of it waiting for rows"
     return f"{last.number} epochs, {judged}; {speed}"
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from rich.console import Console
 
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import Bundle, read_manifest
+from headrace.models.bundle import read_manifest
 from headrace.ops.api import Api
 from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.ops.keys import with_kept_keys
@@ -26,9 +26,9 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import quieten_feast
 from headrace.stores.models import read_champion
 from training import drift, promote, train
-from training.config import TrainConfig, by_name, parse_change
+from training.changes import parse_changes
+from training.config import TrainConfig, by_name
 from training.drift_signals import DriftConfig
-from training.drift_signals import parse_change as parse_drift_change
 from training.gate import Verdict, as_table, failed, to_json
 from training.job import run
 from training.run_folder import RunFolder
@@ -91,7 +91,7 @@ def once(
             say(f"no drift, no training: {found.note or f'{len(found.signals)} signals are as before'}")
             return Round(seconds=seconds)
         say(f"drifted: {', '.join(signal.name for signal in found.signals if signal.drifted)}")
-    start = None if champion is None else Bundle.load(champion.path)
+    start = None if champion is None else champion.path
     said = "from nothing: none is in service" if champion is None else f"from version {champion.version}"
     with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
         result = train.main(config, settings, own.clock, progress=progress, warm_start=start)
@@ -185,9 +185,19 @@ class _OwnRun:
 
     def __exit__(self, *_: object) -> None:
         for folder in self._runs.glob("*"):
+            began_us = None
             with suppress(OSError, ValueError, LookupError):  # of somebody else, who begins or ends it
-                if RunFolder(folder).began()[1] in self._told:
-                    RunFolder(folder).end()
+                began_us = RunFolder(folder).began().began_us
+            if began_us in self._told:
+                _end(RunFolder(folder))
+
+
+def _end(run: RunFolder) -> None:
+    """Whatever ended the round is told, and not that its folder stays."""
+    try:
+        run.end()
+    except OSError as error:
+        logger.warning("%s is left of a training that did not end (%s): delete it", run.path, error)
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
@@ -221,8 +231,8 @@ def command(arguments: Sequence[str] | None = None) -> int:
         if not every_us:
             raise ValueError(f"cannot read --every {options.every!r}: write a span like 30m, 1h or 1d")
         settings = with_kept_keys(Settings())
-        config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
-        bounds = DriftConfig().changed(**dict(parse_drift_change(text) for text in options.drift))
+        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
+        bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
         interrupts = Interrupts()
 
         def one() -> Round:

@@ -1,9 +1,11 @@
 """The folder of a run: what a killed run needs to go on, and nobody else. It goes when the run is done.
 
-config.json    the config, and when the run began
-mlflow_run     the MLflow run that records it
-split/         episodes and impressions, as they were read
-towers/ ...    rows as tensors, and a checkpoint of each fit
+config.json                          the config, when the run began, and the bundle whose weights it begins with
+mlflow_run                           the MLflow run that records it
+split/                               episodes and impressions, as they were read
+content.parquet, preprocessing.json  the catalogue at the cut, vocabularies and scales
+rows/, lists/                        what the towers and the ranker learn from, as tensors
+towers.pt, ranker.pt                 a checkpoint of each fit
 """
 
 import json
@@ -26,7 +28,16 @@ _TRACKED_AS: Final = "mlflow_run"
 
 
 class RunError(ValueError):
-    """No run to go on with; the message says which there are."""
+    """No run to go on with; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Began:
+    """How a run began, in Unix microseconds. `warm_start` is the folder of the bundle that both models begin as."""
+
+    config: TrainConfig
+    began_us: int
+    warm_start: Path | None
 
 
 @dataclass(frozen=True)
@@ -40,28 +51,27 @@ class RunFolder:
         return self.path.name
 
     @classmethod
-    def begin(cls, runs: Path, name: str, config: TrainConfig, began_us: int) -> "RunFolder":
+    def begin(
+        cls, runs: Path, name: str, config: TrainConfig, began_us: int, warm_start: Path | None = None
+    ) -> "RunFolder":
         folder = cls(runs / name)
         folder.path.mkdir(parents=True)
-        _write(folder.path / _CONFIG, {"config": config.to_json(), "began_us": began_us})
+        start = None if warm_start is None else str(warm_start.resolve())
+        _write(folder.path / _CONFIG, {"config": config.to_json(), "began_us": began_us, "warm_start": start})
         return folder
 
     @classmethod
-    def unfinished(cls, runs: Path, name: str | None = None) -> "RunFolder":
-        """The newest run that did not end, or the one of that name. Raises RunError."""
+    def unfinished(cls, runs: Path) -> "RunFolder":
+        """The newest run that did not end. Raises RunError."""
         found = sorted(file.parent.name for file in runs.glob(f"*/{_CONFIG}"))
-        chosen = name or (found[-1] if found else None)
-        if chosen not in found:
-            wanted = f"no unfinished run {chosen!r}" if chosen else "no unfinished run"
-            raise RunError(
-                f"{wanted} in {runs}; there are {', '.join(found) or 'none: start one with `headrace train`'}"
-            )
-        return cls(runs / chosen)
+        if not found:
+            raise RunError(f"no unfinished run in {runs}: start one with `headrace train`")
+        return cls(runs / found[-1])
 
-    def began(self) -> tuple[TrainConfig, int]:
-        """Its config, and when it began in Unix microseconds."""
+    def began(self) -> Began:
         held = json.loads((self.path / _CONFIG).read_text())
-        return TrainConfig.from_json(held["config"]), held["began_us"]
+        start = held.get("warm_start")
+        return Began(TrainConfig.from_json(held["config"]), held["began_us"], None if start is None else Path(start))
 
     def tracked_as(self) -> str | None:
         """The MLflow run that records it; None where there is none yet."""

@@ -2,7 +2,9 @@
 
 import re
 
-_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+from headrace.settings import DAY_US, HOUR_US, MICROS
+
+_UNITS_US = {"s": MICROS, "m": 60 * MICROS, "h": HOUR_US, "d": DAY_US}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 
 

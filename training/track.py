@@ -24,6 +24,7 @@ from headrace.stores.models import ModelRegistry
 from training.config import TrainConfig
 from training.dataset import Split
 from training.fit import Epoch
+from training.learn import JUDGED_BY
 from training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class Track:
 
 def metrics_of(name: str, epoch: Epoch) -> dict[str, float]:
     """By MLflow's key. What an epoch has nothing of is left out, and of epoch 0 all but how it was judged."""
-    found = {f"{name}/ndcg_at_10": epoch.judged}
+    found = {f"{name}/{JUDGED_BY[name]}": epoch.judged}
     if epoch.number:
         found |= {
             f"{name}/loss": epoch.loss,

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -33,7 +34,8 @@ from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import neighbours, popularity
-from training.config import TrainConfig, by_name, parse_change
+from training.changes import parse_changes
+from training.config import TrainConfig, by_name
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
@@ -49,7 +51,7 @@ from training.run import Run, Shop
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, window_vectors
 from training.track import Track, how_to_look
-from training.warm_start import champion_of
+from training.warm_start import champion_folder
 from training.warm_start import remarks as warm_start_remarks
 from training.windows import Windows
 
@@ -67,21 +69,25 @@ def main(
     store: FeatureStore | None = None,
     progress: bool = False,
     resume: bool = False,
-    warm_start: Bundle | None = None,
+    warm_start: Path | None = None,
 ) -> TrainResult | None:
     """Train, evaluate, save a bundle and register it, all of it recorded in MLflow; None in all processes but the first.
 
-    With `resume` the newest run that did not end goes on, by its own config. With `warm_start` both models begin as that bundle's, where
-    their weights mean the same. Raises ArchitectureError for names that no models have, DatasetError where the lake cannot be trained on,
-    TrainError where fitting cannot go on, RunError where there is nothing to resume, RegistryError where MLflow cannot be written to.
+    With `resume` the newest run that did not end goes on, by its own config and from its own start. With `warm_start` both models begin as
+    those of the bundle in that folder, where their weights mean the same. Raises ArchitectureError for names that no models have,
+    DatasetError where the lake cannot be trained on, TrainError where fitting cannot go on, RunError where there is nothing to resume,
+    BundleError where there is nothing to begin from, RegistryError where MLflow cannot be written to.
     """
     started_us = clock()
+    resumed = RunFolder.unfinished(settings.runs_dir) if resume else None
+    config = config if resumed is None else resumed.began().config
     check_names(config.towers, config.ranker)
     store = store or open_feature_store(settings)
     with processes(device_of(config.device)) as us, Track(settings, clock, us.is_first) as track:
-        folder = us.in_turn(lambda: open_run(settings, config, clock, resume))
-        config, began_us = folder.began()
-        device = device_of(config.device)
+        folder = resumed or us.in_turn(lambda: open_run(settings, config, clock, warm_start))
+        began = folder.began()
+        config, device = began.config, device_of(began.config.device)
+        champion = None if began.warm_start is None else Bundle.load(began.warm_start)
         track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)
 
@@ -99,7 +105,7 @@ def main(
         asked = new_to_their_users(split.validation, split.everything, shop.catalogue.item_ids, most, config.seed)
         users = users_of(asked, shop, store)
         model = config.model(outcomes_of(split, config))
-        run = Run(folder, config, model, split, shop, us, device, track.noted, progress, warm_start)
+        run = Run(folder, config, model, split, shop, us, device, track.noted, progress, champion)
 
         # Retrieval, judged by what users turned to next among all items.
         towers, tower_epochs = learn_retrieval(run, windows, positives, asked, users)
@@ -112,7 +118,7 @@ def main(
             return None
 
         models = Models(shop.preprocessing, shop.catalogue, towers, ranker)
-        notes = warm_start_remarks(warm_start, split.cut_us)
+        notes = warm_start_remarks(champion, split.cut_us)
         report = evaluate(models, split, store, config.changed(device=device), notes=notes)
 
         # The bundle speaks of the shop as it stands at the window's end.
@@ -130,12 +136,13 @@ def main(
         metrics = report.flat() | index.facts.metrics()
         manifest = Manifest(
             version=folder.name,
-            created_us=began_us,
+            created_us=began.began_us,
             model=model,
             config=config.to_json(),
             services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
             fingerprints=fingerprints,
             window_us=(split.start_us, split.end_us),
+            validation_us=split.validation_us,
             cut_us=split.cut_us,
             metrics=metrics,
             code_version=installed_version(names.PROJECT),
@@ -157,13 +164,13 @@ def main(
         )
 
 
-def open_run(settings: Settings, config: TrainConfig, clock: Clock, resume: bool) -> RunFolder:
-    """A new run, or the newest one that did not end."""
-    if resume or int(os.environ.get("RANK", "0")) > 0:  # the first process has begun it
+def open_run(settings: Settings, config: TrainConfig, clock: Clock, warm_start: Path | None) -> RunFolder:
+    """A new run."""
+    if int(os.environ.get("RANK", "0")) > 0:  # the first process has begun it
         return RunFolder.unfinished(settings.runs_dir)
     now_us = clock()
     name = f"{from_micros(now_us):%Y%m%dT%H%M%S}-{now_us % MICROS:06d}-{config.name}"
-    return RunFolder.begin(settings.runs_dir, name, config, now_us)
+    return RunFolder.begin(settings.runs_dir, name, config, now_us, warm_start)
 
 
 def queries(towers: Towers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
@@ -205,7 +212,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the newest run that did not end, by its own config"
+        "--resume", action="store_true", help="go on with the newest run that did not end, as it was begun"
     )
     parser.add_argument(
         "--warm-start",
@@ -217,9 +224,9 @@ def command(arguments: Sequence[str] | None = None) -> int:
     quieten_feast()
 
     def train() -> None:
-        config = by_name(options.config).changed(**dict(parse_change(text) for text in options.set))
+        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
         settings = Settings()
-        champion = champion_of(settings) if options.warm_start else None
+        champion = champion_folder(settings) if options.warm_start and not options.resume else None
         if not options.json and os.environ.get("RANK", "0") == "0":
             print(f"what it learns shows as it learns: {how_to_look(settings)}", file=sys.stderr)
         try:

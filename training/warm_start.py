@@ -15,6 +15,7 @@ mends. The towers' and the ranker's state have the same names for the same parts
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -80,12 +81,17 @@ def warmed(old: Trained, new: Trained) -> Warmed:
 
 def champion_of(settings: Settings) -> Bundle:
     """What is in service. Raises RegistryError where nothing is, BundleError where it cannot be read."""
+    return Bundle.load(champion_folder(settings))
+
+
+def champion_folder(settings: Settings) -> Path:
+    """Of what is in service. Raises RegistryError where nothing is."""
     ref = read_champion(settings)
     if ref is None:
         raise RegistryError(
             "no version is in service to begin from: train without a warm start first, then `headrace promote`"
         )
-    return Bundle.load(ref.path)
+    return ref.path
 
 
 def begin_from(

@@ -1,4 +1,7 @@
-"""A registered version on the shop as it stood at the version's cut, and what has happened since: what it is measured on."""
+"""A registered version on the shop as it stood at the version's cut, and what has happened since: what it is measured on.
+
+The window begins, and is cut, where the training's was: what has come into the lake since makes the test longer, and moves nothing.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +15,7 @@ from headrace.settings import Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
 from training.config import TrainConfig
-from training.dataset import Split, catalogue, items_known_at, read_split
+from training.dataset import Cuts, Split, catalogue, items_known_at, read_split
 from training.processes import device_of
 from training.scoring import Models
 
@@ -30,9 +33,10 @@ class Window:
 
 def window_of(bundle: Bundle, config: TrainConfig, settings: Settings) -> Window:
     """Raises DatasetError where nothing has happened since the cut."""
-    cut_us = bundle.manifest.cut_us
+    manifest, cut_us = bundle.manifest, bundle.manifest.cut_us
     store = open_feature_store(settings)
-    split = read_split(EventLake(settings.lake_dir), config, cut_us)
+    cuts = Cuts(manifest.window_us[0], manifest.validation_us, cut_us)
+    split = read_split(EventLake(settings.lake_dir), config, cuts)
     content = catalogue(store, items_known_at(settings.lake_dir, split, cut_us), cut_us)
     shop = Catalogue(bundle.preprocessing, columns.by_name(content))
     config = config.changed(device=device_of(config.device))

@@ -41,7 +41,7 @@ from headrace.aggregates.spec import (
     value_type,
 )
 from headrace.events import MAX_NUMBER, RECORD_SCHEMA
-from headrace.settings import MICROS
+from headrace.settings import DAY_US, HOUR_US, MICROS
 
 DEFAULT_HOP: Final = timedelta(minutes=5)
 """Of a view that names none."""
@@ -53,7 +53,7 @@ _NUMERIC = frozenset(
 ) - {"schema_version"}
 _FUNCTION = re.compile(r"^([a-z_]+)(?:\(([^()]*)\))?$")
 _SPAN = re.compile(r"^([1-9][0-9]*)\s*(s|m|h|d)$")
-_UNITS = {"s": MICROS, "m": 60 * MICROS, "h": 3_600 * MICROS, "d": 86_400 * MICROS}
+_UNITS = {"s": MICROS, "m": 60 * MICROS, "h": HOUR_US, "d": DAY_US}
 _ARGUMENT = {LAST_N: "n", DECAYED_SUM: "half_life", ZSCORE: "short"}
 
 
@@ -194,7 +194,7 @@ def _parse_span(where: str, function: str, argument: str | None) -> int:
 def _bounded(where: str, span_us: int) -> int:
     if span_us > MAX_SPAN_US:
         raise DefinitionError(
-            f"{where}: a time of {span_us // (86_400 * MICROS):,} days is beyond {MAX_SPAN_US // (86_400 * MICROS):,} days; "
+            f"{where}: a time of {span_us // DAY_US:,} days is beyond {MAX_SPAN_US // DAY_US:,} days; "
             "for all history leave `time_window` out"
         )
     return span_us

@@ -19,9 +19,9 @@ from headrace.aggregates.plan import Counter, Ring, make_plan
 from headrace.aggregates.spec import AggregateSpec, ViewSpec
 from headrace.aggregates.windows import ENDLESS, Question, ask
 from headrace.arrays import Ints
-from headrace.settings import MICROS
+from headrace.settings import HOUR_US
 
-_CLOCK_SKEW_US: Final = 3_600 * MICROS
+_CLOCK_SKEW_US: Final = HOUR_US
 
 
 @dataclass(frozen=True)

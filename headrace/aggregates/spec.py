@@ -14,12 +14,12 @@ import xxhash
 
 from headrace import names
 from headrace.events import NEEDS_ITEM, RECORD_SCHEMA
-from headrace.settings import MICROS
+from headrace.settings import DAY_US, MICROS
 
 STATE_VERSION: Final = 3
 """Part of every fingerprint: raise it when the layout of stored state changes."""
 SESSION_GAP_US: Final = 30 * 60 * MICROS
-DEFAULT_LATENESS_US: Final = 24 * 3_600 * MICROS
+DEFAULT_LATENESS_US: Final = DAY_US
 
 COUNT, SUM, MEAN, MIN, MAX, STD = "count", "sum", "mean", "min", "max", "std"
 DECAYED_SUM, ZSCORE = "decayed_sum", "zscore"
@@ -32,7 +32,7 @@ LISTED: Final = frozenset({LAST, LAST_N})
 SESSIONS: Final = frozenset({SESSION_COUNT, SESSION_SECONDS})
 FUNCTIONS: Final = TILED | LISTED | SESSIONS | {COUNT_DISTINCT}
 MAX_LAST_N: Final = 1_000
-MAX_SPAN_US: Final = 36_500 * 86_400 * MICROS
+MAX_SPAN_US: Final = 36_500 * DAY_US
 """Longest window, half-life or bucket."""
 MAX_TILES: Final = 4_096
 """Most hops in a window."""

@@ -28,10 +28,10 @@ from headrace.ingest.source import (
     iso,
     open_text,
 )
+from headrace.settings import DAY_US
 
 END_US: Final = 1_767_225_600_000_000
 """2026-01-01 00:00 UTC: no interaction is at or after it."""
-_DAY_US: Final = 86_400_000_000
 _MOST_DAYS: Final = 20_000
 """As far back as times reach: 54 years, which is before 1972."""
 _ATTRIBUTES: Final = "*item2attributes.json"
@@ -62,19 +62,19 @@ class Sequences:
                 longest = max(longest, len(sequence))
                 yield from _events(f"{files[0].name}:{line}", user, sequence)
         for item in sorted(items):
-            yield ItemRow(item, END_US - longest * _DAY_US, attributes=attributes.get(item))
+            yield ItemRow(item, END_US - longest * DAY_US, attributes=attributes.get(item))
 
 
 def _events(origin: str, user: str, sequence: list[str]) -> Iterator[RawEvent]:
-    time_of_day_us = xxhash.xxh64_intdigest(user.encode()) % _DAY_US
-    first_us = END_US - len(sequence) * _DAY_US + time_of_day_us
+    time_of_day_us = xxhash.xxh64_intdigest(user.encode()) % DAY_US
+    first_us = END_US - len(sequence) * DAY_US + time_of_day_us
     for place, item in enumerate(sequence):
         event = {
             "event_id": content_id("sequences", "\x1f".join((user, item, str(place)))),
             "type": names.VIEW,
             "user_id": user,
             "item_id": item,
-            "timestamp": iso(first_us + place * _DAY_US),
+            "timestamp": iso(first_us + place * DAY_US),
         }
         yield RawEvent(event, origin)
 

@@ -7,10 +7,8 @@ import numpy as np
 
 from headrace.arrays import Floats, Ints
 from headrace.ingest.source import ItemRow, ProfileRow
-from headrace.settings import MICROS
+from headrace.settings import DAY_US, HOUR_US
 
-DAY_US: Final = 86_400 * MICROS
-HOUR_US: Final = 3_600 * MICROS
 _SEGMENTS: Final = ("bargain", "family", "premium", "trend")
 _PRICE_LEVEL: Final = np.array([0.6, 1.0, 2.2, 1.4])
 _COUNTRIES: Final = ("DE", "FR", "GB", "IT", "NL", "US")

@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from headrace import names
 from headrace.ingest.plain_rows import item_table, profile_table
-from headrace.ingest.shop import DAY_US, HOUR_US, ShopConfig, Stock, Visitors, invite_visitors, stock_shop
+from headrace.ingest.shop import ShopConfig, Stock, Visitors, invite_visitors, stock_shop
 from headrace.ingest.source import ItemRow, ProfileRow, RawEvent, SourceRow, content_id, iso
-from headrace.settings import MICROS
+from headrace.settings import DAY_US, HOUR_US, MICROS
 
 __all__ = ["ShopConfig", "ShopHistory", "click_chance", "simulate"]
 

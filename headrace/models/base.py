@@ -62,12 +62,17 @@ class Towers(nn.Module, ABC):  # type: ignore[misc]
 class RankingModel(nn.Module, ABC):  # type: ignore[misc]
     """Ranking: (B users, each with N candidates) -> a logit for each outcome. `PlainRanker` fills in all but two methods."""
 
-    outcomes: tuple[str, ...]
-    """What the O logits are of, `ModelConfig.outcomes`."""
-    position_bias: nn.Embedding
-    """Of 1 + MOST_POSITIONS positions, O wide."""
     values_O: Tensor
     """What an outcome is worth, `OUTCOME_VALUES`."""
+
+    def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
+        super().__init__()
+        self.outcomes = config.outcomes
+        """What the O logits are of."""
+        nothing_PO = torch.zeros(1 + MOST_POSITIONS, len(config.outcomes))
+        self.position_bias = nn.Embedding.from_pretrained(nothing_PO, freeze=False)
+        values = [OUTCOME_VALUES[name] for name in config.outcomes]
+        self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
     @abstractmethod
     def encode(self, items: ItemInputs) -> Tensor:
@@ -118,15 +123,9 @@ class PlainRanker(RankingModel):
     shift_O: Tensor
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
-        super().__init__()
-        self.outcomes = config.outcomes
-        count = len(config.outcomes)
-        self.position_bias = nn.Embedding(1 + MOST_POSITIONS, count)
-        nn.init.zeros_(self.position_bias.weight)
-        self.register_buffer("slope_O", torch.ones(count))
-        self.register_buffer("shift_O", torch.zeros(count))
-        values = [OUTCOME_VALUES[name] for name in config.outcomes]
-        self.register_buffer("values_O", torch.tensor(values), persistent=False)
+        super().__init__(preprocessing, config)
+        self.register_buffer("slope_O", torch.ones(len(self.outcomes)))
+        self.register_buffer("shift_O", torch.zeros(len(self.outcomes)))
 
     @abstractmethod
     def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ from headrace.models.preprocessing import Preprocessing
 from headrace.models.scorer import Scorer
 from headrace.models.snapshot import FILE as SNAPSHOT
 from headrace.models.snapshot import Snapshot
+from headrace.room import no_room
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"
@@ -69,6 +70,8 @@ class Manifest:
     services: tuple[str, ...]
     fingerprints: Mapping[str, int | str]
     window_us: tuple[int, int]
+    validation_us: int
+    """Where the validation part began, which ended at the cut."""
     cut_us: int
     metrics: Mapping[str, float]
     code_version: str
@@ -139,8 +142,9 @@ class Bundle:
             self._write(draft)
             draft.rename(folder)
         except OSError as error:
+            remedy = "make room" if no_room(error) else "mend that"
             raise BundleError(
-                f"bundle {folder} cannot be written ({error.strerror or error}): make room, then `headrace train --resume`"
+                f"bundle {folder} cannot be written ({error.strerror or error}): {remedy}, then `headrace train --resume`"
             ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)

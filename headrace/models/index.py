@@ -26,7 +26,7 @@ FILE: Final = "index.faiss"
 EXACT_BELOW: Final = 20_000
 # So few rows are scored faster one by one than by going through the lists.
 FEW: Final = 5_000
-_LEAST_RECALL: Final = 0.95
+LEAST_RECALL: Final = 0.95
 # k-means learns from this many vectors for each list: more take longer and find no better lists.
 _POINTS_PER_LIST: Final = 64
 # How many times the wanted results are scored by their vectors: the first that reaches the wanted recall.
@@ -137,8 +137,8 @@ class ItemIndex:
             raise ValueError(
                 f"no queries: recall of an index of {count} items is measured on users' vectors, give some"
             )
-        if not _LEAST_RECALL <= recall_target <= 1:
-            raise ValueError(f"recall_target is {recall_target}: choose from {_LEAST_RECALL} to 1")
+        if not LEAST_RECALL <= recall_target <= 1:
+            raise ValueError(f"recall_target is {recall_target}: choose from {LEAST_RECALL} to 1")
         faiss.omp_set_num_threads(1)
         nlist = max(1, min(round(4 * count**0.5), count))
         built, list_N = _inverted_lists(vectors_ND, _centres(vectors_ND, nlist, seed))
@@ -169,13 +169,6 @@ class ItemIndex:
     def side_share(self) -> float:
         """Rows in the side for each row of the build. Above about 0.05 it is time to build anew."""
         return len(self.side_rows_S) / max(1, self.facts.count)
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the index holds beside the vectors of the build."""
-        codes = self.facts.count * (self._built.code_size if self.facts.nlist else 4 * self.facts.width)
-        lists = self.facts.count * 8 + self.facts.nlist * self.facts.width * 4 if self.facts.nlist else 0
-        return int(codes + lists + self.side_SD.nbytes + self.side_rows_S.nbytes)
 
     def search(self, queries_BD: Floats, k: int, allowed: "Mask | Allowed | None" = None) -> Results:
         """The k best rows of each query, best first, and their inner products: (B, K) int64 and float32.
@@ -217,11 +210,6 @@ class ItemIndex:
             side_places=side_places,
             side_rows_S=self.side_rows_S,
         )
-
-    def extended(self, new_vectors_MD: Floats) -> "ItemIndex":
-        """An index that finds M more rows, numbered from `len(self)`. Raises ValueError as `with_changed` does."""
-        new_MD = _matrix("new vectors", new_vectors_MD)
-        return self.with_changed(np.arange(len(self), len(self) + len(new_MD)), new_MD)
 
     def with_changed(self, rows_M: Rows | Sequence[int], vectors_MD: Floats) -> "ItemIndex":
         """An index where these rows have other vectors (M, D). Rows from `len(self)` on are new ones, without a gap.

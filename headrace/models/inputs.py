@@ -46,7 +46,7 @@ class UserInputs(NamedTuple):
     numbers_BF: Tensor  # float32
     items_BL: Tensor  # int64, rows of the catalogue table
     types_BL: Tensor  # int64
-    gaps_BL: Tensor  # int64, bucket of the time from the event to t
+    gaps_BL: Tensor  # int64, bucket of the time to the next event; of the newest to t
 
     def rows(self, index: Tensor) -> "UserInputs":
         return UserInputs(*(field[index] for field in self))

@@ -17,6 +17,7 @@ One module, though a long one: the rules for columns and for a single user must 
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -452,7 +453,8 @@ class Catalogue:
         self.item_ids: list[str] = given.to_pylist() if isinstance(given, pa.ChunkedArray | pa.Array) else list(given)
         self._rows = Vocabulary(self.item_ids)
         if len(self._rows) != self.FIRST + len(set(self.item_ids)):
-            raise ValueError("the catalogue names an item twice; keep its newest row alone")
+            [(twice, _)] = Counter(self.item_ids).most_common(1)
+            raise ValueError(f"the catalogue names item {twice!r} twice; keep its newest row alone")
         first = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
         first.id_N[1] = 1
         rest = preprocessing.items(features, with_activity=False)

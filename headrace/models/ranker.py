@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headrace.models.base import MOST_POSITIONS, RankingModel
-from headrace.models.config import OUTCOME_VALUES, ModelConfig
+from headrace.models.base import RankingModel
+from headrace.models.config import ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend
 from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
 from headrace.models.preprocessing import Preprocessing
@@ -24,14 +24,14 @@ class Ranker(RankingModel):
     """Crosses of all that is known, and attention of the candidate over the history."""
 
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(preprocessing, config)
         self.item_encoder = ItemEncoder(preprocessing, config)
         self.history_encoder = HistoryEncoder(config)
         self.places = nn.Embedding(preprocessing.length, config.width)
         nn.init.normal_(self.places.weight, std=0.5 * config.width**-0.5)
         self.user_encoder = UserEncoder(preprocessing, config)
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
-        self.heads, self.width, self.outcomes = config.heads, config.width, config.outcomes
+        self.heads, self.width = config.heads, config.width
         matches = 2 * (1 + len(preprocessing.content_categories))
         dense = preprocessing.content_width + preprocessing.activity_width + matches + 1
         wide = config.cross_width
@@ -46,10 +46,7 @@ class Ranker(RankingModel):
         )  # fmt: skip
         self.out_crossed = nn.Linear(wide, len(config.outcomes))
         self.out_deep = nn.Linear(config.hidden, len(config.outcomes), bias=False)
-        self.position_bias = nn.Embedding(1 + MOST_POSITIONS, len(config.outcomes))
         self._begin_with_retrieval()
-        values = [OUTCOME_VALUES[name] for name in config.outcomes]
-        self.register_buffer("values_O", torch.tensor(values), persistent=False)
 
     def encode(self, items: ItemInputs) -> Tensor:
         return self.item_encoder(items)
@@ -82,7 +79,6 @@ class Ranker(RankingModel):
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _begin_with_retrieval(self) -> None:
         """Every outcome's logit begins as the towers' score, so that what is learnt is what they do not know."""
-        nn.init.zeros_(self.position_bias.weight)
         for layer in (*self.crosses, self.out_crossed):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)

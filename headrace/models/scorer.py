@@ -1,4 +1,4 @@
-"""What serving calls: torch inside, NumPy outside. One request, one thread.
+"""Scores by the modules of a bundle, one request at a time: what serving's scores are held against (`headrace.models.shelf`).
 
 Features come as dicts of Feast's full names (`user_activity__views_10m`); an item feature is N values.
 What a dict lacks reads as null, so a request whose store is down is still scored.
@@ -13,7 +13,7 @@ import torch
 
 from headrace.models import columns
 from headrace.models.inputs import ItemInputs, UserInputs
-from headrace.models.preprocessing import RECENT_TIMES, Catalogue
+from headrace.models.preprocessing import Catalogue
 
 if TYPE_CHECKING:
     from headrace.models.bundle import Bundle
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Scorer:
-    """The models of a bundle, ready to score. Not safe for threads that refresh the catalogue at the same time."""
+    """The models of a bundle, ready to score."""
 
     def __init__(self, bundle: "Bundle") -> None:
         torch.set_num_threads(1)
@@ -31,16 +31,9 @@ class Scorer:
         self.ranker = bundle.ranker.eval()
         self.catalogue = Catalogue(bundle.preprocessing, bundle.snapshot.features)
 
-    def refresh_catalogue(self, rows: columns.Columns) -> None:
-        """Histories may hold items newer than the bundle: give `item_id` and `item_catalogue__*` of all items now."""
-        self.catalogue = Catalogue(self.preprocessing, rows)
-
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def user_vector(self, user_features: Mapping[str, Any], t_us: int | None = None) -> Floats:
-        """Shape (D,). `t_us` is the request's t; without it, t is the time of the user's newest event."""
-        if t_us is None:
-            times = user_features.get(RECENT_TIMES)
-            t_us = int(columns.micros(times)[-1]) if times is not None and len(times) else 0
+    def user_vector(self, user_features: Mapping[str, Any], t_us: int) -> Floats:
+        """Shape (D,), of the user at t."""
         vector_BD = self.towers.users(self._user(user_features, t_us), self.catalogue.inputs)
         return np.asarray(vector_BD[0].numpy(), dtype=np.float32)
 
@@ -53,20 +46,11 @@ class Scorer:
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def rank(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> Floats:
         """Scores, shape (N,), of the items in `item_features["item_id"]` for the user at t. Higher is better."""
-        logits_BNO = self._logits(user_features, item_features, t_us)
-        return np.asarray(self.ranker.scores(logits_BNO)[0].numpy(), dtype=np.float32)
-
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def outcomes(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> Floats:
-        """Probability of each of the bundle's outcomes, shape (N, O)."""
-        logits_BNO = self._logits(user_features, item_features, t_us)
-        return np.asarray(torch.sigmoid(logits_BNO)[0].numpy(), dtype=np.float32)
-
-    def _logits(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> torch.Tensor:
         items = self.preprocessing.items(item_features, with_activity=True)
         one_user = ItemInputs(*(field[None] for field in items))
         user, table = self._user(user_features, t_us), self.catalogue.inputs
-        return self.ranker(user, one_user, self.towers.scores(user, one_user, table), table)
+        logits_BNO = self.ranker(user, one_user, self.towers.scores(user, one_user, table), table)
+        return np.asarray(self.ranker.scores(logits_BNO)[0].numpy(), dtype=np.float32)
 
     def _user(self, features: Mapping[str, Any], t_us: int) -> UserInputs:
         one_row = {name: [value] for name, value in features.items()}

@@ -22,13 +22,12 @@ from headrace.models.fused_kernels import UserState
 from headrace.models.inputs import ItemInputs, OneUser
 from headrace.models.modules import Modules, ReadUser
 from headrace.models.packed_items import MOST_CODES, PackedItems
-from headrace.models.preprocessing import Catalogue, Preprocessing
+from headrace.models.preprocessing import UNKNOWN_ITEM, Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.towers import TwoTowers
 
 FIRST: Final = Catalogue.FIRST
 """Tables begin with a row of padding and one of any item that is not known, as training's do."""
-UNKNOWN: Final = 1
 MOST_EXPLAINED: Final = 5
 _BATCH: Final = 16_384
 _SPARE: Final = 1_024
@@ -126,7 +125,7 @@ class Shelf:
         row = row_of.get
 
         def code_of(item_id: Any) -> int:
-            return row(item_id, UNKNOWN - FIRST) + FIRST if item_id else 0
+            return row(item_id, UNKNOWN_ITEM - FIRST) + FIRST if item_id else 0
 
         inputs = self.preprocessing.user(features, t_us, code_of)
         state = self._models.user(inputs, self._table_IW)

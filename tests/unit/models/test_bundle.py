@@ -102,6 +102,12 @@ def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> N
         Bundle.load(tmp_path / "first")
 
 
+def test_a_bundle_that_may_not_be_written_is_no_matter_of_room(tmp_path: Path) -> None:
+    (tmp_path / "bundles").write_text("no folder")
+    with pytest.raises(BundleError, match=r"first cannot be written \(.*\): mend that, then `headrace train --resume`"):
+        tiny_shop.bundle().save(tmp_path / "bundles" / "first")
+
+
 def test_a_bundle_of_an_architecture_that_is_not_installed_is_refused_with_the_remedy(tmp_path: Path) -> None:
     bundle = tiny_shop.bundle()
     bundle.save(tmp_path / "first")
@@ -184,7 +190,7 @@ def test_popular_items_that_are_sold_out_are_left_out() -> None:
 
 def test_a_request_without_any_feature_is_still_scored() -> None:
     scorer = tiny_shop.bundle().scorer()
-    assert scorer.user_vector({}).shape == (8,)
+    assert scorer.user_vector({}, T_US).shape == (8,)
     scores = scorer.rank({}, {"item_id": ["a", "never seen"]}, T_US)
     assert scores.shape == (2,)
     assert np.isfinite(scores).all()
@@ -199,20 +205,6 @@ def test_nulls_and_nan_are_still_scored() -> None:
         "item_catalogue__brand": [None, ""],
     }
     assert np.isfinite(tiny_shop.bundle().scorer().rank(user, items, T_US)).all()
-
-
-def test_without_a_time_the_user_is_seen_at_the_newest_event() -> None:
-    scorer, user = tiny_shop.bundle().scorer(), tiny_shop.request_of(0)
-    newest = user["user_activity__recent_times"][-1]
-    assert np.array_equal(scorer.user_vector(user), scorer.user_vector(user, newest))
-
-
-def test_a_refreshed_catalogue_gives_new_items_in_a_history_their_content() -> None:
-    scorer, user = tiny_shop.bundle().scorer(), tiny_shop.request_of(0)
-    user["user_activity__recent_items"] = ["a", "new"]
-    before = scorer.user_vector(user, T_US)
-    scorer.refresh_catalogue(ITEMS)
-    assert not np.allclose(scorer.user_vector(user, T_US), before)
 
 
 def test_a_bundle_of_another_definition_is_refused_by_view() -> None:

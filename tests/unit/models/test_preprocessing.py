@@ -179,7 +179,7 @@ def test_preprocessing_survives_json() -> None:
 
 
 def test_a_catalogue_that_names_an_item_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match="names an item twice"):
+    with pytest.raises(ValueError, match="names item 'a' twice; keep its newest row alone"):
         Catalogue(tiny_shop.preprocessing(), {"item_id": ["a", "a"]})
 
 
@@ -208,7 +208,7 @@ def test_a_list_of_strings_is_the_codes_of_its_values_padded_with_zeros() -> Non
 
 def test_lists_survive_json_and_are_empty_where_a_request_lacks_them() -> None:
     fitted = Preprocessing.from_json(with_lists().to_json())
-    assert fitted == with_lists() or fitted.to_json() == with_lists().to_json()
+    assert fitted.to_json() == with_lists().to_json()
     assert fitted.items({"item_id": ["a", "b"]}, with_activity=False).lists_NA.tolist() == [[0, 0], [0, 0]]
 
 

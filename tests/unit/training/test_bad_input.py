@@ -21,7 +21,7 @@ from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 from training import learn_ranker, learn_towers
-from training.fit import Schedule, fit
+from training.fit import Schedule, Units, fit
 from training.lists import Lists
 from training.processes import Processes
 from training.rows import Table, UserRows, of_items, of_users
@@ -64,8 +64,8 @@ def learn(
 ) -> list[float]:
     """Losses by epoch."""
     ones = np.ones(units, np.int64)
-    epochs = fit("model", model, objective, read, ones, ones if sizes is None else sizes, None, SCHEDULE, Processes(), "cpu",
-                 checkpoint=checkpoint, progress=False)  # fmt: skip
+    epochs = fit("model", model, objective, Units(ones, ones if sizes is None else sizes, read), SCHEDULE, judge=None,
+                 processes=Processes(), device="cpu", checkpoint=checkpoint, progress=False)  # fmt: skip
     return [epoch.loss for epoch in epochs[1:]]
 
 

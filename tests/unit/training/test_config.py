@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from training.config import TrainConfig, by_name, default, large, parse_change, small
+from training.changes import parse_change, parse_changes
+from training.config import TrainConfig, by_name, default, large, small
 
 
 def test_one_dial_sets_rows_width_and_history() -> None:
@@ -13,7 +14,7 @@ def test_one_dial_sets_rows_width_and_history() -> None:
 
 
 def test_an_unknown_key_is_an_error_that_names_it() -> None:
-    with pytest.raises(ValueError, match=r"unknown training setting epochs; known are .*tower_epochs"):
+    with pytest.raises(ValueError, match=r"unknown training setting epochs=3; known are .*tower_epochs"):
         small().changed(epochs=3)
 
 
@@ -65,24 +66,68 @@ def test_a_config_that_cannot_be_found_is_told_with_the_remedy(name: str, said: 
 
 
 def test_a_change_from_the_command_line_has_the_type_of_its_key() -> None:
-    assert parse_change("tower_epochs=3") == ("tower_epochs", 3)
-    assert parse_change("test_share=0.2") == ("test_share", 0.2)
-    assert parse_change("device=cuda") == ("device", "cuda")
-    assert parse_change("ranker=my_models:Line") == ("ranker", "my_models:Line")
+    assert parse_change("tower_epochs=3", TrainConfig) == ("tower_epochs", 3)
+    assert parse_change("test_share=0.2", TrainConfig) == ("test_share", 0.2)
+    assert parse_change("device=cuda", TrainConfig) == ("device", "cuda")
+    assert parse_change("ranker=my_models:Line", TrainConfig) == ("ranker", "my_models:Line")
+    assert parse_changes(["seed=1", "days=2", "seed=3"], TrainConfig) == {"seed": 3, "days": 2.0}
 
 
 @pytest.mark.parametrize("text", ["tower_epochs", "epochs=3"])
 def test_a_change_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="write key=value"):
-        parse_change(text)
+    with pytest.raises(ValueError, match=r"write key=value with a key of .*tower_epochs"):
+        parse_change(text, TrainConfig)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("test_share", 1.0), ("negatives", 0), ("days", 0.0), ("max_test", -1), ("resamples", -1)]
+    ("text", "said"),
+    [
+        ("tower_epochs=many", "tower_epochs is 'many': write tower_epochs=VALUE with a whole number"),
+        ("tower_epochs=1.5", "tower_epochs is '1.5': write tower_epochs=VALUE with a whole number"),
+        ("learning_rate=", "learning_rate is '': write learning_rate=VALUE with a number"),
+    ],
 )
-def test_a_value_out_of_range_is_refused_by_name(key: str, value: float) -> None:
-    with pytest.raises(ValueError, match=key):
+def test_a_value_of_another_type_is_refused_with_its_key_and_the_remedy(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        parse_change(text, TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("days", 0.0, "above 0"),
+        ("days", float("nan"), "finite"),
+        ("days", float("inf"), "finite"),
+        ("test_share", 1.0, "between 0 and 1"),
+        ("validation_share", 1.0, "from 0 to 1, 1 left out"),
+        ("test_days", -1.0, "0 or more"),
+        ("validation_days", -0.5, "0 or more"),
+        ("outcome_hours", 0.0, "above 0"),
+        ("max_test", -1, "0 or more"),
+        ("resamples", -1, "0 or more"),
+        ("list_length", 1, "at least 2: of one candidate there is no order"),
+        ("width", 33, "a multiple of heads, which is 2"),
+        ("heads", 0, "at least 1"),
+        ("dropout", 1.0, "from 0 to 1, 1 left out"),
+        ("averaging", 1.0, "from 0 to 1, 1 left out"),
+        ("learning_rate", 0.0, "above 0"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("tower_epochs", 0, "at least 1"),
+        ("index_recall", 0.9, "from 0.95 to 1"),
+        ("index_recall", 1.01, "from 0.95 to 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(key: str, value: float, bound: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key} is {value}; it must be {bound}$"):
         small().changed(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("index_recall", 0.95), ("index_recall", 1.0), ("dropout", 0.0), ("validation_share", 0.0), ("test_days", 0.0)],
+)
+def test_a_bound_itself_is_taken(key: str, value: float) -> None:
+    assert getattr(small().changed(**{key: value}), key) == value
 
 
 def test_zero_test_requests_means_all_of_them() -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from headrace.settings import HOUR_US
 from headrace.stores.lake import EventLake
 from training.config import small
-from training.dataset import DatasetError, episodes, impressions, read_split
+from training.dataset import Cuts, DatasetError, episodes, impressions, read_split
 
-HOUR_US = 3_600_000_000
 CONFIG = small()
 
 
@@ -104,7 +104,8 @@ def test_a_purchase_after_the_cut_is_no_label_of_an_episode_before_it(tmp_path: 
     lake = lake_of(
         tmp_path, [("u", "a", "view", 1), ("u", "b", "view", 2), ("u", "a", "purchase", 3), ("u", "c", "view", 4)]
     )
-    split = read_split(lake, CONFIG.changed(validation_share=0.0), cut_us=int(2.5 * HOUR_US))
+    cut_us = int(2.5 * HOUR_US)
+    split = read_split(lake, CONFIG, Cuts(HOUR_US, cut_us, cut_us))
     assert split.train.select("item_id", "purchase").rows() == [("a", 0), ("b", 0)]
     assert split.test["item_id"].to_list() == ["c"]
 
@@ -115,6 +116,24 @@ def test_days_before_the_end_cut_off_test_and_validation(tmp_path: Path) -> None
     split = read_split(lake, CONFIG.changed(test_days=1.0, validation_days=1.0))
     parts = (split.train, split.validation, split.test)
     assert [part["item_id"].to_list() for part in parts] == [["a", "b"], ["c"], ["d"]]
+
+
+def test_a_lake_that_has_grown_is_cut_where_it_was_and_only_the_test_is_longer(tmp_path: Path) -> None:
+    """By shares and by days from its new end, all three would lie later."""
+    config = CONFIG.changed(days=2.0, test_share=0.25, validation_share=0.25)
+    history = [("u", item, "view", 12.0 * place) for place, item in enumerate("abcd", start=1)]
+    before = read_split(lake_of(tmp_path / "then", history), config)
+    more = [("v", item, "view", 48.0 + place) for place, item in enumerate("efghij", start=1)]
+    now = lake_of(tmp_path / "now", [*history, *more])
+    after = read_split(now, config, Cuts(before.start_us, before.validation_us, before.cut_us))
+    assert before.test["item_id"].to_list() == ["d"]
+    assert after.test["item_id"].to_list() == ["d", *"efghij"]
+    for side in ("train", "validation"):
+        assert getattr(after, side).equals(getattr(before, side))
+    assert (after.start_us, after.validation_us, after.cut_us) == (before.start_us, before.validation_us, before.cut_us)
+    assert after.end_us == 54 * HOUR_US + 1
+    again = read_split(now, config)
+    assert (again.start_us, again.train["item_id"].to_list()) != (after.start_us, after.train["item_id"].to_list())
 
 
 def test_what_comes_after_the_validation_begins_is_no_label_before_it(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.drift_signals import DriftConfig, in_bins, of_histogram, of_numbers, parse_change, popularity_deciles, psi
+from training.changes import parse_change, parse_changes
+from training.drift_signals import DriftConfig, in_bins, of_histogram, of_numbers, popularity_deciles, psi
 
 
 def test_the_index_of_halves_that_became_four_fifths_and_one_fifth() -> None:
@@ -57,10 +58,13 @@ def test_the_bound_itself_is_no_drift() -> None:
 
 
 def test_a_bound_is_read_from_a_command_line() -> None:
-    assert DriftConfig().changed(**dict([parse_change("psi=0.3"), parse_change("min_events=5")])) == DriftConfig(
-        psi=0.3, min_events=5
-    )
-    with pytest.raises(ValueError, match="cannot read 'speed=1': write key=value with a key of psi, unknown_share"):
-        parse_change("speed=1")
-    with pytest.raises(ValueError, match="unknown setting of drift speed"):
+    changes = parse_changes(["psi=0.3", "min_events=5"], DriftConfig)
+    assert DriftConfig().changed(**changes) == DriftConfig(psi=0.3, min_events=5)
+    with pytest.raises(
+        ValueError, match="cannot read 'speed=1': write key=value with a key of calibration, click_drop"
+    ):
+        parse_change("speed=1", DriftConfig)
+    with pytest.raises(ValueError, match="min_users is 'few': write min_users=VALUE with a whole number"):
+        parse_change("min_users=few", DriftConfig)
+    with pytest.raises(ValueError, match="unknown setting of drift speed=1; known are calibration"):
         DriftConfig().changed(speed=1)

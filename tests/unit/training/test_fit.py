@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.arrays import Ints
-from training.fit import Epoch, Noted, Schedule, TrainError, fit
+from training.fit import Epoch, Noted, Schedule, TrainError, Units, fit
 from training.processes import Processes
 
 POINTS = torch.linspace(-1, 1, 60)[:, None]
@@ -23,7 +23,7 @@ SCHEDULE = Schedule(
 
 
 class Line(nn.Module):  # type: ignore[misc]
-    """A line with dropout, so that a state without its random numbers would show."""
+    """A line with dropout, so that an epoch that drew other random numbers would show."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,13 +51,11 @@ def learn(
         "line",
         line,
         line,
-        read,
-        np.ones(len(POINTS), np.int64),
-        np.ones(len(POINTS), np.int64),
-        lambda: -float((line.slope(POINTS) - 2 * POINTS - 1).abs().max()),
+        Units(np.ones(len(POINTS), np.int64), np.ones(len(POINTS), np.int64), read),
         schedule,
-        processes or Processes(),
-        "cpu",
+        judge=lambda: -float((line.slope(POINTS) - 2 * POINTS - 1).abs().max()),
+        processes=processes or Processes(),
+        device="cpu",
         checkpoint=checkpoint,
         progress=False,
         noted=noted,
@@ -149,6 +147,12 @@ def test_a_checkpoint_on_a_full_disk_names_the_file_and_the_remedy(tmp_path: Pat
         learn(tmp_path / "line.pt")
 
 
+def test_a_checkpoint_that_may_not_be_written_is_no_matter_of_room(tmp_path: Path) -> None:
+    (tmp_path / "line.draft").mkdir()
+    with pytest.raises(TrainError, match=r"line\.pt of .* \(Is a directory\): mend that and go on with"):
+        learn(tmp_path / "line.pt")
+
+
 def test_shares_of_a_batch_are_weighted_so_that_their_mean_is_that_of_all_rows() -> None:
     """Units of 1, 2 and 3 rows, whose values are their unit's number."""
     units, sizes = np.array([0, 1, 2]), np.array([1, 2, 3])
@@ -179,24 +183,51 @@ with processes("cpu") as us:
 """
 
 
+_RESUMED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from tests.unit.training.test_fit import SCHEDULE, learn
+from training.processes import processes
+import torch
+with processes("cpu") as us:
+    folder = Path(sys.argv[1]).parent
+    whole = learn(folder / "whole.pt", replace(SCHEDULE, epochs=5), processes=us)
+    learn(folder / "part.pt", replace(SCHEDULE, epochs=2), processes=us)
+    torch.manual_seed(99)
+    resumed = learn(folder / "part.pt", replace(SCHEDULE, epochs=5), processes=us)
+    if us.is_first:
+        for line, epochs in (whole, resumed):
+            print(line.slope.weight.item(), *(epoch.loss for epoch in epochs[1:]))
+"""
+
+
+def run_here(folder: Path, code: str, *command: str) -> list[float]:
+    """What the code prints, run by that command of Python's."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    script = folder / "learn.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, *command, str(script), str(folder / f"{len(command)}.pt")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(number) for number in done.stdout.split()]
+
+
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     """Their losses and the model agree to the last digits that sums in another order leave."""
-
-    def run(*command: str) -> list[float]:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
-        script = tmp_path / "learn.py"
-        script.write_text(_WITHOUT_DROPOUT)
-        checkpoint = str(tmp_path / f"{len(command)}.pt")
-        done = subprocess.run(
-            [sys.executable, *command, str(script), checkpoint],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return [float(number) for number in done.stdout.split()]
-
-    alone = run()
-    both = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    alone, both = run_here(tmp_path, _WITHOUT_DROPOUT), run_here(tmp_path, _WITHOUT_DROPOUT, *TWO)
     assert both == pytest.approx(alone, rel=1e-5)
+
+
+def test_two_processes_that_are_resumed_learn_what_they_would_have(tmp_path: Path) -> None:
+    """Each draws its own numbers again, not those of the first."""
+    found = run_here(tmp_path, _RESUMED, *TWO)
+    assert found[: len(found) // 2] == found[len(found) // 2 :]

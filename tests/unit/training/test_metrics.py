@@ -78,7 +78,7 @@ def test_coverage_counts_distinct_items_and_no_empty_place() -> None:
 def test_gini_is_zero_of_equals_and_all_but_one_share_of_a_monopoly() -> None:
     assert metrics.gini(np.array([3, 3, 3, 3])) == 0.0
     assert metrics.gini(np.array([0, 5, 0, 0])) == 3 / 4
-    # mean difference of all pairs over twice the mean: (1 + 3 + 2) * 2 / 9 / (2 * 2) = 1 / 3
+    # mean difference of all pairs over twice the mean, which is 7 / 3: 12 / 9 / (14 / 3) = 2 / 7
     assert metrics.gini(np.array([1, 4, 2])) == pytest.approx((3 + 1 + 2) * 2 / 9 / (2 * 7 / 3))
     assert math.isnan(metrics.gini(np.array([0, 0])))
 

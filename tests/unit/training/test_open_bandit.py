@@ -28,7 +28,15 @@ def shown(*rows: tuple[int, int, float]) -> Shown:
 
 def test_the_target_s_chances_are_how_often_it_shows_an_item_at_a_position() -> None:
     logs, items, positions = numbered(shown((7, 1, 0), (7, 1, 0), (9, 1, 0), (9, 3, 0)))
-    assert chances(logs[0], items, positions).tolist() == [[2 / 3, 1 / 3], [0.0, 1.0]]
+    assert chances(logs[0], items, positions, "bts").tolist() == [[2 / 3, 1 / 3], [0.0, 1.0]]
+
+
+def test_a_policy_that_was_never_seen_at_a_position_is_named_with_the_position() -> None:
+    logs, items, positions = numbered(shown((7, 1, 0)), shown((7, 1, 0), (7, 2, 0)))
+    with pytest.raises(
+        OffPolicyError, match=r"policy bts was never seen at position 2 of the 2 .*: take more of its logs"
+    ):
+        chances(logs[0], items, positions, "bts")
 
 
 def test_items_and_positions_are_numbered_over_both_logs() -> None:

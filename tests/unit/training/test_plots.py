@@ -24,7 +24,7 @@ FIGURES = {
             "towers": [Epoch(0, float("nan"), 0.1, 0, 0, 0), Epoch(1, 2.0, 0.2, 1, 9, 0)],
             "ranker": [Epoch(0, *[float("nan")] * 2, 0, 0, 0)],
         },
-        "NDCG@10",
+        {"towers": "NDCG@10", "ranker": "NDCG@10 less error"},
     ),
     "map": lambda: plots.embedding_map(np.eye(3, 4, dtype=np.float32), np.array([0, -1, 1]), ["a", "b"], np.ones(3)),
 }

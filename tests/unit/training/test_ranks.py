@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.fit import TrainError
-from training.ranks import best_unseen, ndcg, target_ranks
+from training.ranks import best_unseen, ndcg, rank_of, target_ranks
 from training.requests import Histories
 
 USERS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -16,6 +16,11 @@ SEEN = Histories(np.array([0, 2, 3]), np.array([0, 3, 1]))
 
 def test_a_rank_counts_what_scores_higher_and_half_of_what_scores_the_same() -> None:
     assert target_ranks(USERS, ITEMS, np.array([2, 2]), NOTHING).tolist() == [2, 1]
+
+
+def test_in_a_list_too_half_of_what_scores_the_same_comes_before() -> None:
+    scores = torch.tensor([[1.0, 1.0, 1.0, 1.0], [3.0, 2.0, 2.0, float("-inf")], [0.0, 1.0, 2.0, 3.0]])
+    assert rank_of(torch.tensor([1, 2, 3]), scores).tolist() == [1, 1, 0]
 
 
 def test_what_a_user_has_met_is_not_counted() -> None:

@@ -22,7 +22,7 @@ NONE = episodes("old", range(0))
 
 
 def split_of(train: pl.DataFrame, validation: pl.DataFrame, test: pl.DataFrame) -> Split:
-    return Split(train, validation, test, NONE, NONE, NONE, start_us=0, validation_us=1_024, cut_us=1_280, end_us=2_000)
+    return Split(train, validation, test, NONE, NONE, start_us=0, validation_us=1_024, cut_us=1_280, end_us=2_000)
 
 
 TURNED = split_of(

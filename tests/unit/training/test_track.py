@@ -80,7 +80,7 @@ def test_a_run_is_there_with_its_params_and_epochs_while_it_learns(settings: Set
     track.noted("towers", epoch(1, 1.5, 0.5))
     run = read(settings, track.run_id)
     assert (run.info.status, run.info.run_name, run.info.start_time) == ("RUNNING", folder.name, NOW_US // 1_000)
-    assert (run.data.params["batch"], run.data.params["used_device"]) == ("128", "cpu")
+    assert (run.data.params["batch"], run.data.params["used_device"]) == (str(small().batch), "cpu")
     assert steps(settings, track.run_id, "towers/ndcg_at_10") == [(0, 0.25), (1, 0.5)]
     assert steps(settings, track.run_id, "towers/loss") == [(1, 1.5)]
     track.__exit__(None, None, None)
@@ -88,7 +88,7 @@ def test_a_run_is_there_with_its_params_and_epochs_while_it_learns(settings: Set
 
 
 def test_what_an_epoch_has_nothing_of_is_left_out() -> None:
-    assert metrics_of("ranker", epoch(0)) == {"ranker/ndcg_at_10": 0.25}
+    assert metrics_of("ranker", epoch(0)) == {"ranker/ndcg_at_10_less_error": 0.25}
     assert metrics_of("ranker", epoch(2, judged=float("nan"))) == {
         "ranker/loss": 2.0,
         "ranker/rows_per_second": 1_000.0,

@@ -1,0 +1,73 @@
+"""Clicks since the champion's window, by hand: three items were shown before its end, and three after it."""
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from headrace.models.bundle import Bundle
+from headrace.settings import HOUR_US
+from tests.unit.models import tiny_shop
+from tests.unit.training.test_dataset import events
+from training import drift
+from training.config import small
+from training.drift_signals import DriftConfig
+
+BOUNDS = DriftConfig(min_impressions=1, min_clicks=1)
+WINDOW_END_US = 100 * HOUR_US
+SHOWN = {"early": 10.0, "sooner": 20.0, "late": 99.5, "new": 101.0, "newer": 120.0, "newest": 160.5}
+"""By request, the hour."""
+CLICKED = {"early": 10.5, "late": 99.9, "new": 106.0, "newer": 120.5}
+
+
+def log() -> pl.DataFrame:
+    rows = [("u", "a", "impression", hour) for hour in SHOWN.values()]
+    rows += [("u", "a", "click", hour) for hour in CLICKED.values()]
+    return events(*rows, request_id=[*SHOWN, *CLICKED])
+
+
+def champion(outcome_hours: float) -> Bundle:
+    bundle = tiny_shop.bundle()
+    config = small().changed(outcome_hours=outcome_hours).to_json()
+    return replace(bundle, manifest=replace(bundle.manifest, config=config))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Hours at which what the ranker was asked of was shown. It says 0.25 of every click."""
+    hours: list[list[int]] = []
+
+    def probabilities(
+        models: object, rows: pl.DataFrame, *_: object
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+        hours.append([t_us // HOUR_US for t_us in rows["t_us"]])
+        return np.full((rows.height, 2), 0.25)
+
+    monkeypatch.setattr(drift, "probabilities", probabilities)
+    return hours
+
+
+def test_the_click_rate_is_of_clicks_within_the_hour_and_leaves_out_the_last_hour_of_both_sides() -> None:
+    """Before: one of two. Since: of the first the click came too late, the second's came, the last one's may still come."""
+    end_us = 161 * HOUR_US
+    [lost] = drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), BOUNDS)
+    assert (lost.value, lost.said) == (0.0, "50.00%, now 50.00%")
+
+
+def test_probabilities_are_held_against_clicks_within_the_hours_that_they_speak_of(asked: list[list[int]]) -> None:
+    end_us = 161 * HOUR_US
+    [found] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, BOUNDS)  # type: ignore[arg-type]
+    assert asked == [[101, 120]]
+    assert (found.value, found.said) == (2 / 0.5, "0 clicks predicted, 2 came")
+    [within_the_hour] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(1.0), None, BOUNDS)  # type: ignore[arg-type]
+    assert (within_the_hour.value, within_the_hour.said) == (1 / 0.5, "0 clicks predicted, 1 came")
+
+
+def test_what_was_shown_in_the_last_outcome_hours_is_not_held_against_the_ranker(asked: list[list[int]]) -> None:
+    end_us = 126 * HOUR_US
+    [found] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, BOUNDS)  # type: ignore[arg-type]
+    assert asked == [[101]]
+    assert found.said == "0 clicks predicted, 1 came"
+    few = DriftConfig(min_impressions=2, min_clicks=1)
+    assert drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, few) == []  # type: ignore[arg-type]

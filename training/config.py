@@ -70,7 +70,8 @@ class TrainConfig:
     ranker_epochs: int = 10
     patience: int
     learning_rate: float = 1e-3
-    weight_decay: float = 1e-2
+    # Of directions it is the decay that keeps steps large: weights it holds small turn further (docs/experiments.md).
+    weight_decay: float = 0.3
     warm_up: int = 100
     averaging: float = 0.999
     # Softmax over the catalogue up to so many items, above that over the batch's and so many that are drawn.

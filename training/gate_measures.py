@@ -129,7 +129,8 @@ class Stopwatch:
 def time_models(bundle: Bundle, shelf: Shelf, rounds: int = _ROUNDS) -> Stopwatch:
     """What the models add to a request, one at a time: the user read, the index searched, candidates ranked.
 
-    In time of the processor: on a machine that trains or tests beside it, waiting for one would say nothing of the models.
+    In time that the processor spends on this thread: on a machine that trains or tests beside it, waiting for one would say nothing of the
+    models, and neither would what other threads of this process do.
     """
     requests = made_up(bundle, _TIMED, CANDIDATES, seed=1)
     row_of = {item: row for row, item in enumerate(bundle.snapshot.item_id)}
@@ -142,9 +143,9 @@ def time_models(bundle: Bundle, shelf: Shelf, rounds: int = _ROUNDS) -> Stopwatc
     try:
         for number in range(rounds):
             for place, (user, each) in enumerate(rows):
-                started = time.process_time()
+                started = time.thread_time()
                 _answer(bundle, shelf, user, each, row_of)
-                took_RT[number, place] = 1_000 * (time.process_time() - started)
+                took_RT[number, place] = 1_000 * (time.thread_time() - started)
     finally:
         if collects:
             gc.enable()

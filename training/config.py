@@ -140,9 +140,9 @@ def of_size(name: str, size: int) -> TrainConfig:
         length=min(10 + 20 * size, 50),
         width=32 * size,
         cross_width=64 + 96 * size,
-        batch=256 * size**2,
+        batch=256 * size,
         layers=min(size, 3),
-        dropout=min(0.25 * size, 0.5),
+        dropout=min(0.175 * size, 0.5),
         tower_epochs=50 * size,
         patience=4 * size,
     )

@@ -53,7 +53,7 @@ _MOST_HELD_OUT: Final = 2_000
 
 
 def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path, config: TrainConfig) -> Shop:
-    """Vocabularies and scales fitted on what is before the validation; items as they were when the test began."""
+    """Vocabularies and scales of users fitted on what is before the validation; items as they were when the test began (docs/adr/0023)."""
     if not (folder / _PREPROCESSING).exists():
         content = catalogue(store, items_known_at(lake_dir, split, split.cut_us), split.cut_us)
         some = sample(newest(split.train, config.max_positives), _FITTED_ON, config.seed)

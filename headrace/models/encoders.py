@@ -28,13 +28,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor, 
     return mixed.transpose(1, 2).flatten(2)
 
 
+UNKNOWN: Final = 1
+"""Code of all unknown values of a vocabulary with one bucket."""
 BEGINNING: Final = 0.02
 """How far embeddings lie apart before they learn. Only the direction of an item's sum counts, and a step turns a short one further."""
 
 
 class CodeEmbedding(nn.Module):  # type: ignore[misc]
-    """Embedding of a vocabulary's codes. What is missing is nothing, and so are the buckets of unknown values, unless more values were
-    met than have a code of their own: then the rest of them teach the buckets.
+    """Embedding of a vocabulary's codes. What is missing is nothing, and so is an unknown value, unless more values were met than have a
+    code of their own: then the rest of them teach the buckets. Else all that would be learnt of unknown items is that nobody took them.
     """
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
@@ -42,16 +44,22 @@ class CodeEmbedding(nn.Module):  # type: ignore[misc]
         self.table = nn.Embedding(len(vocabulary), width, padding_idx=MISSING)
         nn.init.normal_(self.table.weight, std=BEGINNING)
         nn.init.zeros_(self.table.weight[: 1 + vocabulary.buckets])
+        self._is_taught_unknown = vocabulary.buckets > 1
 
     def forward(self, codes: Tensor) -> Tensor:
-        return self.table(codes)
+        return self.table(self.known(codes))
+
+    def known(self, codes: Tensor) -> Tensor:
+        return codes if self._is_taught_unknown else codes.masked_fill(codes == UNKNOWN, MISSING)
 
 
 class ListEmbedding(CodeEmbedding):
     """Mean of the embeddings of a list's values; zero for an empty one. (..., A) -> (..., D)."""
 
     def forward(self, codes: Tensor) -> Tensor:
-        means_ND = F.embedding_bag(codes.flatten(0, -2), self.table.weight, mode="mean", padding_idx=MISSING)
+        means_ND = F.embedding_bag(
+            self.known(codes).flatten(0, -2), self.table.weight, mode="mean", padding_idx=MISSING
+        )
         return means_ND.unflatten(0, codes.shape[:-1])
 
 

@@ -13,7 +13,7 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
-from training.learn_towers import reader
+from training.learn_towers import TowerObjective, reader
 from training.windows import Windows, write_windows
 
 SHOP = Catalogue(tiny_shop.preprocessing(), columns.by_name(tiny_shop.catalogue()))
@@ -32,6 +32,17 @@ def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) ->
         assert torch.equal(first.candidates_S, again.candidates_S)
         assert torch.equal(first.candidates_S, other_process.candidates_S)
         assert set(TARGETS[batch]) <= set(first.candidates_S.tolist())
+
+
+def test_items_that_nobody_has_met_teach_no_vector_that_all_new_ones_share(tmp_path: Path) -> None:
+    seen = Preprocessing.fit(tiny_shop.users(), tiny_shop.catalogue(), tiny_shop.activity(), {"a": 2}, length=3)
+    shop = Catalogue(seen, columns.by_name(tiny_shop.catalogue()))
+    torch.manual_seed(0)
+    towers = tiny_shop.stirred(TwoTowers(seen, tiny_shop.MODEL))
+    objective = TowerObjective(towers, shop.inputs, torch.ones(4))
+    objective(reader(windows(tmp_path), np.zeros(3, np.int64), 4, None, "cpu")(np.arange(3), np.arange(3))).backward()
+    taught = towers.item_encoder.ids.table.weight.grad.any(dim=1)
+    assert taught.tolist() == [False, False, True]
 
 
 def test_an_unknown_id_adds_nothing_so_that_content_alone_finds_a_new_item() -> None:

@@ -80,9 +80,9 @@ def learn_ranking(
     config, shop, device = run.config, run.shop, run.device
     torch.manual_seed(config.seed)
     ranker: RankingModel = ranker_of(shop.preprocessing, run.model).to(device)
-    ranker.begin_from(towers)
     if run.warm_start is not None:
         begin_from(run.warm_start, run.warm_start.ranker, ranker, shop.preprocessing, run.model)
+    ranker.take_encoders(towers)
     if learnt is None:
         return ranker.eval(), []
     table = shop.catalogue.inputs.to(device)

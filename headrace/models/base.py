@@ -105,15 +105,17 @@ class RankingModel(nn.Module, ABC):  # type: ignore[misc]
         """Expected value of showing the item: each outcome's probability times what it is worth. Shape (B, N)."""
         return (torch.sigmoid(logits_BNO) * self.values_O).sum(dim=-1)
 
-    def begin_from(self, towers: Towers) -> None:
-        """Items, histories and users as the towers, which have seen many more rows, know them: each encoder begins as the one of the same
-        name and class of the towers. An encoder that these lack keeps its fresh start.
+    def take_encoders(self, towers: Towers) -> None:
+        """Items, histories and users as the towers, which have seen many more rows, know them: each encoder is the one of the same name and
+        class of the towers, and stays so. Of some thousand lists it would learn their items by heart. An encoder that the towers lack
+        learns from its fresh start.
         """
         for name, own in self.named_children():
             theirs = getattr(towers, name, None)
             is_encoder = isinstance(own, ItemEncoder | HistoryEncoder | UserEncoder)
             if is_encoder and theirs is not None and type(theirs) is type(own):
                 own.load_state_dict(theirs.state_dict())
+                own.requires_grad_(False)
 
 
 class PlainRanker(RankingModel):

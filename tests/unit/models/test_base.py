@@ -94,7 +94,7 @@ def test_an_encoder_that_the_towers_lack_keeps_its_start() -> None:
     torch.manual_seed(0)
     towers, ranker = Mean(FITTED, MODEL), Ranker(FITTED, MODEL)
     before = {name: value.clone() for name, value in ranker.state_dict().items()}
-    ranker.begin_from(towers)
+    ranker.take_encoders(towers)
     changed = {name for name, value in ranker.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"item_encoder"}
     assert torch.equal(ranker.item_encoder.ids.table.weight, towers.item_encoder.ids.table.weight)
@@ -102,10 +102,12 @@ def test_an_encoder_that_the_towers_lack_keeps_its_start() -> None:
 
 def test_towers_of_this_package_hand_all_three_encoders_on() -> None:
     towers, ranker = TwoTowers(FITTED, MODEL), Ranker(FITTED, MODEL)
-    ranker.begin_from(towers)
+    ranker.take_encoders(towers)
     for name, value in towers.state_dict().items():
         if name.split(".")[0] in ("item_encoder", "history_encoder", "user_encoder"):
             assert torch.equal(ranker.state_dict()[name], value)
+    held = {name.split(".")[0] for name, weight in ranker.named_parameters() if not weight.requires_grad}
+    assert held == {"item_encoder", "history_encoder", "user_encoder"}
 
 
 def test_a_ranker_may_encode_nothing_of_an_item() -> None:

@@ -49,7 +49,7 @@ _MAX_VALUES: Final = 50_000
 _MOST_VALUES: Final = MOST_CODES - 1_000
 # Of the validation's requests, those that the ranker does not learn from: it is judged and calibrated by them.
 _HELD_OUT_SHARE: Final = 0.25
-_MOST_HELD_OUT: Final = 2_000
+_MOST_HELD_OUT: Final = 8_000
 
 
 def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path, config: TrainConfig) -> Shop:

@@ -9,6 +9,7 @@ Shape suffixes as in `headrace.models.fused_kernels`.
 from itertools import accumulate
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from headrace.arrays import Floats32, Ints
@@ -98,7 +99,7 @@ def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
 
 def _user_weights(encoder: UserEncoder) -> UserWeights:
     width = encoder.numbers.out_features
-    tables = [_array(embedding.table.weight) for embedding in encoder.categories]
+    tables = [_array(embedding(torch.arange(embedding.table.num_embeddings))) for embedding in encoder.categories]
     starts = np.array([0, *accumulate(len(table) for table in tables)][: len(tables)], np.int64)
     return UserWeights(
         np.concatenate([np.zeros((0, width), np.float32), *tables]),

@@ -2,8 +2,8 @@
 
 `python -m benchmarks.quality --data FOLDER [--sets beauty,...] [--seeds 0,1,2]`; FOLDER has a folder for each set.
 
-A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json`, with a hash of the code that trains, and is not made
-again while that is the same; the table is of the sets and seeds that were asked for.
+A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json`, with its command, commit and settings, and is not
+made again while these and the code that trains are the same; the table is of the sets and seeds that were asked for.
 
 beauty, sports   Amazon 5-core in their order: each user's last interaction is the test, the one before it the validation; all items are
                  ranked, those that the user has met left out.
@@ -39,11 +39,10 @@ from headrace.ingest.source import RawEvent, Source, SourceRow, parse_micros
 from headrace.ops.apply import apply
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
-from headrace.settings import Settings
+from headrace.settings import DAY_US, Settings
 from training.measures import RANKED, TOWERS
 from training.rivals import ITEM_KNN, POPULAR
 
-_DAY_US: Final = 86_400_000_000
 _LEAVE_ONE_OUT: Final = ("test_days=1", "validation_days=1")
 _EVERYTHING: Final = (
     "days=1000",
@@ -85,7 +84,7 @@ def is_cold(item_id: str) -> bool:
 
 def _is_before_test(row: RawEvent) -> bool:
     assert isinstance(row.raw, dict)
-    return parse_micros(row.raw["timestamp"]) < END_US - _DAY_US
+    return parse_micros(row.raw["timestamp"]) < END_US - DAY_US
 
 
 RIVALS_SHOWN: Final = {"retrieval": TOWERS, "item-kNN": ITEM_KNN, "most popular": POPULAR}

@@ -1,4 +1,7 @@
-"""A whole training run through Feast: a simulated shop in a real lake, the offline store, MLflow, and the bundle it makes."""
+"""A whole training run through Feast: a simulated shop in a real lake, the offline store, MLflow, and the bundle it makes.
+
+One file, since all of it looks at one run, which takes half a minute.
+"""
 
 import hashlib
 import logging

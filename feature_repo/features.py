@@ -100,6 +100,9 @@ item_catalogue = FeatureView(
         Field(name="price", dtype=Float64),
         Field(name="available", dtype=Bool),
         Field(name="attributes", dtype=Array(String), description="Any further words for it: genres, tags, materials."),
+        Field(
+            name="listed_at", dtype=Int64, description="When it came out, in Unix microseconds: models read its age."
+        ),
     ],
 )
 

@@ -63,6 +63,7 @@ def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path,
             content,
             item_features(store, some),
             seen,
+            now_us=split.cut_us,
             length=config.length,
             max_values=min(max(_MAX_VALUES, len(seen)), _MOST_VALUES),
         )

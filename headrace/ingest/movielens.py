@@ -1,5 +1,5 @@
 """MovieLens ratings (GroupLens): each becomes an event of type `rate`, each film's first genre its category, all of them
-its attributes.
+its attributes, the year behind its title when it came out.
 
 Three layouts: atomic files with a typed header (`ml-100k.inter`, `.item`, `.user`, gzip or not), `ml-1m`
 (`ratings.dat`) and `ml-25m` (`ratings.csv`), the last two as a folder or as the zip that GroupLens publishes. Films and
@@ -7,14 +7,17 @@ users carry no date, so the catalogue and the profiles hold from the first ratin
 """
 
 import io
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from headrace import names
+from headrace.clock import to_micros
 from headrace.ingest.source import (
     BadRow,
     ItemRow,
@@ -59,6 +62,7 @@ _LAYOUTS: Final = (
         encoding="latin-1",
     ),
 )
+_YEAR: Final = re.compile(r"\(([1-9]\d{3})\)$", re.ASCII)
 _CANONICAL: Final = {"userId": "user_id", "movieId": "item_id", "title": "movie_title", "genres": "class"}
 
 
@@ -126,13 +130,21 @@ def _rating(line: _Line) -> tuple[int, RawEvent] | BadRow:
 def _item(line: _Line, genre_delimiter: str, first_us: int) -> ItemRow:
     genres = [genre for genre in line.cells["class"].split(genre_delimiter) if genre and not genre.startswith("(")]
     title, year = line.cells["movie_title"], line.cells.get("release_year")
+    title = f"{title} ({year})" if year else title
     return ItemRow(
         line.cells["item_id"],
         first_us,
-        title=f"{title} ({year})" if year else title,
+        title=title,
         category=genres[0] if genres else None,
         attributes=tuple(genres) or None,
+        listed_at=_year_us(title),
     )
+
+
+def _year_us(title: str) -> int | None:
+    """When the year began that a title ends with, in Unix microseconds; None where it ends with none."""
+    year = _YEAR.search(title)
+    return to_micros(datetime(int(year[1]), 1, 1, tzinfo=UTC)) if year else None
 
 
 def _profile(line: _Line, first_us: int) -> ProfileRow | BadRow:

@@ -24,6 +24,7 @@ ITEM_SCHEMA: Final = pa.schema(
         ("price", pa.float64()),
         ("available", pa.bool_()),
         ("attributes", pa.list_(pa.string())),
+        ("listed_at", pa.int64()),
         *_TIMES,
     ]
 )
@@ -43,7 +44,8 @@ _KEYS: Final = {table: names.ITEM_ID for table in names.ITEM_TABLES.values()} | 
 
 def item_table(rows: Sequence[ItemRow], shift_us: int = 0) -> pa.Table:
     """Rows as ITEM_SCHEMA, moved by `shift_us`. History was created when it happened: `created` is that time."""
-    return _table(rows, ITEM_SCHEMA, shift_us)
+    moved = [row if row.listed_at is None else row._replace(listed_at=row.listed_at + shift_us) for row in rows]
+    return _table(moved, ITEM_SCHEMA, shift_us)
 
 
 def profile_table(rows: Sequence[ProfileRow], shift_us: int = 0) -> pa.Table:

@@ -133,7 +133,8 @@ def stock_shop(config: ShopConfig, rng: np.random.Generator) -> Stock:
     for i, item_id in enumerate(ids):
         kind, brand = kinds[category[i]], _MAKERS[segment[i] * 3 + category[i] % 3]
         title = f"{brand} {_WORDS[i // 7 % len(_WORDS)]} {kind} {i}"
-        row = ItemRow(item_id, int(listed_us[i]), title, kind, brand, float(price[i]))
+        at_us = int(listed_us[i])
+        row = ItemRow(item_id, at_us, title, kind, brand, float(price[i]), listed_at=at_us)
         rows.append(row)
         if repriced_us[i] < withdrawn_us[i]:
             row = row._replace(event_timestamp_us=int(repriced_us[i]), price=float(new_price[i]))

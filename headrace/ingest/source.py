@@ -35,6 +35,8 @@ class ItemRow(NamedTuple):
     price: float | None = None
     available: bool = True
     attributes: tuple[str, ...] | None = None
+    listed_at: int | None = None
+    """When it came out, in Unix microseconds."""
 
 
 class ProfileRow(NamedTuple):

@@ -7,6 +7,8 @@ Rules, the same everywhere:
 - A count (an integer of a stream view) is log(1 + x), standardised; null or negative reads as 0.
 - Any other number is sign(x) log(1 + |x|), standardised, followed by a flag; null, NaN and infinite read as the mean,
   the flag set.
+- A time (an integer of the catalogue whose name ends in `_at`, Unix microseconds) is how many days it lay behind when the catalogue
+  was read for the fit, and then as any other number; what came later is as new as can be.
 - A number of the catalogue that is the same for all items says nothing, and is left out.
 - A list of strings is the codes of its first values, as many as nearly every item has, padded with `MISSING`.
 - A history is the last L of `recent_items`, `recent_types` and `recent_times`; lists of unequal length are cut to their
@@ -34,7 +36,7 @@ from headrace.kernel import kernel
 from headrace.models import columns
 from headrace.models.columns import Columns
 from headrace.models.inputs import ItemInputs, OneUser, UserInputs
-from headrace.settings import MICROS
+from headrace.settings import DAY_US, MICROS
 
 MISSING: Final = 0
 GAP_BUCKETS: Final = 26
@@ -50,6 +52,8 @@ NOT_INPUTS: Final = frozenset({f"{names.ITEM_CATALOGUE}__title", f"{names.ITEM_C
 # Share of items whose lists are read to their end, and places that no list has more of.
 _WHOLE_LISTS: Final = 0.99
 _LONGEST_LIST: Final = 32
+
+_TIME_SUFFIX: Final = "_at"
 
 _LOGS: Final = np.log1p(np.arange(1_024.0))
 
@@ -93,21 +97,27 @@ class Vocabulary:
         return {"values": self.values, "buckets": self.buckets}
 
 
+Kind = Literal["count", "measure", "age"]
+
+
 @dataclass(frozen=True)
 class Number:
-    """How one numeric feature becomes one column (`count`) or two (`measure`: value and missing flag)."""
+    """How one numeric feature becomes one column (`count`) or two (`measure`, `age`: value and missing flag)."""
 
     name: str
-    kind: Literal["count", "measure"]
+    kind: Kind
     mean: float
     std: float
+    now_us: int = 0
+    """When an age is counted from, in Unix microseconds; without meaning for the other kinds."""
 
     @classmethod
-    def fit(cls, name: str, kind: Literal["count", "measure"], values: Floats) -> "Number":
-        logs = _logs(np.asarray(values, np.float64))
+    def fit(cls, name: str, kind: Kind, values: Floats, now_us: int = 0) -> "Number":
+        raws = np.asarray(values, np.float64)
+        logs = _logs(_ages(raws, float(now_us)) if kind == "age" else raws)
         known = np.maximum(np.nan_to_num(logs), 0.0) if kind == "count" else logs[~np.isnan(logs)]
         std = float(known.std()) if len(known) else 0.0
-        return cls(name, kind, float(known.mean()) if len(known) else 0.0, std if std > 1e-6 else 1.0)
+        return cls(name, kind, float(known.mean()) if len(known) else 0.0, std if std > 1e-6 else 1.0, now_us)
 
     @property
     def width(self) -> int:
@@ -131,7 +141,7 @@ class Numbers:
     def apply(self, values_BF: Floats) -> Floats32:
         """From values in the order of the features, NaN for null. Shapes (B, features), (B, width)."""
         made = np.empty((len(values_BF), self._width), np.float32)
-        _scale(values_BF, self._are_counts, self._means, self._stds, made)
+        _scale(values_BF, self._are_counts, self._nows_us, self._means, self._stds, made)
         return made
 
     @cached_property
@@ -143,6 +153,11 @@ class Numbers:
         return np.array([number.kind == "count" for number in self.each], np.bool_)
 
     @cached_property
+    def _nows_us(self) -> Floats:
+        """NaN for what is no age."""
+        return np.array([number.now_us if number.kind == "age" else np.nan for number in self.each], np.float64)
+
+    @cached_property
     def _means(self) -> Floats:
         return np.array([number.mean for number in self.each], np.float64)
 
@@ -152,12 +167,14 @@ class Numbers:
 
 
 @kernel
-def _scale(values: Floats, are_counts: Mask, means: Floats, stds: Floats, out: Floats32) -> None:
+def _scale(values: Floats, are_counts: Mask, nows_us: Floats, means: Floats, stds: Floats, out: Floats32) -> None:
     """What `Numbers` says of each row: `out` (B, width) from `values` (B, features)."""
     for row in range(len(values)):
         at = 0
         for i in range(len(means)):
             value = values[row, i]
+            if not np.isnan(nows_us[i]):
+                value = _age(value, nows_us[i])
             is_missing = not np.isfinite(value)
             log = 0.0 if is_missing else _log_of(value)
             if are_counts[i]:
@@ -167,6 +184,20 @@ def _scale(values: Floats, are_counts: Mask, means: Floats, stds: Floats, out: F
                 out[row, at] = 0.0 if is_missing else (log - means[i]) / stds[i]
                 out[row, at + 1] = is_missing
                 at += 2
+
+
+@kernel
+def _ages(times_us: Floats, now_us: float) -> Floats:
+    ages = np.empty(len(times_us))
+    for i in range(len(times_us)):
+        ages[i] = _age(times_us[i], now_us)
+    return ages
+
+
+@kernel
+def _age(time_us: float, now_us: float) -> float:
+    """In days; of what is to come 0. NaN stays."""
+    return 0.0 if time_us > now_us else (now_us - time_us) / DAY_US
 
 
 @kernel
@@ -280,12 +311,13 @@ class Preprocessing:
         activity: pa.Table,
         seen: Mapping[str, int],
         *,
+        now_us: int,
         length: int,
         max_values: int = 50_000,
         buckets: int = 16,
     ) -> "Preprocessing":
-        """From full-named features: of users and of items at training times, and of the catalogue; and from how often
-        training saw each item.
+        """From full-named features: of users and of items at training times, and of the catalogue at `now_us`; and from how
+        often training saw each item.
 
         Every numeric and string column of a user view or item view becomes an input, and so does every list of strings of
         the catalogue: a feature that is added to
@@ -302,7 +334,9 @@ class Preprocessing:
             user_numbers=_fit_numbers(users, names.USER_ACTIVITY) + _fit_numbers(users, names.USER_PROFILE),
             user_categories=strings(users, names.USER_ACTIVITY) | strings(users, names.USER_PROFILE),
             content_numbers=tuple(
-                number for number in _fit_numbers(catalogue, names.ITEM_CATALOGUE) if _varies(catalogue[number.name])
+                number
+                for number in _fit_numbers(catalogue, names.ITEM_CATALOGUE, now_us)
+                if _varies(catalogue[number.name])
             ),
             content_categories=strings(catalogue, names.ITEM_CATALOGUE),
             content_lists={
@@ -500,13 +534,18 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
-def _fit_numbers(table: pa.Table, view: str) -> tuple[Number, ...]:
-    is_stream = view in (names.USER_ACTIVITY, names.ITEM_ACTIVITY)
-    kinds: dict[str, Literal["count", "measure"]] = {
-        name: "count" if is_stream and pa.types.is_integer(table[name].type) else "measure"
+def _fit_numbers(table: pa.Table, view: str, now_us: int = 0) -> tuple[Number, ...]:
+    def kind_of(name: str) -> Kind:
+        if not pa.types.is_integer(table[name].type):
+            return "measure"
+        if view in (names.USER_ACTIVITY, names.ITEM_ACTIVITY):
+            return "count"
+        return "age" if view == names.ITEM_CATALOGUE and name.endswith(_TIME_SUFFIX) else "measure"
+
+    return tuple(
+        Number.fit(name, kind_of(name), columns.numbers(table[name]), now_us)
         for name in _of_view(table, view, _is_number)
-    }
-    return tuple(Number.fit(name, kind, columns.numbers(table[name])) for name, kind in kinds.items())
+    )
 
 
 def _varies(column: pa.ChunkedArray) -> bool:

@@ -68,12 +68,12 @@ def main(settings: Settings, clock: Clock) -> dict[str, list[str]]:
             "plain_views": sorted(view.name for view in plain),
             "services": sorted(service.name for service in store.list_feature_services()),
         }
-        if not _has_store(settings):
-            return applied | {"materialized": [], "dropped": [], "waiting_for_backfill": []}
         definitions = load_definitions(settings)
         for view in names.ITEM_TABLES:
             if view in definitions.plain:
                 ItemTable(settings.lake_dir, view).declare(definitions.plain[view])
+        if not _has_store(settings):
+            return applied | {"materialized": [], "dropped": [], "waiting_for_backfill": []}
         written = [view.name for view in plain if Path(view.batch_source.path).exists()]
         if written:
             store.materialize(datetime(1970, 1, 1, tzinfo=UTC), from_micros(clock()), feature_views=written)

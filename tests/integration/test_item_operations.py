@@ -4,6 +4,7 @@ import random
 import subprocess
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -21,6 +22,8 @@ from headrace import names
 from headrace.clock import from_micros, system_clock
 from headrace.events import encode_records
 from headrace.identity import shard_of
+from headrace.ingest.plain_rows import item_table
+from headrace.ingest.source import ItemRow
 from headrace.item_operations import ItemOperation, status, to_record, upsert
 from headrace.ops.apply import apply
 from headrace.ops.backfill import backfill
@@ -31,19 +34,20 @@ from headrace.stores.dead_letters import DeadLetters
 from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.item_lake import ItemTable
-from headrace.stores.lake import EventLake
+from headrace.stores.lake import EventLake, append_rows
 from headrace.stores.log import open_log
 from headrace.stores.online_reader import OnlineReader
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import read_status
 from tests.conftest import wait_until
+from tests.integration.conftest import feast_applied
 from tests.integration.small_repo import apply_views, feature, make_settings, stream_view
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 AT = 1_790_000_000_000_000
 WATCH = {
     "title": "Steel watch", "category": "watches", "brand": "Acme", "price": 129.0, "available": True,
-    "attributes": ["steel", "round"],
+    "attributes": ["steel", "round"], "listed_at": 1_700_000_000_000_000,
 }  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def test_an_upsert_and_a_status_become_full_rows_in_both_stores(stack: Settings)
         status("i3", AT + 3, available=False, deleted=True),
     )
     run_both(stack)
-    nothing = dict.fromkeys(("title", "category", "brand", "price", "attributes"))
+    nothing = dict.fromkeys(("title", "category", "brand", "price", "attributes", "listed_at"))
     assert online(stack, names.ITEM_CATALOGUE, "i1", "i2") == [WATCH, nothing | {"available": False}]
     gone = {"available": False, "deleted": True}
     assert online(stack, names.ITEM_STATUS, "i1", "i3") == [gone | {"deleted": False}, gone]
@@ -267,6 +271,17 @@ def test_a_flow_that_runs_takes_up_a_field_that_is_declared_meanwhile(
     finally:
         repository.write_text(old)
         apply(stack)
+
+
+def test_apply_adds_what_a_table_of_long_ago_lacks_without_a_store_too(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "var", feature_repo=feast_applied(tmp_path) / "feature_repo")
+    rows = item_table([ItemRow("i1", AT, "Watch", "watches")])
+    append_rows(settings.lake_dir, names.ITEMS_TABLE, rows.drop_columns(["attributes", "listed_at"]))
+    apply(settings)
+    assert [
+        (row["item_catalogue__category"], row["item_catalogue__attributes"], row["item_catalogue__listed_at"])
+        for row in as_training_sees(settings, ["i1"], from_micros(AT))
+    ] == [("watches", None, None)]
 
 
 def as_training_sees(settings: Settings, items: list[str], at: datetime) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def test_server_sdk_and_reader_agree_on_plain_and_stream_views(
     stack: Settings, store: FeatureStore, tmp_path: Path
 ) -> None:
     lamp = {"item_id": "i1", "title": "Lamp", "category": "light", "brand": None, "price": 9.5, "available": True,
-            "attributes": ["brass", "small"]}  # fmt: skip
+            "attributes": ["brass", "small"], "listed_at": 1_700_000_000_000_000}  # fmt: skip
     store.write_to_online_store("item_catalogue", rows(lamp))
     run_events(
         stack,

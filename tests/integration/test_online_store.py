@@ -33,7 +33,7 @@ def store(stack: Settings) -> FeatureStore:
 
 def item_rows(**columns: object) -> pd.DataFrame:
     row = {"item_id": "i1", "title": "Lamp", "category": "light", "brand": None, "price": 9.5, "available": True,
-           "attributes": ["brass", "small"]}  # fmt: skip
+           "attributes": ["brass", "small"], "listed_at": 1_700_000_000_000_000}  # fmt: skip
     return pd.DataFrame([row | {"event_timestamp": NOW, "created": NOW} | columns])
 
 
@@ -44,13 +44,14 @@ def read_item(store: FeatureStore, *features: str) -> dict[str, list[object]]:
 
 def test_a_plain_row_comes_back_with_its_types_and_its_null(store: FeatureStore) -> None:
     store.write_to_online_store("item_catalogue", item_rows())
-    assert read_item(store, "title", "brand", "price", "available", "attributes") == {
+    assert read_item(store, "title", "brand", "price", "available", "attributes", "listed_at") == {
         "item_id": ["i1"],
         "title": ["Lamp"],
         "brand": [None],
         "price": [9.5],
         "available": [True],
         "attributes": [["brass", "small"]],
+        "listed_at": [1_700_000_000_000_000],
     }
 
 

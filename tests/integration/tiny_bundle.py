@@ -34,7 +34,7 @@ def save_bundle(
     content = {"item_id": list(item_ids), **{f"item_catalogue__{name}": column for name, column in features.items()}}
     users = pa.table({"user_activity__views_1h": [1], "user_profile__country": ["de"]})
     activity = pa.table({"item_activity__views_1h": [0, 1, 2]})
-    fitted = Preprocessing.fit(users, pa.table(content), activity, dict.fromkeys(item_ids, 1), length=4)
+    fitted = Preprocessing.fit(users, pa.table(content), activity, dict.fromkeys(item_ids, 1), now_us=0, length=4)
     model = ModelConfig(width=8, hidden=8)
     towers, ranker = stirred(TwoTowers(fitted, model)), stirred(Ranker(fitted, model))
     with torch.inference_mode():

@@ -91,6 +91,7 @@ class Lake:
             "price": pa.array([row.price for row in prices], pa.float64()),
             "available": pa.nulls(len(prices), pa.bool_()),
             "attributes": pa.nulls(len(prices), pa.list_(pa.string())),
+            "listed_at": pa.nulls(len(prices), pa.int64()),
             "event_timestamp": pa.array([row.at for row in prices], _TIME),
             "created": pa.array([row.created for row in prices], _TIME),
         }

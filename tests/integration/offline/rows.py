@@ -82,6 +82,7 @@ def item(item_id: str | None, at: int, price: float, created: int | None = None)
         "price": price,
         "available": True,
         "attributes": ["red", "round"],
+        "listed_at": at,
     }
     return row | {"at": at, "created": at if created is None else created}
 

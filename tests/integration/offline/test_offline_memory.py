@@ -65,7 +65,7 @@ def test_a_join_in_ranges_of_entities_equals_the_whole(
             store, rows, names.RANKER_SERVICE, full_feature_names=True, filter_by_created_timestamp=arrived_only
         )
         assert parts.equals(whole)
-        assert len(ranges) > 12  # of three views with rows: each entity is a range of its own
+        assert len(ranges) > 3 * 2  # of each of three views with rows: how entities share ranges is up to their hashes
 
 
 def test_what_fits_is_joined_at_once(store: FeatureStore, settings: Settings, ranges: list[int]) -> None:

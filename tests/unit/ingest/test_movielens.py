@@ -22,6 +22,8 @@ CSV = {
     "movies.csv": 'movieId,title,genres\n10,"Story, The Toy (1995)",Fun|Film\n11,Nothing,(no genres listed)\n',
 }
 
+IN_1995 = 788_918_400_000_000
+
 
 def write(folder: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
@@ -41,7 +43,7 @@ def test_atomic_files_give_ratings_items_and_profiles_from_the_first_rating_on(t
         "timestamp": "1970-01-01T00:03:20.000000Z",
     }
     assert second.raw["value"] == 4.5  # type: ignore[index]
-    assert item == ItemRow("10", 100_000_000, title="Toy Story (1995)", category="Fun", attributes=("Fun", "Film"))
+    assert item == ItemRow("10", 100_000_000, "Toy Story (1995)", "Fun", attributes=("Fun", "Film"), listed_at=IN_1995)
     assert profile == ProfileRow("1", 100_000_000, age=24, segment="writer")
 
 
@@ -60,7 +62,7 @@ def test_the_zip_of_the_dat_layout_gives_the_same_rows_and_ids(tmp_path: Path) -
 def test_the_csv_layout_reads_quoted_titles_and_films_without_genre(tmp_path: Path) -> None:
     rows = list(MovieLens(write(tmp_path, CSV)).read())
     assert rows[2:] == [
-        ItemRow("10", 100_000_000, title="Story, The Toy (1995)", category="Fun", attributes=("Fun", "Film")),
+        ItemRow("10", 100_000_000, "Story, The Toy (1995)", "Fun", attributes=("Fun", "Film"), listed_at=IN_1995),
         ItemRow("11", 100_000_000, title="Nothing"),
     ]
 

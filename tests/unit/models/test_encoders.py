@@ -18,7 +18,7 @@ def test_items_are_directions_and_lists_tell_them_apart() -> None:
     catalogue = tiny_shop.catalogue().append_column(
         "item_catalogue__attributes", pa.array([["red"], ["round"], ["red", "round"], None], pa.list_(pa.string()))
     )
-    fitted = Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 1}, length=3)
+    fitted = Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 1}, now_us=0, length=3)
     torch.manual_seed(0)
     encoder = ItemEncoder(fitted, tiny_shop.MODEL).eval()
     same = {"item_id": ["new"] * 3, "item_catalogue__attributes": [["red"], ["round"], ["red"]]}

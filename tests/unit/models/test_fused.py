@@ -37,7 +37,12 @@ HISTORIES = {
 def bundle_of(config: ModelConfig) -> Bundle:
     """With weights that are nowhere zero or one, those of norms included."""
     fitted = Preprocessing.fit(
-        tiny_shop.users(), tiny_shop.catalogue(), tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=LENGTH
+        tiny_shop.users(),
+        tiny_shop.catalogue(),
+        tiny_shop.activity(),
+        {"a": 3, "b": 2, "c": 1},
+        now_us=0,
+        length=LENGTH,
     )
     torch.manual_seed(1)
     towers, ranker = TwoTowers(fitted, config).eval(), Ranker(fitted, config).eval()

@@ -19,7 +19,7 @@ from headrace.models.preprocessing import (
     Vocabulary,
     gap_buckets,
 )
-from headrace.settings import MICROS
+from headrace.settings import DAY_US, MICROS
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
@@ -143,6 +143,31 @@ def test_numbers_are_scaled_as_their_rule_says(value: float) -> None:
     assert count == pytest.approx((math.log1p(max(value, 0.0) if is_known else 0.0) - 0.2) / 0.5, abs=1e-6)
 
 
+@settings(deadline=None)  # compiling takes long
+@given(st.floats(-(10**4), 10**4))
+def test_a_time_is_read_as_its_age_in_days_and_what_is_to_come_as_new(age_days: float) -> None:
+    listed = Number("listed_at", "age", mean=0.7, std=1.3, now_us=T_US)
+    time_us = round(T_US - age_days * DAY_US)
+    value, flag = Numbers((listed,)).apply(np.array([[float(time_us)]]))[0].tolist()
+    assert flag == 0
+    assert value == pytest.approx((math.log1p(max(T_US - time_us, 0) / DAY_US) - 0.7) / 1.3, abs=1e-6)
+
+
+def test_a_time_of_the_catalogue_is_an_age_when_it_was_read() -> None:
+    listed = pa.array([T_US, T_US - 3 * DAY_US, T_US + DAY_US, None], pa.int64())
+    catalogue = tiny_shop.catalogue().append_column("item_catalogue__listed_at", listed)
+    fitted = Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 1}, now_us=T_US, length=3)
+    age = fitted.content_numbers[-1]
+    assert (age.kind, age.now_us, age.mean) == ("age", T_US, pytest.approx(math.log1p(3) / 3))
+    assert Preprocessing.from_json(fitted.to_json()).content_numbers == fitted.content_numbers
+    [new, old, to_come, unknown] = (
+        fitted.items(columns.by_name(catalogue), with_activity=False).content_NF[:, 2:].tolist()
+    )
+    assert new == to_come
+    assert old[0] > 0 > new[0]
+    assert unknown == [0.0, 1.0]
+
+
 def test_an_absent_feature_reads_as_null() -> None:
     fitted = tiny_shop.preprocessing()
     absent = fitted.items({"item_id": ["a"]}, with_activity=True)
@@ -188,7 +213,9 @@ def with_lists() -> Preprocessing:
         "item_catalogue__attributes",
         pa.array([["red", "round"], ["red"], None, []], pa.list_(pa.string())),
     )
-    return Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    return Preprocessing.fit(
+        tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=3
+    )
 
 
 def test_a_list_of_strings_is_the_codes_of_its_values_padded_with_zeros() -> None:

@@ -104,7 +104,9 @@ def foreign_bundle(towers: type, ranker: type) -> Bundle:
     """With tags, a list of strings, beside what the tiny shop has."""
     tags = [["new", "red"], ["red"], None, ["old", "blue", "red"]]
     catalogue = tiny_shop.catalogue().append_column("item_catalogue__tags", pa.array(tags, pa.list_(pa.string())))
-    fitted = Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    fitted = Preprocessing.fit(
+        tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=3
+    )
     torch.manual_seed(3)
     own = replace(BUNDLE.snapshot, features={**BUNDLE.snapshot.features, "item_catalogue__tags": tags})
     made = ranker(fitted, tiny_shop.MODEL)

@@ -53,7 +53,7 @@ def activity() -> pa.Table:
 
 
 def preprocessing() -> Preprocessing:
-    return Preprocessing.fit(users(), catalogue(), activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    return Preprocessing.fit(users(), catalogue(), activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=3)
 
 
 Model = TypeVar("Model", bound=torch.nn.Module)

@@ -55,7 +55,9 @@ def odd_activity() -> pa.Table:
 
 
 def odd_shop() -> tuple[Preprocessing, Catalogue]:
-    fitted = Preprocessing.fit(odd_users(), odd_catalogue(), odd_activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    fitted = Preprocessing.fit(
+        odd_users(), odd_catalogue(), odd_activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=3
+    )
     return fitted, Catalogue(fitted, columns.by_name(odd_catalogue()))
 
 

@@ -35,7 +35,9 @@ def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) ->
 
 
 def test_items_that_nobody_has_met_teach_no_vector_that_all_new_ones_share(tmp_path: Path) -> None:
-    seen = Preprocessing.fit(tiny_shop.users(), tiny_shop.catalogue(), tiny_shop.activity(), {"a": 2}, length=3)
+    seen = Preprocessing.fit(
+        tiny_shop.users(), tiny_shop.catalogue(), tiny_shop.activity(), {"a": 2}, now_us=0, length=3
+    )
     shop = Catalogue(seen, columns.by_name(tiny_shop.catalogue()))
     torch.manual_seed(0)
     towers = tiny_shop.stirred(TwoTowers(seen, tiny_shop.MODEL))
@@ -64,7 +66,7 @@ def test_a_number_that_all_items_share_is_no_input() -> None:
         catalogue = tiny_shop.catalogue()
         place = catalogue.column_names.index("item_catalogue__price")
         changed = catalogue.set_column(place, "item_catalogue__price", pa.array(prices, pa.float64()))
-        return Preprocessing.fit(tiny_shop.users(), changed, tiny_shop.activity(), {"a": 1}, length=3)
+        return Preprocessing.fit(tiny_shop.users(), changed, tiny_shop.activity(), {"a": 1}, now_us=0, length=3)
 
     for same in ([None] * 4, [5.0] * 4):
         assert (fitted(same).content_numbers, fitted(same).content_width) == ((), 0)

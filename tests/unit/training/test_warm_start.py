@@ -121,7 +121,9 @@ def test_a_longer_history_and_one_more_layer_keep_what_fits() -> None:
 
 def test_a_feature_that_the_old_model_did_not_have_begins_afresh() -> None:
     users = tiny_shop.users().append_column("user_profile__plan", pa.array(["free", "paid", None]))
-    more = Preprocessing.fit(users, tiny_shop.catalogue(), tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=3)
+    more = Preprocessing.fit(
+        users, tiny_shop.catalogue(), tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=3
+    )
     _, kept = warm(TwoTowers, more)
     place = list(more.user_categories).index("user_profile__plan")
     assert kept == (f"user_encoder.categories.{place}.table.weight",)

@@ -25,7 +25,12 @@ Event = tuple[int, str, str]
 
 def fitted(length: int) -> Preprocessing:
     return Preprocessing.fit(
-        tiny_shop.users(), tiny_shop.catalogue(), tiny_shop.activity(), {"a": 3, "b": 2, "c": 1}, length=length
+        tiny_shop.users(),
+        tiny_shop.catalogue(),
+        tiny_shop.activity(),
+        {"a": 3, "b": 2, "c": 1},
+        now_us=0,
+        length=length,
     )
 
 

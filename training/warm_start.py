@@ -150,7 +150,7 @@ def _means(key: str, trained: Trained) -> object:
     read = {
         "user_encoder.numbers.weight": users,
         "project_user.weight": users,
-        "item_encoder.content_FD": _named(pre.content_numbers),
+        "item_encoder.content_FD": _named(pre.lasting_numbers),
         "project_item.weight": items,
     }
     if key.startswith(_ENCODERS):

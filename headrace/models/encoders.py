@@ -78,11 +78,12 @@ class ItemEncoder(nn.Module):  # type: ignore[misc]
             ListEmbedding(strings.vocabulary, config.width) for strings in preprocessing.content_lists.values()
         )
         self.list_widths = [strings.width for strings in preprocessing.content_lists.values()]
-        # Without a bias: what all items have in common leaves their directions less to differ by.
-        self.content_FD = nn.Parameter(torch.zeros(preprocessing.content_width, config.width))
+        # Without a bias: what all items have in common leaves their directions less to differ by. And without ages: a new item has had
+        # little time to be taken, and all that would be learnt of being new is that (docs/adr/0023).
+        self.content_FD = nn.Parameter(torch.zeros(preprocessing.lasting_width, config.width))
 
     def forward(self, items: ItemInputs) -> Tensor:
-        summed_ND = self.ids(items.id_N) + items.content_NF @ self.content_FD
+        summed_ND = self.ids(items.id_N) + items.content_NF[..., : len(self.content_FD)] @ self.content_FD
         for column, embedding in enumerate(self.categories):
             summed_ND = summed_ND + embedding(items.categories_NC[..., column])
         for embedding, codes_NA in zip(self.lists, items.lists_NA.split(self.list_widths, dim=-1), strict=True):

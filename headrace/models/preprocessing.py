@@ -333,7 +333,7 @@ class Preprocessing:
             ids=Vocabulary.fit(seen, max_values, buckets),
             user_numbers=_fit_numbers(users, names.USER_ACTIVITY) + _fit_numbers(users, names.USER_PROFILE),
             user_categories=strings(users, names.USER_ACTIVITY) | strings(users, names.USER_PROFILE),
-            content_numbers=tuple(
+            content_numbers=_ages_last(
                 number
                 for number in _fit_numbers(catalogue, names.ITEM_CATALOGUE, now_us)
                 if _varies(catalogue[number.name])
@@ -358,6 +358,16 @@ class Preprocessing:
     @property
     def content_width(self) -> int:
         return Numbers(self.content_numbers).width
+
+    @property
+    def lasting_numbers(self) -> tuple[Number, ...]:
+        """Those of `content_numbers`, its first, that are no ages."""
+        return tuple(number for number in self.content_numbers if number.kind != "age")
+
+    @property
+    def lasting_width(self) -> int:
+        """Columns of `content_NF`, its first, that are no ages."""
+        return Numbers(self.lasting_numbers).width
 
     @property
     def activity_width(self) -> int:
@@ -546,6 +556,10 @@ def _fit_numbers(table: pa.Table, view: str, now_us: int = 0) -> tuple[Number, .
         Number.fit(name, kind_of(name), columns.numbers(table[name]), now_us)
         for name in _of_view(table, view, _is_number)
     )
+
+
+def _ages_last(numbers: Iterable[Number]) -> tuple[Number, ...]:
+    return tuple(sorted(numbers, key=lambda number: number.kind == "age"))
 
 
 def _varies(column: pa.ChunkedArray) -> bool:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.models import columns
+from headrace.models.encoders import ItemEncoder
 from headrace.models.preprocessing import (
     GAP_BUCKETS,
     MISSING,
@@ -166,6 +167,20 @@ def test_a_time_of_the_catalogue_is_an_age_when_it_was_read() -> None:
     assert new == to_come
     assert old[0] > 0 > new[0]
     assert unknown == [0.0, 1.0]
+
+
+def test_ages_stand_behind_what_lasts_and_no_vector_of_an_item_is_made_of_them() -> None:
+    days = pa.array([T_US - day * DAY_US for day in (0, 1, 30, 400)], pa.int64())
+    catalogue = tiny_shop.catalogue().add_column(1, "item_catalogue__listed_at", days)
+    fitted = Preprocessing.fit(tiny_shop.users(), catalogue, tiny_shop.activity(), {"a": 1}, now_us=T_US, length=3)
+    assert [number.kind for number in fitted.content_numbers] == ["measure", "age"]
+    assert (fitted.lasting_width, fitted.content_width) == (2, 4)
+    encoder = tiny_shop.stirred(ItemEncoder(fitted, tiny_shop.MODEL))
+    items = fitted.items(columns.by_name(catalogue), with_activity=False)
+    renewed = items._replace(content_NF=items.content_NF + torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    dearer = items._replace(content_NF=items.content_NF + torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert torch.equal(encoder(items), encoder(renewed))
+    assert not torch.equal(encoder(items), encoder(dearer))
 
 
 def test_an_absent_feature_reads_as_null() -> None:

@@ -183,7 +183,7 @@ def padded(directory: Path, config: TrainConfig) -> dict[str, Any]:
         windows, table = ready.rows("windows"), ready.shop.catalogue.inputs
         target_R, expected_I = ready.shop.places(ready.positives), torch.ones(ready.shop.items)
         ours = learn_towers.TowerObjective(ready.towers(), table, expected_I)
-        read = learn_towers.reader(windows, target_R, ready.shop.items, None, "cpu")
+        units = learn_towers.units(windows, target_R, ready.shop.items, None, "cpu")
         batch = max(1, round(config.batch * len(windows) / windows.rows))
         some = ready.positives.sample(min(_PADDED_ROWS, ready.positives.height), seed=config.seed)
         features = columns.by_name(user_features(ready.store, some))
@@ -199,8 +199,8 @@ def padded(directory: Path, config: TrainConfig) -> dict[str, Any]:
         found: tuple[list[float], list[float]] = ([], [])
         for _ in range(_ROUNDS):  # in turn, so that both have the machine as it is
             fits = (
-                ready.fitted(ours, Units(windows.lengths_W, windows.sizes_W, read), batch, epochs=2),
-                ready.fitted(usual, Units(rows.lengths_R, ones, read_rows), config.batch, epochs=2),
+                ready.fitted(ours, units, batch, epochs=2),
+                ready.fitted(usual, Units(rows.lengths_R, ones, ones[:, None], read_rows), config.batch, epochs=2),
             )
             for speeds, epochs in zip(found, fits, strict=True):
                 speeds.append(speed_of(epochs)["rows_per_s"])
@@ -288,9 +288,9 @@ def bounded(directory: Path, rows: int, bound_mb: int) -> dict[str, Any]:
             built, held_by_build = time.perf_counter() - began, peaks["RssAnon"] - before["RssAnon"]
             expected_I = learn_towers.expected_draws(target_R, ready.shop.items, config.batch, config.drawn_items)
             objective = learn_towers.TowerObjective(ready.towers(), ready.shop.catalogue.inputs, expected_I)
-            read = learn_towers.reader(windows, target_R, ready.shop.items, config.drawn_items, "cpu")
+            units = learn_towers.units(windows, target_R, ready.shop.items, config.drawn_items, "cpu")
             batch = max(1, round(config.batch * len(windows) / windows.rows))
-            epochs = ready.fitted(objective, Units(windows.lengths_W, windows.sizes_W, read), batch, epochs=1)
+            epochs = ready.fitted(objective, units, batch, epochs=1)
         on_disk = sum(file.stat().st_blocks * 512 for file in place.rglob("*") if file.is_file()) / 2**20
     features_mb, held_mb = feature_bytes / 2**20, peaks["RssAnon"] - before["RssAnon"]
     return {

@@ -1,12 +1,12 @@
 """The loop that both models are fitted by: epochs over rows, the best of them by what it is judged by, a checkpoint after each.
 
-What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows. A copy of it takes the steps; the
-model follows as the running mean of the copy's weights, and that is what is judged and kept: much of what one step learns is noise, which
-the next ones take back (Polyak and Juditsky, 1992). On a CPU a seed and the numbers of threads and processes give one model, through a
-kill and `resume` too: what an epoch draws at random depends on nothing else. Under `torchrun` each process takes an equal share of every
-batch and gradients are averaged, so that several learn what one would.
+What is learnt is an *objective*: a module whose `forward(batch)` is the mean loss of a batch's rows, or some means that add up. A copy of
+it takes the steps; the model follows as the running mean of the copy's weights, and that is what is judged and kept: much of what one step
+learns is noise, which the next ones take back (Polyak and Juditsky, 1992). On a CPU a seed and the numbers of threads and processes give
+one model, through a kill and `resume` too: what an epoch draws at random depends on nothing else. Under `torchrun` each process takes an
+equal share of every batch and gradients are averaged, so that several learn what one would.
 
-Shapes: U units that batches are made of.
+Shapes: U units that batches are made of, K means that a loss is the sum of.
 """
 
 import copy
@@ -43,6 +43,8 @@ class Units:
 
     lengths_U: Ints
     sizes_U: Ints
+    counts_UK: Ints
+    """Of how many things of a unit each part of the loss is the mean: of its rows, say."""
     read: Callable[[Ints, Ints], Any]
     """What the objective takes, from the units of a batch and the share of them that is this process' own."""
 
@@ -149,7 +151,8 @@ def fit(
                 batch = units.read(some, processes.share(some))
                 waited_s += time.perf_counter() - asked
                 with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=device != "cpu"):
-                    loss = wrapped(batch) * processes.weight(some, sizes_U)
+                    weights_K = processes.weights(some, units.counts_UK).to(device)
+                    loss = (torch.atleast_1d(wrapped(batch)) * weights_K).sum()
                 value, rows = _learn(learner, loss, optimizer, name, number), int(sizes_U[some].sum())
                 _follow(objective, learner, min(schedule.averaging, (1 + step) / (10 + step)))
                 losses.append(value * rows)

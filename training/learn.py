@@ -2,7 +2,6 @@
 
 from typing import Final
 
-import numpy as np
 import polars as pl
 import torch
 
@@ -12,7 +11,7 @@ from headrace.models.base import RankingModel, Towers
 from headrace.models.inputs import UserInputs
 from training import learn_ranker, learn_towers
 from training.config import TrainConfig
-from training.fit import Epoch, Schedule, Units, fit
+from training.fit import Epoch, Schedule, fit
 from training.lists import Lists
 from training.ranks import best_unseen, ndcg, target_ranks
 from training.requests import Requests
@@ -45,12 +44,11 @@ def learn_retrieval(
         item_ID = torch.from_numpy(shop_vectors(towers, shop.catalogue, device))
         return float(ndcg(target_ranks(user_TD, item_ID, judged.target_T, judged.history), 10).mean())
 
-    read = learn_towers.reader(windows, target_R, shop.items, drawn, device)
     epochs = fit(
         TOWERS,
         towers,
         learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), expected_I),
-        Units(windows.lengths_W, windows.sizes_W, read),
+        learn_towers.units(windows, target_R, shop.items, drawn, device),
         schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
         judge=quality if len(judged) else None,
         processes=run.us,
@@ -96,7 +94,7 @@ def learn_ranking(
         RANKER,
         ranker,
         learn_ranker.RankerObjective(ranker, table),
-        Units(learnt.users.lengths_R, np.ones(len(learnt), np.int64), learn_ranker.reader(learnt, device)),
+        learn_ranker.units(learnt, device),
         schedule_of(config, config.ranker_epochs, config.list_batch),
         judge=quality if held is not None and held.has_choices else None,
         processes=run.us,

@@ -8,7 +8,6 @@ Shapes: C candidates of lists, O outcomes, the rest as in `training.lists`.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -20,6 +19,7 @@ from headrace.models.base import NOT_SHOWN, RankingModel
 from headrace.models.config import CLICK
 from headrace.models.inputs import ItemInputs
 from headrace.models.ranker import choice_loss, outcome_loss
+from training.fit import Units
 from training.lists import ListBatch, Lists
 from training.ranks import check_finite, ndcg, rank_of
 
@@ -29,7 +29,7 @@ _STEPS: Final = 100
 
 
 class RankerObjective(nn.Module):  # type: ignore[misc]
-    """Both losses, at equal weight."""
+    """Both losses, side by side and at equal weight: of what was chosen, and of outcomes."""
 
     def __init__(self, ranker: RankingModel, table: ItemInputs) -> None:
         super().__init__()
@@ -41,14 +41,17 @@ class RankerObjective(nn.Module):  # type: ignore[misc]
         logits_BNO = self.ranker(batch.users, batch.items, batch.retrieved_BN, self._table)
         clicks_BN = logits_BNO[..., self._click].masked_fill(~batch.present_BN, float("-inf"))
         placed_BNO = self.ranker.at_positions(logits_BNO, batch.positions_BN)
-        return choice_loss(clicks_BN, batch.wanted_B) + outcome_loss(placed_BNO, batch.labels_BNO)
+        return torch.stack([choice_loss(clicks_BN, batch.wanted_B), outcome_loss(placed_BNO, batch.labels_BNO)])
 
 
-def reader(lists: Lists, device: str) -> Callable[[Ints, Ints], ListBatch]:
+def units(lists: Lists, device: str) -> Units:
+    """Batches for `fit`, of lists; each loss is the mean over what it is of."""
+
     def read(batch: Ints, share: Ints) -> ListBatch:
         return lists.take(share).to(device)
 
-    return read
+    counts_R2 = np.stack([lists.choices_R, lists.labels_R], axis=1)
+    return Units(lists.users.lengths_R, np.ones(len(lists), np.int64), counts_R2, read)
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

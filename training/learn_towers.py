@@ -3,7 +3,6 @@
 Shapes: B rows, I items of the catalogue, S items that are drawn, the rest as in `headrace.models.inputs`.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from headrace.models.base import Towers
 from headrace.models.inputs import ItemInputs
 from headrace.models.preprocessing import Catalogue
 from headrace.models.towers import full_softmax_loss, sampled_softmax_loss
+from training.fit import Units
 from training.windows import WindowBatch, Windows
 
 
@@ -53,10 +53,8 @@ def expected_draws(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor
     return torch.from_numpy(-np.expm1(-(batch * rate_I + drawn / items))).float()
 
 
-def reader(
-    windows: Windows, target_R: Ints, items: int, drawn: int | None, device: str
-) -> Callable[[Ints, Ints], TowerBatch]:
-    """Batches for `fit`. `drawn` items of the catalogue join the batch's targets as candidates; all of it where None.
+def units(windows: Windows, target_R: Ints, items: int, drawn: int | None, device: str) -> Units:
+    """Batches for `fit`, of windows. `drawn` items of the catalogue join the batch's targets as candidates; all of it where None.
 
     What is drawn depends on the batch alone, so processes that share it, and a run that is resumed, draw the same.
     """
@@ -70,4 +68,4 @@ def reader(
         candidates = None if candidates_S is None else torch.from_numpy(candidates_S).to(device)
         return TowerBatch(windows.take(share).to(device), targets_B, candidates)
 
-    return read
+    return Units(windows.lengths_W, windows.sizes_W, windows.sizes_W[:, None], read)

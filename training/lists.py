@@ -9,9 +9,10 @@ Shapes: R lists, C candidates of all lists together, N of the longest list of a 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import torch
 from feast import FeatureStore
@@ -77,6 +78,20 @@ class Lists:
     def has_choices(self) -> bool:
         """Whether any of them is of what was retrieved."""
         return bool(self.facts.columns["wanted_C"].any())
+
+    @property
+    def choices_R(self) -> Ints:
+        """Whether something of the list was turned to: 1 or 0. Shape (R,)."""
+        return np.minimum(self._sums(self.facts.columns["wanted_C"]), 1)
+
+    @property
+    def labels_R(self) -> Ints:
+        """How many outcomes of the list's candidates were observed. Shape (R,)."""
+        return self._sums((~np.isnan(self.facts.columns["labels_CO"])).sum(axis=1))
+
+    def _sums(self, values_C: npt.NDArray[Any]) -> Ints:
+        """Of each list, all of which have candidates. Shape (R,)."""
+        return np.add.reduceat(values_C[: self.offsets_R[-1]], self.offsets_R[:-1], dtype=np.int64)
 
     def take(self, lists: Ints) -> ListBatch:
         starts_B, lengths_B = self.offsets_R[lists], np.diff(self.offsets_R)[lists]

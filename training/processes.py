@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from headrace.arrays import Ints
 
@@ -35,11 +37,15 @@ class Processes:
         """This one's own units of a batch; of fewer than processes, all of them for each."""
         return units if len(units) < self.count else units[self.rank :: self.count]
 
-    def weight(self, units: Ints, sizes_U: Ints) -> float:
-        """What the mean over the rows of this one's share counts for in the mean over the shares' means, to give that over all rows."""
+    def weights(self, units: Ints, counts_UK: Ints) -> Tensor:
+        """What means over this one's share of a batch count for in the mean of the shares' means, to give those over all of the batch:
+        K means, each over so many things of a unit. Shape (K,).
+        """
+        all_K = counts_UK[units].sum(axis=0)
         if len(units) < self.count:
-            return 1.0
-        return float(sizes_U[self.share(units)].sum() * self.count / sizes_U[units].sum())
+            return torch.ones(len(all_K))
+        own_K = counts_UK[self.share(units)].sum(axis=0)
+        return torch.from_numpy(own_K * self.count / np.maximum(all_K, 1)).float()
 
     def mean(self, value: float) -> float:
         """Over the processes."""

@@ -27,7 +27,7 @@ def target_ranks(user_TD: Tensor, item_ID: Tensor, target_T: Ints, history: Hist
 
 
 def rank_of(wanted_B: Tensor, scores_BN: Tensor) -> Tensor:
-    """How many of its row score above the wanted place; of equal ones half, so that who scores all alike is not first. Shape (B,)."""
+    """How many of its row score above the wanted place; of equal ones half, rounded down: who scores all alike is not first. (B,)"""
     wanted_B1 = scores_BN.gather(1, wanted_B[:, None])
     above_B, equal_B = (scores_BN > wanted_B1).sum(dim=1), (scores_BN == wanted_B1).sum(dim=1)
     return above_B + (equal_B - 1) // 2

@@ -1,7 +1,6 @@
 """What is wrong with data leaves finite weights: NaN and infinite features, labels that are all alike, shops of next to nothing."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -61,12 +60,9 @@ def odd_shop() -> tuple[Preprocessing, Catalogue]:
     return fitted, Catalogue(fitted, columns.by_name(odd_catalogue()))
 
 
-def learn(
-    model: nn.Module, objective: nn.Module, read: Any, units: int, checkpoint: Path, sizes: Any = None
-) -> list[float]:
+def learn(model: nn.Module, objective: nn.Module, units: Units, checkpoint: Path) -> list[float]:
     """Losses by epoch."""
-    ones = np.ones(units, np.int64)
-    epochs = fit("model", model, objective, Units(ones, ones if sizes is None else sizes, read), SCHEDULE, judge=None,
+    epochs = fit("model", model, objective, units, SCHEDULE, judge=None,
                  processes=Processes(), device="cpu", checkpoint=checkpoint, progress=False)  # fmt: skip
     return [epoch.loss for epoch in epochs[1:]]
 
@@ -82,8 +78,7 @@ def learnt_towers(folder: Path) -> tuple[TwoTowers, Preprocessing, Catalogue]:
     torch.manual_seed(0)
     towers, targets = TwoTowers(fitted, MODEL), np.array([2, 0, 3])
     objective = learn_towers.TowerObjective(towers, shop.inputs, torch.ones(4))
-    read = learn_towers.reader(windows, targets, 4, None, "cpu")
-    losses = learn(towers, objective, read, len(windows), folder / "towers.pt", windows.sizes_W)
+    losses = learn(towers, objective, learn_towers.units(windows, targets, 4, None, "cpu"), folder / "towers.pt")
     assert np.isfinite(losses).all()
     return towers, fitted, shop
 
@@ -145,8 +140,8 @@ def test_slates_whose_labels_are_all_alike_leave_finite_weights_and_probabilitie
     torch.manual_seed(0)
     ranker = Ranker(fitted, MODEL)
     lists = slates(tmp_path, [label] * 8, [1, 2, 3, 4] * 2, [False] * 8)
-    read = learn_ranker.reader(lists, "cpu")
-    losses = learn(ranker, learn_ranker.RankerObjective(ranker, shop.inputs), read, 2, tmp_path / "ranker.pt")
+    objective, units = learn_ranker.RankerObjective(ranker, shop.inputs), learn_ranker.units(lists, "cpu")
+    losses = learn(ranker, objective, units, tmp_path / "ranker.pt")
     assert np.isfinite(losses).all()
     observed = lists if label == label else slates(tmp_path / "held", [1.0] * 8, [1, 2, 3, 4] * 2, [False] * 8)
     learn_ranker.calibrate(ranker, shop.inputs, observed, "cpu")
@@ -163,8 +158,8 @@ def test_lists_of_one_candidate_that_is_wanted_teach_no_order_and_do_no_harm(tmp
     ranker = Ranker(fitted, MODEL)
     one = slates(tmp_path, [1.0] * 8, [0] * 8, [True] * 8)
     alone = Lists(one.users, one.items, one.facts, np.array([0, 1, 2]))
-    read = learn_ranker.reader(alone, "cpu")
-    losses = learn(ranker, learn_ranker.RankerObjective(ranker, shop.inputs), read, 2, tmp_path / "ranker.pt")
+    objective, units = learn_ranker.RankerObjective(ranker, shop.inputs), learn_ranker.units(alone, "cpu")
+    losses = learn(ranker, objective, units, tmp_path / "ranker.pt")
     assert np.isfinite(losses).all()
     assert is_finite(ranker)
     assert learn_ranker.order_quality(ranker, shop.inputs, alone, "cpu") == 1.0
@@ -177,8 +172,8 @@ def test_a_shop_of_one_item_and_a_user_without_a_history_have_a_loss_of_nothing(
     windows = write_windows(tmp_path / "rows", rows, iter([odd_users().slice(2)]), fitted, shop.row)
     towers = TwoTowers(fitted, MODEL)
     objective = learn_towers.TowerObjective(towers, shop.inputs, torch.ones(1))
-    read = learn_towers.reader(windows, np.array([0]), 1, None, "cpu")
-    losses = learn(towers, objective, read, 1, tmp_path / "towers.pt", windows.sizes_W)
+    units = learn_towers.units(windows, np.array([0]), 1, None, "cpu")
+    losses = learn(towers, objective, units, tmp_path / "towers.pt")
     assert losses == pytest.approx([0.0] * 3, abs=1e-6)
     assert is_finite(towers)
 
@@ -190,5 +185,5 @@ def test_a_weight_that_is_no_number_is_told_before_it_is_learnt_from(tmp_path: P
         ranker.out_crossed.bias.fill_(float("nan"))
     lists = slates(tmp_path, [1.0] * 8, [1, 2, 3, 4] * 2, [False] * 8)
     with pytest.raises(RuntimeError, match="the loss of the model is nan in epoch 1: take a lower learning rate"):
-        learn(ranker, learn_ranker.RankerObjective(ranker, shop.inputs), learn_ranker.reader(lists, "cpu"), 2,
+        learn(ranker, learn_ranker.RankerObjective(ranker, shop.inputs), learn_ranker.units(lists, "cpu"),
               tmp_path / "ranker.pt")  # fmt: skip

@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headrace.arrays import Ints
+from headrace.arrays import Floats, Ints
 from training.fit import Epoch, Noted, Schedule, TrainError, Units, fit
 from training.processes import Processes
 
 POINTS = torch.linspace(-1, 1, 60)[:, None]
+ONES = np.ones(len(POINTS), np.int64)
+COUNTS = np.stack([ONES, (POINTS[:, 0] > 0).numpy().astype(np.int64)], axis=1)
 SCHEDULE = Schedule(
     epochs=40, patience=40, batch=8, learning_rate=0.05, weight_decay=0.0, warm_up=5, averaging=0.9, seed=3
 )
@@ -31,7 +33,10 @@ class Line(nn.Module):  # type: ignore[misc]
         self.drop = nn.Dropout(0.1)
 
     def forward(self, batch: Tensor) -> Tensor:
-        return ((self.slope(self.drop(batch)) - 2 * batch - 1) ** 2).mean()
+        """Two means: over all points, and over those on the right, as if those alone had a label."""
+        squares = (self.slope(self.drop(batch)) - 2 * batch - 1) ** 2
+        right = batch > 0
+        return torch.stack([squares.mean(), squares[right].mean() if right.any() else squares.new_zeros(())])
 
 
 def read(rows: Ints, share: Ints) -> Tensor:
@@ -51,7 +56,7 @@ def learn(
         "line",
         line,
         line,
-        Units(np.ones(len(POINTS), np.int64), np.ones(len(POINTS), np.int64), read),
+        Units(ONES, ONES, COUNTS, read),
         schedule,
         judge=lambda: -float((line.slope(POINTS) - 2 * POINTS - 1).abs().max()),
         processes=processes or Processes(),
@@ -153,17 +158,20 @@ def test_a_checkpoint_that_may_not_be_written_is_no_matter_of_room(tmp_path: Pat
         learn(tmp_path / "line.pt")
 
 
-def test_shares_of_a_batch_are_weighted_so_that_their_mean_is_that_of_all_rows() -> None:
-    """Units of 1, 2 and 3 rows, whose values are their unit's number."""
-    units, sizes = np.array([0, 1, 2]), np.array([1, 2, 3])
+def test_shares_of_a_batch_are_weighted_so_that_the_mean_of_their_means_is_that_of_all() -> None:
+    """Units of 1, 2 and 3 rows, two of which have a label; the values of both are the unit's number."""
+    units, counts = np.array([0, 1, 2]), np.array([[1, 0], [2, 1], [3, 1]])
 
-    def mean(some: Ints) -> float:
-        return float((some * sizes[some]).sum() / sizes[some].sum())
+    def means(some: Ints) -> Floats:
+        return (some[:, None] * counts[some]).sum(axis=0) / np.maximum(counts[some].sum(axis=0), 1)
 
     both = [Processes(rank, 2) for rank in (0, 1)]
-    assert np.mean([mean(each.share(units)) * each.weight(units, sizes) for each in both]) == pytest.approx(mean(units))
+    weighted = [means(each.share(units)) * each.weights(units, counts).numpy() for each in both]
+    assert np.mean(weighted, axis=0) == pytest.approx(means(units))
     assert [each.share(units[:1]).tolist() for each in both] == [[0], [0]]
-    assert [each.weight(units[:1], sizes) for each in both] == [1.0, 1.0]
+    assert [each.weights(units[:1], counts).tolist() for each in both] == [[1.0, 1.0]] * 2
+    assert both[0].weights(np.array([0, 0]), counts).tolist() == [1.0, 0.0]  # nobody has a label
+    assert Processes().weights(units, counts).tolist() == [1.0, 1.0]
 
 
 _WITHOUT_DROPOUT = """

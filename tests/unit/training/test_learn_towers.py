@@ -13,7 +13,7 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
-from training.learn_towers import TowerObjective, reader
+from training.learn_towers import TowerObjective, units
 from training.windows import Windows, write_windows
 
 SHOP = Catalogue(tiny_shop.preprocessing(), columns.by_name(tiny_shop.catalogue()))
@@ -26,7 +26,7 @@ def windows(folder: Path) -> Windows:
 
 
 def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) -> None:
-    read = reader(windows(tmp_path), TARGETS, 4, 2, "cpu")
+    read = units(windows(tmp_path), TARGETS, 4, 2, "cpu").read
     for batch in (np.array([0, 1]), np.array([1, 2]), np.array([2, 0])):
         first, again, other_process = read(batch, batch), read(batch, batch), read(batch, batch[:1])
         assert torch.equal(first.candidates_S, again.candidates_S)
@@ -42,7 +42,8 @@ def test_items_that_nobody_has_met_teach_no_vector_that_all_new_ones_share(tmp_p
     torch.manual_seed(0)
     towers = tiny_shop.stirred(TwoTowers(seen, tiny_shop.MODEL))
     objective = TowerObjective(towers, shop.inputs, torch.ones(4))
-    objective(reader(windows(tmp_path), np.zeros(3, np.int64), 4, None, "cpu")(np.arange(3), np.arange(3))).backward()
+    read = units(windows(tmp_path), np.zeros(3, np.int64), 4, None, "cpu").read
+    objective(read(np.arange(3), np.arange(3))).backward()
     taught = towers.item_encoder.ids.table.weight.grad.any(dim=1)
     assert taught.tolist() == [False, False, True]
 

@@ -126,6 +126,7 @@ def test_lists_of_a_batch_are_padded_with_candidates_that_have_no_label(tmp_path
 def test_parts_are_all_lists_in_order(tmp_path: Path) -> None:
     lists = lists_of(tmp_path)
     assert lists.has_choices
+    assert (lists.choices_R.tolist(), lists.labels_R.tolist()) == ([1, 0], [2, 1])
     assert torch.cat([part.wanted_B for part in lists.parts(1)]).tolist() == [1, -1]
 
 

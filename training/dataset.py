@@ -173,7 +173,8 @@ def episodes(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
 
 
 def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
-    """What was shown, with what came of it: the user's events of the same request and item within `outcome_hours`.
+    """What was shown, with what came of it: events of the same request and item within `outcome_hours`, of the user or of whom the user
+    has logged in as meanwhile.
 
     A row's time is the `as_of` that the impression was ranked at.
     """
@@ -222,11 +223,10 @@ def user_features(store: FeatureStore, rows: pl.DataFrame) -> pa.Table:
     return features(store, names.RETRIEVAL_SERVICE, rows.select(names.USER_ID, T_US))
 
 
-def item_features(store: FeatureStore, rows: pl.DataFrame) -> pa.Table:
-    """Features of the ranker's item views for rows (item_id, t_us), one row for each, in their order."""
-    return _features(
-        store, _of_views(store, (names.ITEM_ACTIVITY, names.ITEM_CATALOGUE)), rows.select(names.ITEM_ID, T_US)
-    )
+def item_activity(store: FeatureStore, rows: pl.DataFrame) -> pa.Table:
+    """What the ranker knows of what items' users do, for rows (item_id, t_us), one row for each, in their order."""
+    wanted = _of_views(store, (names.ITEM_ACTIVITY,))
+    return _features(store, wanted, rows.select(names.ITEM_ID, T_US)) if wanted else rows.select(T_US).to_arrow()
 
 
 def _of_views(store: FeatureStore, views: Sequence[str]) -> list[str]:

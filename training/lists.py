@@ -24,9 +24,9 @@ from headrace.models import columns
 from headrace.models.base import NOT_SHOWN, Towers
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
-from training.dataset import LABELS, T_US, item_features, user_features
+from training.dataset import LABELS, T_US, item_activity, user_features
 from training.rows import CHUNK, Table, UserRows, Values, of_items, of_users
-from training.scoring import shop_vectors, vectors_of
+from training.scoring import items_of, shop_vectors, vectors_of
 
 LIST: Final = "list"
 POSITION: Final = "place_shown"
@@ -186,7 +186,8 @@ def write_lists(
     outcomes: Sequence[str],
     device: str,
 ) -> Lists:
-    """With their features as of each list's time, and the towers' scores. Raises OSError."""
+    """With users and activity as of each list's time, items as the shop has them, and the towers' scores. Raises OSError."""
+    places_C = shop.rows(frame[names.ITEM_ID].to_arrow()) - Catalogue.FIRST
     heads = frame.unique(LIST, keep="first", maintain_order=True)
 
     def users() -> Iterator[dict[str, Values]]:
@@ -197,15 +198,14 @@ def write_lists(
 
     def items() -> Iterator[dict[str, Values]]:
         for start in range(0, max(frame.height, 1), CHUNK):
-            table = columns.by_name(item_features(store, frame.slice(start, CHUNK)))
-            yield of_items(preprocessing.items(table, with_activity=True))
+            some = slice(start, start + CHUNK)
+            yield of_items(items_of(preprocessing, shop, places_C[some], item_activity(store, frame[some])))
 
     written = UserRows.of(Table.write(folder / _USERS, heads.height, users()))
     Table.write(folder / _ITEMS, frame.height, items())
     counts_R = frame.group_by(LIST, maintain_order=True).len()["len"].to_numpy()
     item_ID = shop_vectors(towers, shop, device)
     user_RD = vectors_of(towers, shop, written, device)
-    places_C = shop.rows(frame[names.ITEM_ID].to_arrow()) - Catalogue.FIRST
     list_C = np.repeat(np.arange(heads.height), counts_R)
     starts = range(0, max(frame.height, 1), CHUNK)
     scores = [(user_RD[list_C[at : at + CHUNK]] * item_ID[places_C[at : at + CHUNK]]).sum(axis=1) for at in starts]

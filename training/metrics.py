@@ -129,8 +129,13 @@ class Bin:
 def calibration_bins(
     probability_R: npt.ArrayLike, labels: npt.ArrayLike, bins: int = CALIBRATION_BINS
 ) -> tuple[Bin, ...]:
-    """Rows in order of their probability, in bins of equal numbers of rows; fewer bins where there are fewer rows."""
-    probability, positive = np.asarray(probability_R, np.float64), np.asarray(labels, np.float64)
+    """Rows in order of their probability, in bins of equal numbers of rows; fewer bins where there are fewer rows.
+
+    Of rows of one probability each counts as their mean label, so that how a bin cuts through them is no matter.
+    """
+    probability = np.asarray(probability_R, np.float64)
+    _, place_R, count_S = np.unique(probability, return_inverse=True, return_counts=True)
+    positive = (np.bincount(place_R, np.asarray(labels, np.float64), len(count_S)) / np.maximum(count_S, 1))[place_R]
     parts = np.array_split(np.argsort(probability, kind="stable"), bins)
     return tuple(
         Bin(float(probability[part].mean()), float(positive[part].mean()), len(part)) for part in parts if len(part)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 import torch
 from feast import FeatureStore
 from torch import Tensor
@@ -17,7 +18,7 @@ from headrace.models.base import RankingModel, Towers
 from headrace.models.inputs import ItemInputs, UserInputs
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from training.config import TrainConfig
-from training.dataset import T_US, features
+from training.dataset import T_US, features, item_activity
 from training.measures import DEPTH
 from training.processes import device_of
 from training.requests import Requests, best_places
@@ -80,14 +81,13 @@ def answer(
 def rank_again(
     models: Models, rows: pl.DataFrame, users: UserInputs, slates_RK: Ints, store: FeatureStore, device: str
 ) -> Ints:
-    """The slates in the ranker's order, their items' features read at the rows' times. Shape (R, K)."""
+    """The slates in the ranker's order, the items' activity read at the rows' times. Shape (R, K)."""
     shown_RK = slates_RK >= 0
     shown = slates_RK[shown_RK]
     asked = rows[np.repeat(np.arange(len(slates_RK)), shown_RK.sum(axis=1))].with_columns(
         pl.Series(names.ITEM_ID, np.asarray(models.shop.item_ids)[shown].tolist(), dtype=pl.String)
     )
-    table = columns.by_name(features(store, names.RANKER_SERVICE, asked))
-    items = models.preprocessing.items(table, with_activity=True)
+    items = items_of(models.preprocessing, models.shop, shown, item_activity(store, asked))
     row_RK = np.zeros(slates_RK.shape, dtype=np.int64)
     row_RK[shown_RK] = np.arange(len(shown))
     logits_RKO = rank_logits(
@@ -96,6 +96,13 @@ def rank_again(
     scores_RK = models.ranker.scores(logits_RKO.to(device)).cpu().numpy()
     scores_RK[~shown_RK] = -np.inf
     return np.take_along_axis(slates_RK, np.argsort(-scores_RK, axis=1, kind="stable"), axis=1)
+
+
+def items_of(preprocessing: Preprocessing, shop: Catalogue, place_N: Ints, activity: pa.Table) -> ItemInputs:
+    """Items as the shop has them, at those places, and what their users did as of some time (docs/adr/0023)."""
+    items = shop.inputs.rows(torch.from_numpy(place_N + Catalogue.FIRST))
+    scaled_NF = preprocessing.activity.of(columns.by_name(activity), len(place_N))
+    return items._replace(activity_NF=torch.from_numpy(scaled_NF))
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

@@ -108,6 +108,15 @@ def test_log_loss_is_the_surprise_at_what_happened() -> None:
     assert metrics.log_loss([0.0], [1])[0] == pytest.approx(-math.log(1e-12))
 
 
+def test_rows_of_one_probability_are_calibrated_in_whatever_order_they_come() -> None:
+    """Half of 30 happen, and .5 is said of all: no error, though bins of two rows cut the happened from the others."""
+    for labels in ([0] * 15 + [1] * 15, [0, 1] * 15):
+        bins = metrics.calibration_bins([0.5] * 30, labels)
+        assert metrics.calibration_error(bins) == pytest.approx(0.0)
+    two = metrics.calibration_bins([0.2, 0.2, 0.2, 0.6], [1, 0, 0, 1], bins=2)
+    assert [each.observed for each in two] == pytest.approx([1 / 3, (1 / 3 + 1) / 2])
+
+
 def test_calibration_bins_hold_equal_numbers_of_rows_in_the_order_of_probability() -> None:
     bins = metrics.calibration_bins([0.9, 0.1, 0.7, 0.3], [1, 0, 0, 1], bins=2)
     assert bins == (Bin(pytest.approx(0.2), 0.5, 2), Bin(pytest.approx(0.8), 0.5, 2))

@@ -252,7 +252,7 @@ def evaluate(
         str, typer.Option(help="Also on features that are so old, like 0s,1m,1h,1d: what real time is worth.")
     ] = "",
     report: Annotated[
-        Path | None, typer.Option(help="Where the HTML report goes; left out: var/reports/VERSION.html.")
+        Path | None, typer.Option(help="Where the HTML report goes; left out: var/reports/VERSION-evaluation.html.")
     ] = None,
     change: Annotated[
         list[str] | None,

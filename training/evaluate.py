@@ -207,9 +207,9 @@ def main(
     return Evaluation(chosen.version, {name: text for name, text in header.items() if text}, report)
 
 
-def page_of(settings: Settings, version: str) -> Path:
-    """Where the HTML report of a version goes."""
-    return settings.data / "reports" / f"{version}.html"
+def page_of(settings: Settings, name: str) -> Path:
+    """Where an HTML report goes; a training's has the name of its version."""
+    return settings.data / "reports" / f"{name}.html"
 
 
 def header_of(config: TrainConfig, split: Split, items: int, report: Report) -> dict[str, str]:
@@ -246,7 +246,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; else the champion, else the newest")
     parser.add_argument("--staleness", metavar="LAGS", help="also with features that are so old, like 0s,1m,1h,1d")
     parser.add_argument(
-        "--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION.html if left out"
+        "--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION-evaluation.html if left out"
     )
     parser.add_argument(
         "--set",
@@ -269,7 +269,8 @@ def command(arguments: Sequence[str] | None = None) -> int:
             changes=parse_changes(options.set, TrainConfig),
             command=shlex.join(["headrace", "evaluate", *given]),
         )
-        page = options.report or page_of(settings, found.version)
+        # The training's own report stays: it alone has the curves of how the version learnt.
+        page = options.report or page_of(settings, f"{found.version}-evaluation")
         write_page(page, found.report, found.header)
         if options.json:
             print(json.dumps({**found.to_json(), "page": str(page)}))

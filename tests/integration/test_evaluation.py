@@ -116,14 +116,13 @@ class Links(HTMLParser):
 
 
 def test_the_command_prints_one_object_and_writes_a_page_that_needs_nothing_else(
-    settings: Settings, result: train.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    settings: Settings, result: train.TrainResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HEADRACE_DATA", str(settings.data))
     monkeypatch.setenv("HEADRACE_FEATURE_REPO", str(settings.feature_repo))
-    page = tmp_path / "made" / "x.html"
+    learnt = result.page.read_text()
     changes = ["--set", "max_ranked_requests=20", "--set", "resamples=50"]
-    code = evaluate.command(["--staleness", "0s,1h", *changes, "--report", str(page), "--json"])
+    code = evaluate.command(["--staleness", "0s,1h", *changes, "--json"])
     assert code == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["version"], told["requests"]) == (result.version, 20)
@@ -131,6 +130,10 @@ def test_the_command_prints_one_object_and_writes_a_page_that_needs_nothing_else
     assert [point["lag"] for point in told["staleness"]] == ["0s", "1h"]
     assert set(told["methods"][RANKED]["ndcg_at_10"]) == {"value", "low", "high"}
 
+    page = Path(told["page"])
+    assert page == settings.data / "reports" / f"{result.version}-evaluation.html"
+    assert result.page.read_text() == learnt  # the training's report keeps how the version learnt
+    assert "<h2>Learning" in learnt
     text = page.read_text()
     read = Links()
     read.feed(text)

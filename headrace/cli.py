@@ -350,10 +350,8 @@ def off_policy(
 
 def _job(module: str, arguments: Sequence[str], as_json: bool) -> None:
     """Run a training job as a process of its own, which says itself what it did; its exit code is ours."""
-    from headrace.ops.child import environment_of
-
-    command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
-    raise typer.Exit(subprocess.run(command, env=environment_of(read_settings()), check=False).returncode)
+    command, environment = _process_of(module, arguments, as_json)
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def _each(option: str, values: list[str] | None) -> list[str]:
@@ -362,10 +360,18 @@ def _each(option: str, values: list[str] | None) -> list[str]:
 
 def _become(module: str, arguments: Sequence[str], as_json: bool) -> NoReturn:
     """As `_job`, in the place of this process: signals reach what runs for long itself."""
+    command, environment = _process_of(module, arguments, as_json)
+    os.execve(sys.executable, command, environment)
+
+
+def _process_of(module: str, arguments: Sequence[str], as_json: bool) -> tuple[list[str], dict[str, str]]:
+    """Its command and environment. What it imports first takes seconds, in which it can say nothing."""
     from headrace.ops.child import environment_of
 
-    command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
-    os.execve(sys.executable, command, environment_of(read_settings()))
+    environment = environment_of(read_settings())
+    if not as_json:
+        print("... loading PyTorch, Feast and MLflow", file=sys.stderr, flush=True)
+    return [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])], environment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

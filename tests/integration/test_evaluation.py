@@ -124,7 +124,9 @@ def test_the_command_prints_one_object_and_writes_a_page_that_needs_nothing_else
     changes = ["--set", "max_ranked_requests=20", "--set", "resamples=50"]
     code = evaluate.command(["--staleness", "0s,1h", *changes, "--json"])
     assert code == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert "... " not in printed.err
     assert (told["version"], told["requests"]) == (result.version, 20)
     assert set(told["methods"]) == {RANKED, TOWERS, *RIVALS}
     assert [point["lag"] for point in told["staleness"]] == ["0s", "1h"]
@@ -171,7 +173,9 @@ def test_the_champion_is_measured_on_the_same_requests_and_not_beside_itself(
     assert f"no champion: version {result.version} itself is in service" in itself.notes
 
     again = ModelRegistry(settings).register(result.bundle_dir, {})
-    other = evaluate.main(again, settings).report
+    stages: list[str] = []
+    other = evaluate.main(again, settings, say=stages.append).report
+    assert "evaluation: 150 requests by the champion" in stages
     assert other.methods[CHAMPION] == other.methods[RANKED]  # the same bundle under another number
     assert (other.gains[CHAMPION].value, other.gains[CHAMPION].high) == (0, 0)
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import redis
 import typer
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from headrace.clock import system_clock, to_micros
 from headrace.settings import Settings
@@ -56,16 +56,14 @@ def read_settings() -> Settings:
         raise SettingError(f"{variable} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
-def show(result: dict[str, Any], as_json: bool, title: str) -> None:
-    """One JSON object, or a line for each value."""
+def show(result: dict[str, Any], as_json: bool, told: Iterable[RenderableType]) -> None:
+    """One JSON object, or what it says to a reader."""
     if as_json:
         typer.echo(json.dumps(result, default=str))
         return
-    console = Console()
-    console.print(title, markup=False, highlight=False)
-    for name, value in result.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        console.print(f"  {name.replace('_', ' ')}: {text}", markup=False)
+    console = Console(soft_wrap=True)
+    for each in told:
+        console.print(each, markup=False, highlight=False)
 
 
 # The stack
@@ -86,7 +84,8 @@ def down(as_json: AsJson = False) -> None:
 
     ended = bring_down(read_settings())
     names = [str(ref) for ref in ended]
-    show({"ended": names}, as_json, "Ended the stack." if ended else "Nothing was running.")
+    title = f"Ended the stack: {', '.join(names)}" if ended else "Nothing was running."
+    show({"ended": names}, as_json, [title])
 
 
 @app.command()
@@ -124,8 +123,10 @@ def demo(
 def apply(as_json: AsJson = False) -> None:
     """Register the feature definitions (`feast apply`); with a store running, also bring plain views up to date."""
     from headrace.ops.apply import apply as register
+    from headrace.ops.told import applied
 
-    show(dict(register(read_settings())), as_json, "Applied.")
+    found = dict(register(read_settings()))
+    show(found, as_json, applied(found))
 
 
 @app.command()
@@ -145,6 +146,7 @@ def ingest(
     from headrace.ingest.load import ingest as load
     from headrace.ingest.progress import bars
     from headrace.ops.apply import apply as register
+    from headrace.ops.told import ingested
 
     settings, history = read_settings(), open_source(source, path)
     with bars() as progress:
@@ -159,7 +161,7 @@ def ingest(
     if report.read and report.refused == report.read:
         raise ValueError(f"{source}: all {report.read} rows were refused, the first: {report.first_refusal}")
     register(settings)
-    show(asdict(report), as_json, "Loaded, catalogue and profiles online.")
+    show(asdict(report), as_json, ingested(report))
 
 
 @app.command()
@@ -177,7 +179,8 @@ def replay(
     with bars() as progress:
         report = stream(lake, settings, speed=speed, clock=system_clock, progress=progress)
     register(settings)
-    show(asdict(report), as_json, "Replayed, catalogue and profiles online.")
+    told = f"Replayed {report.events:,} events in {report.seconds:.1f} s; catalogue and profiles are online."
+    show(asdict(report), as_json, [told])
 
 
 @app.command()
@@ -185,10 +188,11 @@ def backfill(as_json: AsJson = False) -> None:
     """Rebuild all streaming features from the lake by the definitions that are applied. The old state serves meanwhile."""
     from headrace.ingest.progress import bars
     from headrace.ops.backfill import backfill as fill
+    from headrace.ops.told import backfilled
 
     with bars() as progress:
         report = fill(read_settings(), progress)
-    show(asdict(report), as_json, "Backfilled.")
+    show(asdict(report), as_json, backfilled(report))
 
 
 @app.command()
@@ -201,15 +205,13 @@ def verify(
 ) -> None:
     """Recompute what the online store holds from the lake, and compare. Exit code 1 on any mismatch."""
     from headrace.ingest.progress import bars
+    from headrace.ops.told import verified
     from headrace.ops.verify import verify as compare
 
     settings, as_of_us = read_settings(), None if as_of is None else _micros(as_of)
     with bars() as progress:
         report = compare(settings, as_of_us, system_clock, progress)
-    mismatches, result = sum(report.mismatches.values()), report.to_dict()
-    if not as_json:
-        result["examples"] = "".join(f"\n    {example}" for example in report.examples) or "none"
-    show(result, as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
+    show(report.to_dict(), as_json, verified(report))
     raise typer.Exit(0 if report.ok else 1)
 
 

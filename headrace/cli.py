@@ -391,7 +391,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say_in_red(what: object) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(" ".join(str(what).split()), style="red", markup=False, highlight=False)
+    line = f"error: {' '.join(str(what).split())}"
+    Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False, highlight=False)
     sys.exit(1)
 
 

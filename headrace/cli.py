@@ -23,7 +23,7 @@ from headrace.settings import Settings
 
 app = typer.Typer(
     help="Real-time personalization: events in, features fresh, recommendations out, training on what serving saw.\n\n"
-    "New here? `headrace demo` tells the whole story in two minutes; `headrace up` leaves the same stack running.\n\n"
+    "New here? `headrace demo` tells the whole story in a minute or two; `headrace up` leaves the same stack running.\n\n"
     "Settings are environment variables HEADRACE_* (docs/settings.md); data lies under HEADRACE_DATA, by default var.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,7 +35,12 @@ Config = Annotated[
     str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
 ]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting of the training, like seed=1. training/config.py explains them all; an unknown key lists them.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program to read.")]
 

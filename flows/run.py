@@ -12,10 +12,11 @@ from bytewax.run import cli_main
 
 from flows.recovery import StopFlag
 from headrace.aggregates.spec import DefinitionError
+from headrace.ops.child import EXCHANGED
 from headrace.stores.log import LogUnavailableError
 from headrace.stores.redis_client import StoreAddressError
 from headrace.stores.shards import DeploymentError, OwnershipError
-from headrace.stores.state_definitions import StaleStateError
+from headrace.stores.state_definitions import ExchangedError, StaleStateError
 
 CANNOT_START: Final = (
     StaleStateError,
@@ -41,7 +42,7 @@ def run(name: str, make_flow: Callable[[StopFlag], Dataflow]) -> int:
     if stop.reason is None:
         return 0
     print(f"the {name} flow ends: {stop.reason}", file=sys.stderr)
-    return 1
+    return EXCHANGED if isinstance(stop.reason, ExchangedError) else 1
 
 
 class EachSink(DynamicSink[T], Generic[T]):  # type: ignore[misc]

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -16,14 +16,14 @@ from typing import Annotated, Any, NoReturn
 import redis
 import typer
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from headrace.clock import system_clock, to_micros
 from headrace.settings import Settings
 
 app = typer.Typer(
     help="Real-time personalization: events in, features fresh, recommendations out, training on what serving saw.\n\n"
-    "New here? `headrace demo` tells the whole story in two minutes; `headrace up` leaves the same stack running.\n\n"
+    "New here? `headrace demo` tells the whole story in a minute or two; `headrace up` leaves the same stack running.\n\n"
     "Settings are environment variables HEADRACE_* (docs/settings.md); data lies under HEADRACE_DATA, by default var.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,7 +35,12 @@ Config = Annotated[
     str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
 ]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the training.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting of the training, like seed=1. training/config.py explains them all; an unknown key lists them.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, for a program to read.")]
 
@@ -56,16 +61,14 @@ def read_settings() -> Settings:
         raise SettingError(f"{variable} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
-def show(result: dict[str, Any], as_json: bool, title: str) -> None:
-    """One JSON object, or a line for each value."""
+def show(result: dict[str, Any], as_json: bool, told: Iterable[RenderableType]) -> None:
+    """One JSON object, or what it says to a reader."""
     if as_json:
         typer.echo(json.dumps(result, default=str))
         return
-    console = Console()
-    console.print(title, markup=False, highlight=False)
-    for name, value in result.items():
-        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-        console.print(f"  {name.replace('_', ' ')}: {text}", markup=False)
+    console = Console(soft_wrap=True)
+    for each in told:
+        console.print(each, markup=False, highlight=False)
 
 
 # The stack
@@ -86,7 +89,8 @@ def down(as_json: AsJson = False) -> None:
 
     ended = bring_down(read_settings())
     names = [str(ref) for ref in ended]
-    show({"ended": names}, as_json, "Ended the stack." if ended else "Nothing was running.")
+    title = f"Ended the stack: {', '.join(names)}" if ended else "Nothing was running."
+    show({"ended": names}, as_json, [title])
 
 
 @app.command()
@@ -124,8 +128,10 @@ def demo(
 def apply(as_json: AsJson = False) -> None:
     """Register the feature definitions (`feast apply`); with a store running, also bring plain views up to date."""
     from headrace.ops.apply import apply as register
+    from headrace.ops.told import applied
 
-    show(dict(register(read_settings())), as_json, "Applied.")
+    found = dict(register(read_settings()))
+    show(found, as_json, applied(found))
 
 
 @app.command()
@@ -145,6 +151,7 @@ def ingest(
     from headrace.ingest.load import ingest as load
     from headrace.ingest.progress import bars
     from headrace.ops.apply import apply as register
+    from headrace.ops.told import ingested
 
     settings, history = read_settings(), open_source(source, path)
     with bars() as progress:
@@ -159,7 +166,7 @@ def ingest(
     if report.read and report.refused == report.read:
         raise ValueError(f"{source}: all {report.read} rows were refused, the first: {report.first_refusal}")
     register(settings)
-    show(asdict(report), as_json, "Loaded, catalogue and profiles online.")
+    show(asdict(report), as_json, ingested(report))
 
 
 @app.command()
@@ -177,7 +184,8 @@ def replay(
     with bars() as progress:
         report = stream(lake, settings, speed=speed, clock=system_clock, progress=progress)
     register(settings)
-    show(asdict(report), as_json, "Replayed, catalogue and profiles online.")
+    told = f"Replayed {report.events:,} events in {report.seconds:.1f} s; catalogue and profiles are online."
+    show(asdict(report), as_json, [told])
 
 
 @app.command()
@@ -185,10 +193,11 @@ def backfill(as_json: AsJson = False) -> None:
     """Rebuild all streaming features from the lake by the definitions that are applied. The old state serves meanwhile."""
     from headrace.ingest.progress import bars
     from headrace.ops.backfill import backfill as fill
+    from headrace.ops.told import backfilled
 
     with bars() as progress:
         report = fill(read_settings(), progress)
-    show(asdict(report), as_json, "Backfilled.")
+    show(asdict(report), as_json, backfilled(report))
 
 
 @app.command()
@@ -201,15 +210,13 @@ def verify(
 ) -> None:
     """Recompute what the online store holds from the lake, and compare. Exit code 1 on any mismatch."""
     from headrace.ingest.progress import bars
+    from headrace.ops.told import verified
     from headrace.ops.verify import verify as compare
 
     settings, as_of_us = read_settings(), None if as_of is None else _micros(as_of)
     with bars() as progress:
         report = compare(settings, as_of_us, system_clock, progress)
-    mismatches, result = sum(report.mismatches.values()), report.to_dict()
-    if not as_json:
-        result["examples"] = "".join(f"\n    {example}" for example in report.examples) or "none"
-    show(result, as_json, f"Compared {report.compared} values: {mismatches} mismatches.")
+    show(report.to_dict(), as_json, verified(report))
     raise typer.Exit(0 if report.ok else 1)
 
 
@@ -252,7 +259,7 @@ def evaluate(
         str, typer.Option(help="Also on features that are so old, like 0s,1m,1h,1d: what real time is worth.")
     ] = "",
     report: Annotated[
-        Path | None, typer.Option(help="Where the HTML report goes; left out: var/reports/VERSION.html.")
+        Path | None, typer.Option(help="Where the HTML report goes; left out: var/reports/VERSION-evaluation.html.")
     ] = None,
     change: Annotated[
         list[str] | None,
@@ -350,10 +357,8 @@ def off_policy(
 
 def _job(module: str, arguments: Sequence[str], as_json: bool) -> None:
     """Run a training job as a process of its own, which says itself what it did; its exit code is ours."""
-    from headrace.ops.child import environment_of
-
-    command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
-    raise typer.Exit(subprocess.run(command, env=environment_of(read_settings()), check=False).returncode)
+    command, environment = _process_of(module, arguments, as_json)
+    raise typer.Exit(subprocess.run(command, env=environment, check=False).returncode)
 
 
 def _each(option: str, values: list[str] | None) -> list[str]:
@@ -362,10 +367,18 @@ def _each(option: str, values: list[str] | None) -> list[str]:
 
 def _become(module: str, arguments: Sequence[str], as_json: bool) -> NoReturn:
     """As `_job`, in the place of this process: signals reach what runs for long itself."""
+    command, environment = _process_of(module, arguments, as_json)
+    os.execve(sys.executable, command, environment)
+
+
+def _process_of(module: str, arguments: Sequence[str], as_json: bool) -> tuple[list[str], dict[str, str]]:
+    """Its command and environment. What it imports first takes seconds, in which it can say nothing."""
     from headrace.ops.child import environment_of
 
-    command = [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])]
-    os.execve(sys.executable, command, environment_of(read_settings()))
+    environment = environment_of(read_settings())
+    if not as_json:
+        print("... loading PyTorch, Feast and MLflow", file=sys.stderr, flush=True)
+    return [sys.executable, "-m", module, *arguments, *(["--json"] if as_json else [])], environment
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -383,7 +396,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _say_in_red(what: object) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(" ".join(str(what).split()), style="red", markup=False, highlight=False)
+    line = f"error: {' '.join(str(what).split())}"
+    Console(stderr=True, soft_wrap=True).print(line, style="red", markup=False, highlight=False)
     sys.exit(1)
 
 

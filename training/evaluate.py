@@ -38,6 +38,7 @@ from training.requests import best_places, read_requests
 from training.rivals import RIVALS, Knobs, before_cut, choose_knobs, rivals
 from training.scoring import Models, Slates, answer
 from training.segments import segments
+from training.stages import Say, aloud, silent
 from training.staleness import Lag, parse_lags, value_of_freshness
 from training.window import window_of
 
@@ -56,10 +57,11 @@ def evaluate(
     champion: Champion | None = None,
     lags: Sequence[Lag] = (),
     notes: Sequence[str] = (),
+    say: Say = silent,
 ) -> Report:
     """Towers + ranker beside the towers, the baselines and the champion; with `lags`, also on features that are older.
 
-    Raises DatasetError where no request is left to answer.
+    `say` is told each stage as it begins. Raises DatasetError where no request is left to answer.
     """
     item_ids = models.shop.item_ids
     trained_I = popularity(split.train, item_ids)
@@ -68,10 +70,13 @@ def evaluate(
     ranked = min(config.max_ranked_requests or len(requests), len(requests))
     few = requests.head(ranked)
 
+    say(f"evaluation: {len(requests):,} requests by the towers, {ranked:,} by the ranker")
     own = answer(models, requests, ranked, store, config)
+    say("evaluation: baselines")
     knobs = choose_knobs(split, item_ids, config)
     slates = {RANKED: own.ranked_RK, TOWERS: own.retrieved_TK}
     if champion is not None:
+        say(f"evaluation: {ranked:,} requests by the champion")
         slates[CHAMPION] = answer(champion.models, few, ranked, store, config).ranked_RK
     for name, scores in rivals(requests, split, item_ids, knobs).items():
         slates[name] = best_places(scores, requests.history, DEPTH)
@@ -80,9 +85,11 @@ def evaluate(
     on_few = {name: {metric: value[:ranked] for metric, value in each.items()} for name, each in values.items()}
     on_all = {name: values[name] for name in (TOWERS, *RIVALS)}
     exposure = {name: exposure_of(slate[:ranked], facts) for name, slate in slates.items()}
+    say("evaluation: intervals")
     methods = measured(on_few, few.user_T, config)
     for name, exposure_I in exposure.items():
         methods[name] |= {metric: Estimate(value) for metric, value in together(exposure_I).items()}
+    say("evaluation: impressions and segments")
     outcomes = measure_outcomes(models, split, store, config)
     return Report(
         requests=len(few),
@@ -104,7 +111,7 @@ def evaluate(
         ),
         outcomes=outcomes,
         staleness=value_of_freshness(
-            models, few, lags, Slates(own.retrieved_TK[:ranked], own.ranked_RK, own.item_ID), facts, store, config
+            models, few, lags, Slates(own.retrieved_TK[:ranked], own.ranked_RK, own.item_ID), facts, store, config, say
         ),
         knobs=knobs,
         notes=(*notes, *_remarks(champion, outcomes, knobs)),
@@ -174,6 +181,7 @@ def main(
     lags: Sequence[Lag] = (),
     changes: Mapping[str, Any] | None = None,
     command: str = "",
+    say: Say = silent,
 ) -> Evaluation:
     """Measure a registered version, else the champion, else the newest. Raises RegistryError, BundleError, DatasetError.
 
@@ -185,6 +193,7 @@ def main(
     check_features(bundle, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
+    say(f"reading what has happened since the cut of version {chosen.version}")
     window = window_of(bundle, config, settings)
     split, shop = window.split, window.models.shop
     opponent = read_opponent(settings, window.content, cut_us, chosen.version, window.config.device)
@@ -196,6 +205,7 @@ def main(
         champion=None if isinstance(opponent, str) else opponent,
         lags=lags,
         notes=[opponent] if isinstance(opponent, str) else [],
+        say=say,
     )
     champion = "not compared" if isinstance(opponent, str) else f"version {opponent.version}"
     header = {
@@ -207,9 +217,9 @@ def main(
     return Evaluation(chosen.version, {name: text for name, text in header.items() if text}, report)
 
 
-def page_of(settings: Settings, version: str) -> Path:
-    """Where the HTML report of a version goes."""
-    return settings.data / "reports" / f"{version}.html"
+def page_of(settings: Settings, name: str) -> Path:
+    """Where an HTML report goes; a training's has the name of its version."""
+    return settings.data / "reports" / f"{name}.html"
 
 
 def header_of(config: TrainConfig, split: Split, items: int, report: Report) -> dict[str, str]:
@@ -246,7 +256,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("version", nargs="?", help="as `headrace train` printed it; else the champion, else the newest")
     parser.add_argument("--staleness", metavar="LAGS", help="also with features that are so old, like 0s,1m,1h,1d")
     parser.add_argument(
-        "--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION.html if left out"
+        "--report", metavar="PATH", type=Path, help="the HTML report; var/reports/VERSION-evaluation.html if left out"
     )
     parser.add_argument(
         "--set",
@@ -268,8 +278,10 @@ def command(arguments: Sequence[str] | None = None) -> int:
             lags=lags,
             changes=parse_changes(options.set, TrainConfig),
             command=shlex.join(["headrace", "evaluate", *given]),
+            say=silent if options.json else aloud,
         )
-        page = options.report or page_of(settings, found.version)
+        # The training's own report stays: it alone has the curves of how the version learnt.
+        page = options.report or page_of(settings, f"{found.version}-evaluation")
         write_page(page, found.report, found.header)
         if options.json:
             print(json.dumps({**found.to_json(), "page": str(page)}))

@@ -101,6 +101,14 @@ class Fit:
             self.best_number = epoch.number
             self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
 
+    def said(self) -> str:
+        """For the bar: the last judgement beside the best; nothing where there was nothing to judge by."""
+        last = self.history[-1].judged
+        if np.isnan(last):
+            return ""
+        # Of both models; the ranker's is less the error of its gain (`learn_ranker.order_quality`).
+        return f", NDCG@10 {last:.4f} (best {self.best_judged:.4f}, epoch {self.best_number})"
+
     def is_over(self, schedule: Schedule) -> bool:
         number = self.history[-1].number
         return number >= schedule.epochs or number - self.best_number >= schedule.patience
@@ -131,18 +139,18 @@ def fit(
     optimizer = torch.optim.AdamW(learner.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     wrapped = DistributedDataParallel(learner, find_unused_parameters=True) if processes.count > 1 else learner
     state = _resumed(checkpoint, model, learner, optimizer, device)
-    if not state.history:
-        state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
-    for epoch in state.history:
-        noted(name, epoch)
-    with _bar(name, disable=not progress or not processes.is_first) as bar:
-        task = bar.add_task(name, total=len(epoch_of(lengths_U, schedule.batch, schedule.seed, 0)), said="")
+    with _bar(disable=not progress or not processes.is_first) as bar:
+        task = bar.add_task(name, total=len(epoch_of(lengths_U, schedule.batch, schedule.seed, 0)), said="judging")
+        if not state.history:
+            state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
+        for epoch in state.history:
+            noted(name, epoch)
         while not state.is_over(schedule):
             number = state.history[-1].number + 1
             batches = epoch_of(lengths_U, schedule.batch, schedule.seed, number)
-            said = f"epoch {number} of {schedule.epochs}, best {state.best_judged:.4f}"
-            bar.reset(task, total=len(batches), said=said)
-            started, waited_s, losses = time.perf_counter(), 0.0, []
+            said = state.said()
+            bar.reset(task, total=len(batches), description=f"{name} epoch {number}", said=said)
+            started, waited_s, loss_so_far, rows_so_far = time.perf_counter(), 0.0, 0.0, 0
             torch.manual_seed(_seed_of(schedule.seed, number, processes.rank))
             learner.train()
             for step, some in enumerate(batches, start=(number - 1) * len(batches)):
@@ -155,12 +163,13 @@ def fit(
                     loss = (torch.atleast_1d(wrapped(batch)) * weights_K).sum()
                 value, rows = _learn(learner, loss, optimizer, name, number), int(sizes_U[some].sum())
                 _follow(objective, learner, min(schedule.averaging, (1 + step) / (10 + step)))
-                losses.append(value * rows)
-                bar.update(task, advance=1, said=f"{said}, loss {value:.4f}")
+                loss_so_far, rows_so_far = loss_so_far + value * rows, rows_so_far + rows
+                bar.update(task, advance=1, said=f"loss {loss_so_far / rows_so_far:.3f}{said}")
             spent = time.perf_counter() - started
+            bar.update(task, said=f"judging{said}")
             epoch = Epoch(
                 number,
-                processes.mean(float(np.sum(losses) / sizes_U.sum())),
+                processes.mean(loss_so_far / rows_so_far),
                 _judged(model, judge, processes),
                 time.perf_counter() - started,
                 float(sizes_U.sum() / spent),
@@ -255,11 +264,12 @@ def _resumed(file: Path, model: nn.Module, learner: nn.Module, optimizer: torch.
     return Fit(history, held["best"], held["best_judged"], held["best_number"])
 
 
-def _bar(name: str, *, disable: bool) -> Progress:
+def _bar(*, disable: bool) -> Progress:
+    """Fits into 80 columns."""
     columns = (
-        TextColumn("training {task.description}"),
-        BarColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=6),
         TextColumn("{task.fields[said]}"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
     return Progress(*columns, console=Console(file=sys.stderr), disable=disable, transient=True)

@@ -17,6 +17,8 @@ from headrace.arrays import Floats, Ints
 
 LEVEL = 0.95
 RESAMPLES = 1_000
+# Standard deviations of a normal distribution to either side that hold LEVEL of it.
+_Z = 1.959964
 # Weights that are held at once.
 _WEIGHTS = 4_000_000
 
@@ -60,6 +62,13 @@ def estimate(value: float, resampled_N: Floats) -> Estimate:
         return Estimate(value)
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
+
+
+def wilson(share: float, rows: int) -> tuple[float, float]:
+    """The 95 % interval of a share of rows that know nothing of each other (Wilson, 1927)."""
+    middle = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
+    half = _Z / (1 + _Z**2 / rows) * (share * (1 - share) / rows + _Z**2 / (4 * rows**2)) ** 0.5
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def resampled_means(values_TM: Floats, user_T: Ints, *, seed: int, resamples: int = RESAMPLES) -> Floats:

@@ -179,7 +179,11 @@ def _outcomes(report: Report, drawn: Drawn) -> str:
         "How well the ranker's probabilities fit what came of what was shown after the cut. The log loss is in nats; beside it that of "
         "giving every impression the mean rate. The calibration error is over 15 bins of equal numbers of impressions.",
         _table(headings, rows),
-        _figure(drawn[figures.CALIBRATION], "A point for each bin; on the diagonal a probability is what it says."),
+        _figure(
+            drawn[figures.CALIBRATION],
+            "A point for each bin, of a rare outcome fewer; on the diagonal a probability is what it says. The lines are 95 % intervals "
+            "of impressions that know nothing of each other.",
+        ),
     )
 
 

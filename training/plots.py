@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headrace.arrays import Floats, Floats32, Ints
 from training.fit import Epoch
-from training.intervals import Estimate
+from training.intervals import Estimate, wilson
 from training.metrics import Bin
 
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE, BLACK, GREY = (
@@ -42,7 +42,9 @@ _STYLE = {
 _NOTHING_ELSE = {"Creator": None, "Date": None, "Format": None, "Type": None}
 # More points than these are neither seen nor worth their size.
 _MOST_ITEMS = 2_000
-_MOST_CATEGORIES = 7
+_MOST_CATEGORIES = 12
+# In a bin of fewer outcomes the share is mostly luck.
+_LEAST_OUTCOMES = 5
 _CURVE_POINTS = 200
 _MARGIN = 0.03
 
@@ -124,19 +126,36 @@ def lines(
 
 
 def reliability(bins: Mapping[str, Sequence[Bin]]) -> Figure:
-    """For each outcome, the share that came true over the probability that was given; the diagonal is a calibrated model."""
+    """For each outcome, the share that came true over the probability that was given, with 95 % intervals; the diagonal is a
+    calibrated model. Each outcome has axes of its own: of a rare one the shares spread wider than the probabilities.
+    """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.2 * max(len(bins), 1), 3.2), layout="constrained")
         for axes, (name, each) in zip(figure.subplots(1, len(bins), squeeze=False)[0], bins.items(), strict=True):
-            most = 1.05 * max([max(part.predicted, part.observed) for part in each], default=1.0) or 1.0
-            ends = (-_MARGIN * most, most)
-            axes.plot([0, most], [0, most], color=GREY, linestyle="--", linewidth=1.2)
-            axes.plot([part.predicted for part in each], [part.observed for part in each], "o-", color=BLUE)
-            axes.set(title=name, xlabel="predicted probability", ylabel="observed share", xlim=ends, ylim=ends)
-            axes.set_aspect("equal")
+            wide = _wider(each)
+            axes.axline((0, 0), slope=1, color=GREY, linestyle="--", linewidth=1.2)
+            axes.plot([part.predicted for part in wide], [part.observed for part in wide], "-", color=SKY)
+            for part in wide:
+                shown = Estimate(part.observed, *wilson(part.observed, part.rows))
+                _point(axes, shown, part.predicted, BLUE, "o")
+            axes.set(title=name, xlabel="predicted probability", ylabel="observed share")
+            _begin_at_zero(axes)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_locator(MaxNLocator(5))
     return figure
+
+
+def _wider(bins: Sequence[Bin]) -> list[Bin]:
+    """Neighbouring bins together, so many that each has some outcomes of both kinds; two at least, where there are two."""
+    if not bins:
+        return []
+    table_B3 = np.array([(part.predicted, part.observed, part.rows) for part in bins])
+    rows_B = table_B3[:, 2]
+    came = round(float(table_B3[:, 1] @ rows_B))
+    rarer = min(came, round(float(rows_B.sum())) - came)
+    parts = np.array_split(table_B3, min(max(rarer // _LEAST_OUTCOMES, 2), len(bins)))
+    means = [np.average(part[:, :2], axis=0, weights=part[:, 2]) for part in parts]
+    return [Bin(float(mean[0]), float(mean[1]), int(part[:, 2].sum())) for mean, part in zip(means, parts, strict=True)]
 
 
 def lorenz(exposure_I: Mapping[str, Ints]) -> Figure:
@@ -176,12 +195,14 @@ def embedding_map(item_ID: Floats32, category_I: Ints, categories: Sequence[str]
         axes = figure.subplots()
         rest_P = ~np.isin(category_P, largest)
         if rest_P.any():
-            label = "other" if len(largest) else "items"
+            label = f"other ({rest_P.sum():,} items)" if len(largest) else "items"
             axes.scatter(x_P[rest_P], y_P[rest_P], s=12, color=GREY, alpha=0.6, linewidths=0, label=label)
+        coloured = COLOURS[:-1]  # grey are the others; with the marker, a pair comes again after 56
         for place, category in enumerate(largest):
             mine_P = category_P == category
             axes.scatter(
-                x_P[mine_P], y_P[mine_P], s=16, color=COLOURS[place], marker=MARKERS[place], alpha=0.8, linewidths=0,
+                x_P[mine_P], y_P[mine_P], s=16, color=coloured[place % len(coloured)],
+                marker=MARKERS[place % len(MARKERS)], alpha=0.8, linewidths=0,
                 label=categories[category],
             )  # fmt: skip
         axes.set(
@@ -205,7 +226,7 @@ def learning(epochs: Mapping[str, Sequence[Epoch]], judged_by: Mapping[str, str]
             if np.isfinite(values := [epoch.judged for epoch in each]).any():
                 judgements.axvline(number_P[int(np.nanargmax(values))], color=GREY, linestyle="--", linewidth=1.2)
             losses.set(title=f"{name}: loss", xlabel="epoch")
-            judgements.set(title=f"{name}: {judged_by[name]} on the validation", xlabel="epoch")
+            judgements.set(title=f"{name}: {judged_by[name]}", xlabel="epoch", ylabel="on the validation")
             for axes in (losses, judgements):
                 axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return figure

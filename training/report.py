@@ -142,6 +142,8 @@ class Report:
 
 def verdict(method: str, gain: Estimate) -> str:
     """A sentence of what serving does beside one method."""
+    if method == TOWERS and gain.value == gain.low == gain.high == 0:
+        return f"{RANKED} keeps the order of the {TOWERS}: on the held-out lists the ranker found nothing that retrieval does not know"
     if not gain.is_clear:
         return f"{RANKED} and {method}: no clear difference in {title(MAIN)}, {gain}"
     return f"{RANKED} is {'better' if gain.value > 0 else 'worse'} than {method} in {title(MAIN)}: {gain}"

@@ -56,10 +56,12 @@ def how_it_went(epochs: Sequence[Epoch], judged_by: str) -> str:
         return "nothing to learn from in the validation part, so it stays as it began"
     best = max(epochs, key=lambda epoch: -1.0 if np.isnan(epoch.judged) else epoch.judged)
     last, judged = epochs[-1], "there was no validation to judge by"
-    if not np.isnan(best.judged):
+    if best.number == 0 and not np.isnan(best.judged):
+        judged = f"none better than how it began, which is kept: {judged_by} {best.judged:.4f} on the validation"
+    elif not np.isnan(best.judged):
         judged = f"epoch {best.number} is the best, {judged_by} {epochs[0].judged:.4f} -> {best.judged:.4f} on the validation"
     speed = f"{last.rows_per_second:,.0f} rows/s, {last.input_share:.1%} of it waiting for rows"
-    return f"{last.number} epochs, {judged}; {speed}"
+    return f"{last.number} epoch{'s' if last.number != 1 else ''}, {judged}; {speed}"
 
 
 def _finite(state: dict[str, Any]) -> dict[str, Any]:

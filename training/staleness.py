@@ -17,6 +17,7 @@ from training.measures import MAIN, RANKED, TOWERS, Facts, values_of
 from training.requests import Requests
 from training.scoring import Models, Slates, answer
 from training.spans import span_us
+from training.stages import Say, silent
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ def value_of_freshness(
     facts: Facts,
     store: FeatureStore,
     config: TrainConfig,
+    say: Say = silent,
 ) -> tuple[StalePoint, ...]:
     """Towers, and towers + ranker, at each lag, all requests by both. `fresh` is what they answer at lag 0."""
     values = {FRESH: _values(fresh, requests, facts)}
     points = []
     for lag in lags:
         if lag not in values:
+            say(f"evaluation: the same with features {lag.text} old")
             slates = answer(models, requests, len(requests), store, config, lag_us=lag.us)
             values[lag] = _values(slates, requests, facts)
         lost = {name: values[lag][name][MAIN] - values[FRESH][name][MAIN] for name in (RANKED, TOWERS)}

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# By it MLflow's page opens on the runs; without it 3.17 takes an experiment for one of GenAI, and shows its empty traces.
+_KIND: Final = ("mlflow.experimentKind", "custom_model_development")
 ERROR: Final = "error"
 RESUMED: Final = "resumed"
 BUNDLE: Final = "bundle"
@@ -58,6 +60,7 @@ class Track:
         """Raises RegistryError where MLflow cannot be written to: better now than at the end."""
         if self._is_first:
             self._client, self._experiment = ModelRegistry(self._settings, self._clock).tracking()
+            self._client.set_experiment_tag(self._experiment, *_KIND)
         return self
 
     def __exit__(

@@ -50,6 +50,7 @@ from training.result import TrainResult
 from training.run import Run, Shop
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, window_vectors
+from training.stages import aloud, silent
 from training.track import Track, how_to_look
 from training.warm_start import champion_folder
 from training.warm_start import remarks as warm_start_remarks
@@ -90,8 +91,10 @@ def main(
         champion = None if began.warm_start is None else Bundle.load(began.warm_start)
         track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)
+        say = aloud if progress and us.is_first else silent
 
         # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
+        say("reading events and catalogue")
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
         fingerprints = {
             name: spec.fingerprint
@@ -100,6 +103,7 @@ def main(
         track.data(split, fingerprints)
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
         positives = newest(split.train, config.max_positives).sort(names.USER_ID, T_US, maintain_order=True)
+        say(f"reading features of {positives.height:,} rows for the towers")
         windows = us.in_turn(lambda: tower_rows(folder.path, positives, shop, store))
         most = _REQUESTS_A_LIST * config.max_lists
         asked = new_to_their_users(split.validation, split.everything, shop.catalogue.item_ids, most, config.seed)
@@ -111,6 +115,7 @@ def main(
         towers, tower_epochs = learn_retrieval(run, windows, positives, asked, users)
 
         # Ranking, of what retrieval offers users that it has not learnt from.
+        say("reading features of the lists for the ranker")
         offered_TK = offer(run, towers, asked, users)
         learnt, held = us.in_turn(lambda: ranker_lists(run, towers, asked, offered_TK, store))
         ranker, ranker_epochs = learn_ranking(run, towers, learnt, held)
@@ -119,8 +124,9 @@ def main(
 
         models = Models(shop.preprocessing, shop.catalogue, towers, ranker)
         notes = warm_start_remarks(champion, split.cut_us)
-        report = evaluate(models, split, store, config.changed(device=device), notes=notes)
+        report = evaluate(models, split, store, config.changed(device=device), notes=notes, say=say)
 
+        say("bundle, index and report")
         # The bundle speaks of the shop as it stands at the window's end.
         known = items_known_at(settings.lake_dir, split, split.end_us)
         snapshot = take_snapshot(store, shop.preprocessing, known, split.everything, split.end_us)

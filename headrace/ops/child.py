@@ -4,9 +4,13 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from headrace.logs import message_of
 from headrace.settings import Settings
+
+EXCHANGED: Final = 75
+"""Exit code of a flow whose state `headrace backfill` has exchanged: it goes on when it is started again."""
 
 
 class ChildFailedError(RuntimeError):

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.ops.api import Api
-from headrace.ops.child import Child, ChildFailedError, environment_of, failure_of
+from headrace.ops.child import EXCHANGED, Child, ChildFailedError, environment_of, failure_of
 from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.ops.keys import KEYS_FILE, with_keys
 from headrace.ops.ports import PortHeldError, check_free
@@ -197,9 +197,7 @@ class Stack:
             part.failures = 1 if now - part.started > STEADY_S else part.failures + 1
             wait_s = 0.0 if part.failures == 1 else min(LONGEST_BACKOFF_S, 2.0 ** (part.failures - 1))
             part.retry_at = now + wait_s
-            self._say(
-                f"{name} ended with exit code {code}; starting it again in {wait_s:.0f} s (log: {part.child.log})"
-            )
+            self._say(why_again(name, code, wait_s, part.child.log))
         if now >= part.retry_at:
             end(self._table.of(name), PATIENCE_S)
             part.started, part.retry_at = now, None
@@ -225,6 +223,13 @@ class Stack:
 def flow_processes(workers: int) -> dict[str, str]:
     """Name and module of each flow process. Workers of the feature flow share its work."""
     return FLOWS | {f"flow-features-{number}": "flows.features" for number in range(2, workers + 1)}
+
+
+def why_again(name: str, code: int, wait_s: float, log: Path) -> str:
+    """What is said of a part that has ended by itself."""
+    if code == EXCHANGED:
+        return f"{name} starts again, on the state that `headrace backfill` has rebuilt"
+    return f"{name} ended with exit code {code}; starting it again in {wait_s:.0f} s (log: {log})"
 
 
 def _wait_until(child: Child, deadline: float) -> None:

@@ -30,6 +30,7 @@ from pydantic import Field
 
 from headrace.aggregates.compile import compile_view
 from headrace.settings import MICROS, Settings
+from headrace.stores.feature_store import quieten_feast
 from headrace.stores.offline_append import append_rows
 from headrace.stores.offline_job import PolarsRetrievalJob
 from headrace.stores.offline_labels import EntityFrame, Labels
@@ -38,7 +39,7 @@ from headrace.stores.offline_newest import ROW
 from headrace.stores.offline_plain import created_times, latest_rows, source_rows
 from headrace.stores.offline_range import entities_between
 from headrace.stores.point_in_time import check_columns, join, wanted_features
-from headrace.stores.sources import OfflineStoreError, Source, file_source, open_source
+from headrace.stores.sources import OfflineStoreError, Source, file_source, open_source, source_path
 
 
 class PolarsOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
@@ -50,11 +51,21 @@ class PolarsOfflineStoreConfig(FeastConfigBaseModel):  # type: ignore[misc]
     settings: Settings | None = None
     """Those of the process that opened the store; from the environment where Feast opened it."""
 
+    def model_post_init(self, context: Any) -> None:
+        """The first of ours that any `feast` command runs, before it reads the definitions."""
+        quieten_feast()
+
 
 class PolarsOfflineStore(OfflineStore):  # type: ignore[misc]
     """`type: headrace.stores.offline.PolarsOfflineStore`, over `FileSource`s in Delta or Parquet."""
 
     supports_filter_by_created_timestamp = True
+
+    def validate_data_source(self, config: RepoConfig, data_source: DataSource) -> None:
+        """Feast would warn of each table of the lake that is made with its first rows."""
+        lake = (config.offline_store.settings or Settings()).lake_dir.resolve()
+        if not isinstance(data_source, FileSource) or lake not in Path(source_path(config, data_source)).parents:
+            super().validate_data_source(config, data_source)
 
     @staticmethod
     def get_historical_features(

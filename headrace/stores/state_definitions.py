@@ -57,6 +57,10 @@ class StaleStateError(RuntimeError):
     """Stored state that cannot be gone on with."""
 
 
+class ExchangedError(StaleStateError):
+    """State that a backfill has exchanged: a flow that is started again goes on from it."""
+
+
 @dataclass(frozen=True)
 class StateDefinitions:
     """What the stored state can be read by, and what of the applied definitions it does not have yet.
@@ -151,15 +155,15 @@ def word_for(specs: Mapping[str, ViewSpec]) -> str:
 
 
 def check_state(shard: int, status: ShardStatus, specs: Mapping[str, ViewSpec]) -> None:
-    """Whether a shard that a flow has just taken is still what `definitions_to_fold` said. Raises StaleStateError."""
+    """Whether a shard that a flow has just taken is still what `definitions_to_fold` said. Raises ExchangedError."""
     folded = {name: spec.fingerprint for name, spec in specs.items()}
     if status.exchanging:
-        raise StaleStateError(
+        raise ExchangedError(
             f"shard {shard} is in the middle of an exchange: it is finished when this flow is started again"
         )
     if any(status.positions.values()) and status.fingerprints != folded:
         differing = sorted(set(folded.items()) ^ set(status.fingerprints.items()))
-        raise StaleStateError(
+        raise ExchangedError(
             f"the state of shard {shard} was exchanged since this flow started (views: {', '.join({v for v, _ in differing})}): "
             "it goes on by the new definitions when it is started again"
         )

@@ -124,6 +124,7 @@ def test_both_command_lines_say_what_is_wrong_in_one_line(tmp_path: Path) -> Non
     assert feast.returncode == 1
     assert feast.stderr.splitlines()[-1] == f"Error: {message}"
     assert "Traceback" not in feast.stderr
+    assert "alpha development" not in feast.stderr
     assert str(refusal.value) == f"{settings.feature_repo} was not applied: {message}"
     assert load_definitions(settings) == load_definitions(theirs) == Definitions({}, {})
 

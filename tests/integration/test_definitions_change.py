@@ -19,6 +19,7 @@ from headrace.stores.exchange import EXCHANGE_KEY
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import OwnedShard, read_status
 from headrace.stores.state_definitions import (
+    ExchangedError,
     StaleStateError,
     check_state,
     definitions_to_fold,
@@ -266,7 +267,7 @@ def test_a_flow_does_not_go_on_with_a_state_that_was_exchanged_under_it(settings
         settings, stream_view("user_activity", feature("views", "view")), stream_view("clicks", feature("n", "click"))
     )
     backfill(settings)
-    with pytest.raises(StaleStateError, match="clicks"):
+    with pytest.raises(ExchangedError, match="clicks"):
         check_state(0, read_status(client, [0])[0], specs)
 
 

@@ -116,21 +116,26 @@ class Links(HTMLParser):
 
 
 def test_the_command_prints_one_object_and_writes_a_page_that_needs_nothing_else(
-    settings: Settings, result: train.TrainResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    settings: Settings, result: train.TrainResult, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("HEADRACE_DATA", str(settings.data))
     monkeypatch.setenv("HEADRACE_FEATURE_REPO", str(settings.feature_repo))
-    page = tmp_path / "made" / "x.html"
+    learnt = result.page.read_text()
     changes = ["--set", "max_ranked_requests=20", "--set", "resamples=50"]
-    code = evaluate.command(["--staleness", "0s,1h", *changes, "--report", str(page), "--json"])
+    code = evaluate.command(["--staleness", "0s,1h", *changes, "--json"])
     assert code == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert "... " not in printed.err
     assert (told["version"], told["requests"]) == (result.version, 20)
     assert set(told["methods"]) == {RANKED, TOWERS, *RIVALS}
     assert [point["lag"] for point in told["staleness"]] == ["0s", "1h"]
     assert set(told["methods"][RANKED]["ndcg_at_10"]) == {"value", "low", "high"}
 
+    page = Path(told["page"])
+    assert page == settings.data / "reports" / f"{result.version}-evaluation.html"
+    assert result.page.read_text() == learnt  # the training's report keeps how the version learnt
+    assert "<h2>Learning" in learnt
     text = page.read_text()
     read = Links()
     read.feed(text)
@@ -168,7 +173,9 @@ def test_the_champion_is_measured_on_the_same_requests_and_not_beside_itself(
     assert f"no champion: version {result.version} itself is in service" in itself.notes
 
     again = ModelRegistry(settings).register(result.bundle_dir, {})
-    other = evaluate.main(again, settings).report
+    stages: list[str] = []
+    other = evaluate.main(again, settings, say=stages.append).report
+    assert "evaluation: 150 requests by the champion" in stages
     assert other.methods[CHAMPION] == other.methods[RANKED]  # the same bundle under another number
     assert (other.gains[CHAMPION].value, other.gains[CHAMPION].high) == (0, 0)
 

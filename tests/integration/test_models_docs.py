@@ -124,11 +124,13 @@ def test_a_replica_serves_its_scores(bundle: Bundle) -> None:
 
 
 def test_it_is_promoted_by_its_command_and_a_replica_without_the_module_says_so(
-    shop: Shop, folder: Path, trained: dict[str, Any]
+    shop: Shop, folder: Path, trained: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = headrace(shop, folder, "promote", trained["version"])
     assert said["promoted"]
     assert [check["passed"] for check in said["checks"]] == [True] * 6
+    # Who has followed the walk-through may have its files in the checkout.
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "decayed_mean.py").exists()])
     sys.modules.pop("decayed_mean", None)
     with pytest.raises(
         BundleError, match="no towers 'decayed_mean:DecayedMean': module decayed_mean cannot be imported"

@@ -60,7 +60,8 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 1
-    message = capsys.readouterr().err.strip()
+    said, _, message = capsys.readouterr().err.strip().partition(": ")
+    assert said == "error"
     assert "\n" not in message
     return message
 

@@ -257,3 +257,13 @@ def test_a_lake_in_a_folder_with_a_space_is_read(store: FeatureStore, tmp_path: 
     store.apply([pair, view])
     rows = pd.DataFrame({"pair": ["a"], "event_timestamp": [from_micros(NOON)]})
     assert fetch(store, rows, ["rates:rate"])["rate"].to_pylist() == [1.5]
+
+
+def test_a_table_of_the_lake_that_nothing_wrote_yet_is_no_fault_and_another_missing_file_is_named(
+    store: FeatureStore, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (settings.lake_dir.resolve() / "items", tmp_path / "prices"):
+        source = FileSource(name="rows", path=str(path), file_format=DeltaFormat(), timestamp_field="t")
+        store._get_provider().validate_data_source(store.config, source)
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"Could not validate FileSource path '{tmp_path / 'prices'}'")

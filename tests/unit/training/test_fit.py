@@ -5,15 +5,17 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from headrace.arrays import Floats, Ints
-from training.fit import Epoch, Noted, Schedule, TrainError, Units, fit
+from training.fit import Epoch, Fit, Noted, Schedule, TrainError, Units, _bar, fit
 from training.processes import Processes
 
 POINTS = torch.linspace(-1, 1, 60)[:, None]
@@ -89,6 +91,19 @@ def test_each_epoch_is_told_as_it_ends_and_those_before_a_resumed_fit_again(tmp_
     for epochs in (2, 3):
         learn(tmp_path / "line.pt", replace(SCHEDULE, epochs=epochs), noted=noted)
     assert told == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_the_bar_says_how_good_the_last_epoch_was_beside_the_best_and_fits_a_terminal() -> None:
+    state = Fit()
+    for number, judged in enumerate((0.1, 0.1975, 0.1971)):
+        state.note(Epoch(number, 2.0, judged, 1.0, 1.0, 0.0), Line())
+    assert state.said() == ", NDCG@10 0.1971 (best 0.1975, epoch 1)"
+    assert Fit([Epoch(0, float("nan"), float("nan"), 0.0, 0.0, 0.0)]).said() == ""
+    bar, written = _bar(disable=False), StringIO()
+    bar.add_task("towers epoch 12", said="loss 12.346, NDCG@10 0.1971 (best 0.1975, epoch 12)")
+    Console(file=written, width=80).print(bar.get_renderable())
+    assert "…" not in written.getvalue()
+    assert "(best 0.1975, epoch 12)" in written.getvalue()
 
 
 def test_fitting_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from training import intervals
-from training.intervals import Estimate, estimates, resampled_means, resampled_users
+from training.intervals import Estimate, estimates, resampled_means, resampled_users, wilson
 
 SEED = 7
 
@@ -44,6 +44,13 @@ def test_one_seed_draws_the_same_users_whatever_fits_into_memory(monkeypatch: py
     assert [len(part) for part in parts] == [2, 2, 1]
     assert np.array_equal(np.concatenate(parts), whole)
     assert whole.sum(axis=1).tolist() == [3] * 5
+
+
+def test_a_share_of_few_rows_has_an_interval_within_0_and_1() -> None:
+    """By hand for 5 of 10: (1/2 + z²/20) / (1 + z²/10) ± z / (1 + z²/10) · (1/40 + z²/400)^½, z = 1.96."""
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(0.0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(1.0, 1) == pytest.approx((0.2065, 1), abs=1e-4)
 
 
 def test_a_difference_is_clear_where_zero_is_outside_of_its_interval() -> None:

@@ -43,6 +43,27 @@ def test_a_figure_is_one_svg_element_with_labels_that_names_nothing_elsewhere_an
     assert text == plots.svg(FIGURES[name]())
 
 
+def test_a_rare_outcome_has_fewer_points_of_more_impressions() -> None:
+    """15 bins of 10: of 60 outcomes there are enough for 12 points, of 2 for two, and nothing is lost."""
+    often = plots._wider([Bin(0.1 * place, 0.4, 10) for place in range(15)])
+    rare = plots._wider([Bin(0.01 * place, 0.2 if place == 14 else 0.0, 10) for place in range(15)])
+    assert (len(often), sum(part.rows for part in often)) == (12, 150)
+    assert [part.rows for part in rare] == [80, 70]
+    assert [part.predicted for part in rare] == pytest.approx([0.035, 0.11])
+    assert [part.observed for part in rare] == pytest.approx([0, 2 / 70])
+    assert plots._wider([]) == []
+
+
+def test_the_map_says_how_many_items_have_no_colour_of_their_own() -> None:
+    category = np.array([*range(13), *range(12), -1])
+    text = plots.svg(
+        plots.embedding_map(np.eye(26, dtype=np.float32), category, [f"c{n}" for n in range(13)], np.ones(26))
+    )
+    assert "other (2 items)" in text
+    assert ">c11<" in text
+    assert ">c12<" not in text
+
+
 def test_principal_axes_are_those_of_the_largest_variance() -> None:
     vectors = np.array([[3, 0, 1], [-3, 0, 1], [0, 1, 1], [0, -1, 1]], np.float32)
     xy, shares = plots.principal_axes(vectors)

@@ -53,3 +53,12 @@ def test_better_and_worse_are_said_only_where_zero_is_outside_of_the_interval() 
     assert verdict("item-kNN", better) == "towers + ranker is better than item-kNN in NDCG@10: 0.1000 [0.0500, 0.1500]"
     assert verdict("item-kNN", worse).startswith("towers + ranker is worse than item-kNN")
     assert verdict("item-kNN", open_).startswith("towers + ranker and item-kNN: no clear difference")
+
+
+def test_a_ranker_that_keeps_the_order_of_retrieval_is_said_to() -> None:
+    nothing = Estimate(0.0, 0.0, 0.0)
+    assert verdict("two towers", nothing) == (
+        "towers + ranker keeps the order of the two towers: on the held-out lists the ranker found nothing that retrieval does not know"
+    )
+    assert verdict("champion", nothing).startswith("towers + ranker and champion: no clear difference")
+    assert verdict("two towers", Estimate(0.0)).startswith("towers + ranker and two towers: no clear difference")

@@ -79,6 +79,8 @@ def test_a_run_is_there_with_its_params_and_epochs_while_it_learns(settings: Set
     track.noted("towers", epoch(0))
     track.noted("towers", epoch(1, 1.5, 0.5))
     run = read(settings, track.run_id)
+    kind = MlflowClient(settings.mlflow_uri).get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
     assert (run.info.status, run.info.run_name, run.info.start_time) == ("RUNNING", folder.name, NOW_US // 1_000)
     assert (run.data.params["batch"], run.data.params["used_device"]) == (str(small().batch), "cpu")
     assert steps(settings, track.run_id, "towers/ndcg_at_10") == [(0, 0.25), (1, 0.5)]

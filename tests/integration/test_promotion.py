@@ -112,13 +112,16 @@ def in_service(settings: Settings) -> str:
 
 @pytest.fixture(scope="module")
 def forgetful(shop: Shop) -> str:
-    """Version 1 with the last layers of both models set to zero: all users are one, all candidates equal."""
+    """Version 1 with the last layers of both models set to zero: all users are one, all candidates equal. Its config asks for no resamples
+    and one request.
+    """
     bundle = Bundle.load(registered(shop.settings, "1").path)
     with torch.no_grad():
         for layer in (bundle.towers.out, bundle.ranker.out_crossed, bundle.ranker.out_deep):
             for tensor in layer.parameters():
                 tensor.zero_()
-    return add(shop.settings, replace(bundle, manifest=replace(bundle.manifest, version="forgetful")))
+    config = CONFIG.changed(resamples=0, max_test=1, max_ranked_requests=1, candidates=2).to_json()
+    return add(shop.settings, replace(bundle, manifest=replace(bundle.manifest, version="forgetful", config=config)))
 
 
 def add(settings: Settings, bundle: Bundle) -> str:

@@ -29,7 +29,7 @@ from training import drift, promote, train
 from training.changes import parse_changes
 from training.config import TrainConfig, by_name
 from training.drift_signals import DriftConfig
-from training.gate import Verdict, as_table, failed, to_json
+from training.gate import Verdict, as_table, to_json
 from training.job import run
 from training.run_folder import RunFolder
 from training.spans import span_us
@@ -101,8 +101,8 @@ def once(
     try:
         with _timed(f"ask the gate, promote version {result.version}", seconds, say), held():
             promote.main(result.version, settings, clock, note=verdicts.append)
-    except promote.NotPromotedError:
-        say(f"version {result.version} is not promoted: {', '.join(failed(verdicts))}; the champion stays")
+    except promote.NotPromotedError as error:
+        say(f"version {result.version} is {error}; the champion stays")
         return Round(result.version, False, verdicts, seconds, age_s)
     with _timed("wait for a recommender to answer by it", seconds, say):
         served = wait_until_served(settings, result.bundle_dir.name, say)

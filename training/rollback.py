@@ -14,18 +14,17 @@ from headrace.clock import Clock, system_clock
 from headrace.models.bundle import Bundle
 from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
-from headrace.stores.models import BundleRef, ModelRegistry
+from headrace.stores.models import ModelRegistry, RolledBack
 from training.champion import check_features
 from training.job import run
-from training.promote import as_json, choose
+from training.promote import as_json
 
 
-def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
+def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> RolledBack:
     """What is in service now. Raises RegistryError or BundleError; then the champion stays."""
-    registry = ModelRegistry(settings, clock)
-    target = choose(registry.rollback_target(version), registry)
-    check_features(Bundle.load(target.path), settings)
-    return registry.rollback(target.version)
+    return ModelRegistry(settings, clock).rollback(
+        version, lambda target: check_features(Bundle.load(target.path), settings)
+    )
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
@@ -36,14 +35,11 @@ def command(arguments: Sequence[str] | None = None) -> int:
     quieten_feast()
 
     def rollback() -> None:
-        settings = Settings()
-        left = ModelRegistry(settings).champion()
-        champion = main(options.version, settings)
-        left_version = left.version if left is not None else None
+        champion = main(options.version, Settings())
         if options.json:
-            print(json.dumps({**as_json(champion), "rolled_back": left_version}))
+            print(json.dumps({**as_json(champion), "rolled_back": champion.left}))
         else:
-            print(f"version {champion.version} is in service again, version {left_version} is not: {champion.path}")
+            print(f"version {champion.version} is in service again, version {champion.left} is not: {champion.path}")
 
     return run(rollback)
 

@@ -7,13 +7,14 @@ What was in service is a stack: a promotion puts its version on top, a rollback 
 file has the last word on what is on top: replicas go by it.
 """
 
+import fcntl
 import json
 import logging
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 POINTER: Final = "champion.json"
+_POINTER_LOCK: Final = "champion.lock"
 _SERVED: Final = "served"
 # MLflow bounds the length of a tag.
 _MOST_SERVED: Final = 100
@@ -36,6 +38,10 @@ class RegistryError(RuntimeError):
     """A version that is not there, a bundle folder that is gone, or an MLflow that takes nothing."""
 
 
+class ChampionMovedError(RegistryError):
+    """Another version came into service than the one that a promotion was judged against."""
+
+
 @dataclass(frozen=True)
 class BundleRef:
     """A registered bundle. `promoted_at` is in Unix microseconds, None until it is promoted."""
@@ -43,6 +49,13 @@ class BundleRef:
     version: str
     path: Path
     promoted_at: int | None = None
+
+
+@dataclass(frozen=True)
+class RolledBack(BundleRef):
+    """What is in service again; `left` is the version that was until then."""
+
+    left: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,8 +156,27 @@ class ModelRegistry:
 
     def promote(self, version: str) -> BundleRef:
         """Put a version in service: MLflow's aliases, then the pointer file. RegistryError where it is unusable."""
+        with self._alone():
+            return self._lay_on_top(version)
+
+    def promote_over(self, version: str, seen: BundleRef | None) -> BundleRef:
+        """`promote`, where `seen` is still in service: what it was judged against. Raises ChampionMovedError where it is not."""
+        with self._alone():
+            now = self.champion()
+            if now != seen:
+                raise ChampionMovedError(
+                    f"{_called(now)} is in service now, by another command, and {_called(seen)} was when version {version} was "
+                    f"judged: `headrace promote {version}` judges it again"
+                )
+            return self._lay_on_top(version)
+
+    def _lay_on_top(self, version: str) -> BundleRef:
         served = self.served()
         return self._put_in_service(version, served if version in served[-1:] else [*served, version])
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Whoever reads what is in service and then moves it is the only one: else the later one forgets what the earlier one did."""
+        return _locked(self._settings.bundles_dir / _POINTER_LOCK)
 
     def rollback_target(self, version: str | None = None) -> str:
         """What `rollback` would put in service: the version before the champion, or an earlier one by name. Raises RegistryError."""
@@ -158,11 +190,18 @@ class ModelRegistry:
             )
         return version or before[-1]
 
-    def rollback(self, version: str | None = None) -> BundleRef:
-        """Put back what was in service before, or an earlier version; what was in service since then is forgotten. Raises RegistryError."""
-        target, served = self.rollback_target(version), self.served()
-        last = len(served) - 2 - served[-2::-1].index(target)
-        return self._put_in_service(target, served[: last + 1])
+    def rollback(
+        self, version: str | None = None, check: Callable[[RegisteredVersion], None] = lambda _: None
+    ) -> RolledBack:
+        """Put back what was in service before, or an earlier version; what was in service since then is forgotten. What `check` raises of
+        it keeps it from service. Raises RegistryError.
+        """
+        with self._alone():
+            target, served = self.rollback_target(version), self.served()
+            check(self.version(target))
+            last = len(served) - 2 - served[-2::-1].index(target)
+            back = self._put_in_service(target, served[: last + 1])
+            return RolledBack(back.version, back.path, back.promoted_at, left=served[-1])
 
     def served(self) -> list[str]:
         """Versions that were in service, the champion last. One that was rolled back is not among them."""
@@ -186,17 +225,19 @@ class ModelRegistry:
         """Note something of a version."""
         self._client().set_model_version_tag(names.REGISTERED_MODEL, version, key, value)
 
-    def _put_in_service(self, version: str, served: list[str]) -> BundleRef:
+    def version(self, version: str) -> RegisteredVersion:
+        """Raises RegistryError where it is not there, or its folder is gone."""
         known = {registered.version: registered for registered in self.versions()}
         if version not in known:
+            raise RegistryError(f"no version {version!r}; registered are {', '.join(known) or 'none: train first'}")
+        if not known[version].path.is_dir():
             raise RegistryError(
-                f"no version {version!r}; registered are {sorted(known, key=int) or 'none: train first'}"
+                f"version {version} lay in {known[version].path}, which is gone: promote another version or train again"
             )
-        path = known[version].path
-        if not path.is_dir():
-            raise RegistryError(
-                f"version {version} lay in {path}, which is gone: promote another version or train again"
-            )
+        return known[version]
+
+    def _put_in_service(self, version: str, served: list[str]) -> BundleRef:
+        registered = self.version(version)
         client, model = self._client(), names.REGISTERED_MODEL
         client.set_registered_model_tag(model, _SERVED, json.dumps(served[-_MOST_SERVED:]))
         client.set_registered_model_alias(model, names.CHAMPION, version)
@@ -204,9 +245,9 @@ class ModelRegistry:
             client.set_registered_model_alias(model, names.PREVIOUS, served[-2])
         else:
             client.delete_registered_model_alias(model, names.PREVIOUS)
-        if names.CHALLENGER in known[version].aliases:
+        if names.CHALLENGER in registered.aliases:
             client.delete_registered_model_alias(model, names.CHALLENGER)
-        champion = BundleRef(version, path, self._clock())
+        champion = BundleRef(version, registered.path, self._clock())
         write_pointer(self._settings.bundles_dir / POINTER, champion)
         return champion
 
@@ -237,6 +278,19 @@ class ModelRegistry:
         if self._connected is None:
             self._connected = _connect(self._settings)
         return self._connected
+
+
+def _called(ref: BundleRef | None) -> str:
+    return "no version" if ref is None else f"version {ref.version}"
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Of all processes and threads, one at a time; the others wait. A process that dies lets go."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_writable(file: Path) -> None:

@@ -144,6 +144,26 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_quality_alo
     assert registered(shop.settings, "1").tags == {"gate": "passed"}
 
 
+def test_a_champion_that_moves_while_the_gate_is_asked_is_not_replaced_by_what_was_judged_against_another(
+    shop: Shop, forgetful: str
+) -> None:
+    promote.main(forgetful, shop.settings, force=True)
+    told: list[Verdict] = []
+
+    def roll_back(verdict: Verdict) -> None:
+        told.append(verdict)
+        if verdict.check == QUALITY:
+            assert rollback.main(None, shop.settings).left == forgetful
+
+    with pytest.raises(
+        NotPromotedError, match=rf"^not promoted: version 1 is in service now.*`headrace promote {forgetful}` judges"
+    ):
+        promote.main(forgetful, shop.settings, note=roll_back)
+    assert failed(told) == []
+    assert in_service(shop.settings) == "1"
+    assert registered(shop.settings, forgetful).tags == {"gate": "failed: another version came into service meanwhile"}
+
+
 def test_a_version_that_takes_too_long_is_refused_by_its_latency_and_not_compared_with_itself(shop: Shop) -> None:
     hasty = shop.settings.model_copy(update={"deadline_ms": 0.001})
     verdicts: list[Verdict] = []

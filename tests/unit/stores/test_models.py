@@ -1,13 +1,22 @@
 """The model registry on its own SQLite file."""
 
+import fcntl
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from headrace.settings import Settings
-from headrace.stores.models import BundleRef, ModelRegistry, RegistryError, read_champion
+from headrace.stores.models import (
+    BundleRef,
+    ChampionMovedError,
+    ModelRegistry,
+    RegisteredVersion,
+    RegistryError,
+    read_champion,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,12 @@ def test_the_pointer_is_plain_json_and_no_draft_is_left(registry: ModelRegistry,
     pointer = settings.bundles_dir / "champion.json"
     path = str((settings.bundles_dir / "second").resolve())
     assert json.loads(pointer.read_text()) == {"version": "2", "path": path, "promoted_at": 1_700_000_000_000_000}
-    assert sorted(entry.name for entry in settings.bundles_dir.iterdir()) == ["champion.json", "first", "second"]
+    assert sorted(entry.name for entry in settings.bundles_dir.iterdir()) == [
+        "champion.json",
+        "champion.lock",
+        "first",
+        "second",
+    ]
 
 
 def test_an_unknown_version_is_refused_by_name(registry: ModelRegistry) -> None:
@@ -150,3 +164,51 @@ def test_a_process_that_died_before_it_wrote_the_pointer_loses_no_history(
 def test_a_tag_is_kept_with_its_version(served: ModelRegistry) -> None:
     served.tag("4", "gate", "failed: quality")
     assert [known.tags for known in served.versions()] == [{}, {}, {}, {"gate": "failed: quality"}]
+
+
+def test_a_version_that_was_judged_against_what_is_in_service_no_more_is_not_promoted(served: ModelRegistry) -> None:
+    judged_against = served.champion()
+    served.rollback()
+    with pytest.raises(
+        ChampionMovedError, match="version 2 is in service now, by another command, and version 3 was when version 4"
+    ):
+        served.promote_over("4", judged_against)
+    assert served.served() == ["1", "2"]
+    assert served.promote_over("4", served.champion()).version == "4"
+
+
+def test_a_champion_that_left_and_came_back_is_not_the_one_that_was_seen(served: ModelRegistry, tmp_path: Path) -> None:
+    """What was in service between may have been what the gate compared with."""
+    seen, later = served.champion(), ModelRegistry(Settings(data=tmp_path / "var"), clock=lambda: 1_700_000_000_000_001)
+    later.rollback()
+    later.promote("3")
+    with pytest.raises(ChampionMovedError):
+        served.promote_over("4", seen)
+
+
+def test_two_promotions_at_once_are_both_in_the_history(served: ModelRegistry, tmp_path: Path) -> None:
+    registries = {version: ModelRegistry(Settings(data=tmp_path / "var")) for version in ("1", "4")}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda version: registries[version].promote(version), registries))
+    assert served.served() in (["1", "2", "3", "1", "4"], ["1", "2", "3", "4", "1"])
+
+
+def test_nobody_else_moves_the_champion_from_what_a_rollback_reads_to_what_it_writes(
+    served: ModelRegistry, tmp_path: Path
+) -> None:
+    def is_held(target: RegisteredVersion) -> None:
+        assert target.version == "2"
+        with (tmp_path / "var" / "bundles" / "champion.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    back = served.rollback(check=is_held)
+    assert (back.version, back.left) == ("2", "3")
+
+
+def test_what_a_check_says_of_the_target_keeps_it_from_service(served: ModelRegistry) -> None:
+    def refuse(target: RegisteredVersion) -> None:
+        raise ValueError(f"{target.path.name} is damaged")
+
+    with pytest.raises(ValueError, match="two is damaged"):
+        served.rollback(check=refuse)
+    assert served.served() == ["1", "2", "3"]

@@ -2,7 +2,7 @@
 
 Versions that were in service are a stack. A rollback takes the champion off it, and all above the version that is named: two in a row go
 back by two. What was taken off can be promoted again. No gate is asked, since an old model is better than a bad one; files and
-definitions are, since without them no replica would take it.
+definitions are, since without them no replica would take it. It needs no MLflow.
 """
 
 import argparse

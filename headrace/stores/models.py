@@ -152,13 +152,14 @@ class ModelRegistry:
                 "there is room and whether they are yours to write"
             ) from error
         client, location = self._client(), artifacts.as_uri()
-        # A data directory that was copied has the experiment of the one that it came from.
-        for name in (names.PROJECT, f"{names.PROJECT} in {artifacts}"):
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                return client, str(client.create_experiment(name, artifact_location=location))
-            if experiment.artifact_location == location:
-                return client, str(experiment.experiment_id)
+        with _locked(_mlflow_lock(self._settings)):
+            # A data directory that was copied has the experiment of the one that it came from.
+            for name in (names.PROJECT, f"{names.PROJECT} in {artifacts}"):
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    return client, str(client.create_experiment(name, artifact_location=location))
+                if experiment.artifact_location == location:
+                    return client, str(experiment.experiment_id)
         raise RegistryError(
             f"MLflow's experiment {name!r} keeps its artifacts in {experiment.artifact_location}: rename it"
         )
@@ -328,6 +329,10 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
+def _mlflow_lock(settings: Settings) -> Path:
+    return settings.data / "mlflow.lock"
+
+
 def _check_writable(file: Path) -> None:
     """MLflow itself would try again for minutes before it said so. Raises sqlite3.Error."""
     with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as database:
@@ -362,7 +367,8 @@ def _connect(settings: Settings) -> "MlflowClient":
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            with _loggers_kept():
+            # Of two that find nothing both would make the tables.
+            with _locked(_mlflow_lock(settings)), _loggers_kept():
                 client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
                 try:
                     client.get_registered_model(names.REGISTERED_MODEL)

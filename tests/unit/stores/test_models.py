@@ -4,6 +4,8 @@ import fcntl
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -214,6 +216,18 @@ def test_a_version_that_there_is_not_is_no_target_of_a_rollback_and_those_that_t
 ) -> None:
     with pytest.raises(RegistryError, match=r"no version '9'; registered are 1, 2, 3, 4$"):
         served.rollback("9")
+
+
+def test_two_that_begin_at_once_in_a_fresh_data_directory_find_one_mlflow(tmp_path: Path) -> None:
+    begin = (
+        "import sys; from pathlib import Path; from headrace.settings import Settings; from headrace.stores.models import *; "
+        "print(ModelRegistry(Settings(data=Path(sys.argv[1]))).tracking()[1])"
+    )
+    command = [sys.executable, "-c", begin, str(tmp_path / "var")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [each.communicate(timeout=120) for each in both]
+    assert [each.returncode for each in both] == [0, 0], told
+    assert told[0][0] == told[1][0]
 
 
 def test_a_tag_is_kept_with_its_version(served: ModelRegistry) -> None:

@@ -40,6 +40,10 @@ class RegistryError(RuntimeError):
     """A version that is not there, a bundle folder that is gone, or an MLflow that takes nothing."""
 
 
+class DamagedPointerError(RegistryError, ValueError):
+    """A pointer file that does not say what is in service."""
+
+
 class ChampionMovedError(RegistryError):
     """Another version came into service than the one that a promotion was judged against."""
 
@@ -71,22 +75,37 @@ class RegisteredVersion:
 
 
 def read_champion(settings: Settings) -> BundleRef | None:
-    """The bundle in service, by its pointer file alone; None before the first promotion. Costs one small read."""
+    """The bundle in service, by its pointer file alone; None before the first promotion. Costs one small read. Raises OSError and
+    DamagedPointerError.
+    """
     return read_pointer(settings.bundles_dir / POINTER)
 
 
 def read_pointer(file: Path) -> BundleRef | None:
-    """What a file points to; None where it is not there. Raises OSError, ValueError, LookupError, TypeError for one that is none."""
+    """What a file points to; None where it is not there. Raises OSError, and DamagedPointerError for one that is none."""
+    stack = _read_stack(file)
+    return stack[-1] if stack else None
+
+
+def _read_stack(file: Path) -> list[BundleRef]:
+    """What was in service before, the oldest first, and what is."""
     try:
-        state = json.loads(file.read_text())
+        content = file.read_bytes()
     except FileNotFoundError:
-        return None
-    return BundleRef(state["version"], Path(state["path"]), state["promoted_at"])
+        return []
+    try:
+        state = json.loads(content)
+        return [*(_ref(each) for each in state.get("before", [])), _ref(state)]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedPointerError(
+            f"{file} is damaged ({type(error).__name__}: {error}): delete it, then `headrace promote VERSION` says anew what is in service"
+        ) from error
 
 
-def _read_before(file: Path) -> list[BundleRef]:
-    """What a pointer says was in service before, the oldest first."""
-    return [BundleRef(each["version"], Path(each["path"])) for each in json.loads(file.read_text()).get("before", [])]
+def _ref(state: dict[str, Any]) -> BundleRef:
+    if not isinstance(state["version"], str):
+        raise TypeError(f"version is {state['version']!r} and no string")
+    return BundleRef(state["version"], Path(state["path"]), state.get("promoted_at"))
 
 
 def write_pointer(file: Path, ref: BundleRef, before: Sequence[BundleRef] = ()) -> None:
@@ -181,7 +200,7 @@ class ModelRegistry:
             return self._lay_on_top(version)
 
     def _lay_on_top(self, version: str) -> BundleRef:
-        registered, stack = self.version(version), self._stack()
+        registered, stack = self.version(version), _read_stack(self._pointer)
         before = stack[:-1] if stack and stack[-1].version == version else stack
         return self._put_in_service(BundleRef(version, registered.path), before)
 
@@ -194,7 +213,7 @@ class ModelRegistry:
         it keeps it from service. Needs the pointer file alone: where MLflow cannot be reached it is told in the log. Raises RegistryError.
         """
         with self._alone():
-            stack = self._stack()
+            stack = _read_stack(self._pointer)
             target = self._target(version, stack)
             _check_folder(stack[target])
             check(stack[target])
@@ -221,11 +240,7 @@ class ModelRegistry:
 
     def served(self) -> list[str]:
         """Versions that were in service, the champion last. One that was rolled back is not among them."""
-        return [ref.version for ref in self._stack()]
-
-    def _stack(self) -> list[BundleRef]:
-        champion = self.champion()
-        return [] if champion is None else [*_read_before(self._pointer), champion]
+        return [ref.version for ref in _read_stack(self._pointer)]
 
     def challenge(self, version: str) -> None:
         """Say that this version is the next that may be promoted."""

@@ -176,6 +176,22 @@ def test_a_pointer_that_does_not_know_what_was_before_has_nothing_before_it(
     assert served.served() == ["3"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"version": 3, "path": "x"}', b'{"version": "3", "path": 3}']
+)
+def test_a_damaged_pointer_is_named_with_the_remedy_and_whoever_reads_it_says_so(
+    served: ModelRegistry, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "var" / "bundles" / "champion.json").write_bytes(content)
+    for read in (served.champion, served.served, served.rollback, lambda: served.promote("4")):
+        with pytest.raises(
+            RegistryError, match=r"champion\.json is damaged .*: delete it, then `headrace promote VERSION`"
+        ):
+            read()
+    with pytest.raises(ValueError, match="is damaged"):  # what a replica goes on after
+        served.champion()
+
+
 def test_a_version_whose_run_is_gone_has_no_metrics_and_is_put_in_service(
     served: ModelRegistry, tmp_path: Path
 ) -> None:

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import Bundle
+from headrace.models.bundle import Bundle, BundleError
 from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
-from headrace.stores.models import ModelRegistry, RolledBack
+from headrace.stores.models import BundleRef, ModelRegistry, RolledBack
 from training.champion import check_features
 from training.job import run
 from training.promote import as_json
@@ -22,9 +22,19 @@ from training.promote import as_json
 
 def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> RolledBack:
     """What is in service now. Raises RegistryError or BundleError; then the champion stays."""
-    return ModelRegistry(settings, clock).rollback(
-        version, lambda target: check_features(Bundle.load(target.path), settings)
-    )
+    return ModelRegistry(settings, clock).rollback(version, lambda target: check_target(target, settings))
+
+
+def check_target(target: BundleRef, settings: Settings) -> None:
+    """Raises BundleError for what no replica would take."""
+    bundle = Bundle.load(target.path)
+    try:
+        check_features(bundle, settings)
+    except BundleError as error:
+        raise BundleError(
+            f"version {target.version} cannot be put back as it is: {error}; to go back to it, restore that definition in "
+            f"{settings.feature_repo}, then `headrace apply`, `headrace backfill` and `headrace rollback {target.version}`"
+        ) from error
 
 
 def command(arguments: Sequence[str] | None = None) -> int:

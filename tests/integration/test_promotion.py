@@ -228,6 +228,24 @@ def test_no_rollback_to_a_damaged_bundle(shop: Shop, forgetful: str) -> None:
         weights.write_bytes(content)
 
 
+def test_a_rollback_to_other_features_is_refused_with_the_version_and_the_sequence_that_works(shop: Shop) -> None:
+    bundle = Bundle.load(registered(shop.settings, "1").path)
+    changed = replace(bundle.manifest, version="of-other-features", fingerprints={names.USER_ACTIVITY: 12})
+    version = add(shop.settings, replace(bundle, manifest=changed))
+    registry = ModelRegistry(shop.settings)
+    registry.promote(version)
+    registry.promote("1")
+    with pytest.raises(
+        BundleError, match=f"^version {version} cannot be put back as it is: it was trained on another"
+    ) as refused:
+        rollback.main(None, shop.settings)
+    assert str(refused.value).endswith(
+        f"restore that definition in {shop.settings.feature_repo}, then `headrace apply`, `headrace backfill` and "
+        f"`headrace rollback {version}`"
+    )
+    assert registry.served() == ["1", version, "1"]
+
+
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     found = drift.measure(shop.settings, DriftConfig())
     assert (found.new_events, found.drifted, found.signals) == (0, False, ())

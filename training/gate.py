@@ -132,8 +132,9 @@ def judge_quality(found: Comparison) -> Verdict:
     high = None if found.users < LEAST_USERS else gain.high
     passed = high is not None and high >= 0
     sign = "" if gain.value < 0 else "+"
+    alike = ", every request alike" if gain.value == gain.low == gain.high == 0 else ""
     said = (
-        f"NDCG@10 {found.own:.4f}, champion version {found.champion} {found.theirs:.4f}: {sign}{gain} "
+        f"NDCG@10 {found.own:.4f}, champion version {found.champion} {found.theirs:.4f}: {sign}{gain}{alike} "
         f"on {found.requests:,} requests of {found.users:,} users"
     )
     remedy = "train on more or newer data, or see `headrace evaluate`; --force puts it in service all the same"

@@ -255,6 +255,29 @@ def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     assert said[-1] == "no drift, no training: 0 events since it: nothing is said below 1,000"
 
 
+def test_without_anything_new_nothing_is_trained(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(shop.settings, monkeypatch)
+    before = len(ModelRegistry(shop.settings).versions())
+    assert retrain.command(["--once"]) == 0
+    assert capsys.readouterr().out == "nothing new since version 1: no training; --always trains all the same\n"
+    assert len(ModelRegistry(shop.settings).versions()) == before
+    monkeypatch.setattr(train, "main", refuse)
+    with pytest.raises(ValueError, match="asked to train"):
+        retrain.once(CONFIG, shop.settings, always=True)
+    champion = read_champion(shop.settings)
+    assert champion is not None
+    assert retrain.nothing_new(champion, shop.settings)
+    manifest = Bundle.load(champion.path).manifest
+    monkeypatch.setattr(retrain, "read_manifest", lambda _: replace(manifest, fingerprints={names.USER_ACTIVITY: 12}))
+    assert not retrain.nothing_new(champion, shop.settings)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ValueError("asked to train")
+
+
 def test_new_data_is_trained_on_from_the_champion_on_and_serves(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -309,7 +332,7 @@ def test_a_training_that_fails_leaves_no_run_and_the_champion_in_service(
 
     monkeypatch.setattr(train, "learn_retrieval", broken)
     with pytest.raises(OSError, match="no room"):
-        retrain.once(CONFIG, shop.settings)
+        retrain.once(CONFIG, shop.settings, always=True)
     assert list(shop.settings.runs_dir.glob("*")) == [other]
     assert in_service(shop.settings) == "1"
 

@@ -57,6 +57,7 @@ def test_a_refusal_says_what_was_measured_on_what() -> None:
         "NDCG@10 0.1500, champion version 7 0.2000: -0.0500 [-0.0600, -0.0400] on 400 requests of 90 users"
     )
     assert "--force" in verdict.remedy
+    assert "+0.0000 [0.0000, 0.0000], every request alike on 400" in judge_quality(compared(0.0, 0.0, 0.0)).measured
     seen = judge_quality(replace(compared(0.05, 0.04, 0.06), note="the champion has seen part of the test"))
     assert seen.measured.endswith(
         "+0.0500 [0.0400, 0.0600] on 400 requests of 90 users; the champion has seen part of the test"

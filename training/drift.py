@@ -25,6 +25,7 @@ from headrace.models.preprocessing import Catalogue
 from headrace.settings import DAY_US, HOUR_US, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
+from headrace.stores.models import RegistryError, read_champion
 from training.changes import parse_changes
 from training.config import TrainConfig
 from training.dataset import POSITIVE_TYPES, T_US, catalogue, events_on_items, impressions, sample, user_features
@@ -38,7 +39,6 @@ from training.drift_signals import (
 from training.job import run
 from training.outcomes import probabilities
 from training.scoring import Models
-from training.warm_start import champion_of
 
 _CLICK_HOURS: Final = 1.0
 """Within which a click counts for the rate: it is known soon, and the same of any version."""
@@ -46,9 +46,12 @@ _CLICK_HOURS: Final = 1.0
 
 @dataclass(frozen=True)
 class Drift:
-    """`signals` is empty where there are fewer new events than it takes; times are Unix microseconds."""
+    """Of the version in service, which is of `bundle`. `signals` is empty where there are fewer new events than it takes; times are Unix
+    microseconds.
+    """
 
     version: str
+    bundle: str
     window_us: tuple[int, int]
     end_us: int
     new_events: int
@@ -65,7 +68,12 @@ class Drift:
 
 def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None = None) -> Drift:
     """Of what is in service. Raises RegistryError where nothing is, BundleError, DatasetError for a lake without events on items."""
-    bundle = champion_of(settings)
+    champion = read_champion(settings)
+    if champion is None:
+        raise RegistryError(
+            "no version is in service whose data could be compared: `headrace train`, then `headrace promote`"
+        )
+    bundle = Bundle.load(champion.path)
     lake, (start_us, window_end_us) = EventLake(settings.lake_dir), bundle.manifest.window_us
     events = events_on_items(lake).filter(pl.col(T_US) >= start_us)
     own = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
@@ -74,7 +82,9 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
     end_us = max(newest_us + 1, window_end_us)
 
     def found(signals: Sequence[Signal], note: str = "") -> Drift:
-        return Drift(bundle.version, (start_us, window_end_us), end_us, now.height, tuple(signals), note)
+        return Drift(
+            champion.version, bundle.version, (start_us, window_end_us), end_us, now.height, tuple(signals), note
+        )
 
     if min(now.height, before.height) < config.min_events:
         few = "since it" if now.height < config.min_events else "in its window"
@@ -225,7 +235,8 @@ def _shown_by(shown: pl.DataFrame, start_us: int, end_us: int, hours: float) -> 
 
 def as_table(found: Drift) -> Table:
     start, cut, end = (f"{from_micros(us):%Y-%m-%d %H:%M}" for us in (*found.window_us, found.end_us))
-    title = f"{found.version}: its window from {start} to {cut}, {found.new_events:,} events from then to {end} (UTC)"
+    called = f"version {found.version} (bundle {found.bundle})"
+    title = f"{called}: its window from {start} to {cut}, {found.new_events:,} events from then to {end} (UTC)"
     table = Table("what", "value", "bound", "", "then and now", title=title)
     for each in found.signals:
         mark = Text("drifted", "bold red") if each.drifted else Text("as before", "green")

@@ -166,7 +166,7 @@ def wait_until_served(settings: Settings, bundle: str, say: Say, within_s: float
             if time.monotonic() > deadline:
                 problems = answer.get("problems") if isinstance(answer, dict) else answer
                 say(
-                    f"after {within_s:.0f} s no recommender at {api.base_url} answers by {bundle}; its problems: {problems}"
+                    f"after {within_s:.0f} s no recommender at {api.base_url} answers by bundle {bundle}; its problems: {problems}"
                 )
                 return False
             time.sleep(_POLL_S)

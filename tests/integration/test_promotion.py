@@ -248,6 +248,9 @@ def test_a_rollback_to_other_features_is_refused_with_the_version_and_the_sequen
 
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     found = drift.measure(shop.settings, DriftConfig())
+    champion = read_champion(shop.settings)
+    assert champion is not None
+    assert (found.version, found.bundle) == ("1", champion.path.name)
     assert (found.new_events, found.drifted, found.signals) == (0, False, ())
     assert found.note == "0 events since it: nothing is said below 1,000"
     said: list[str] = []
@@ -347,6 +350,12 @@ def test_a_version_that_is_not_there_is_refused_by_name(shop: Shop, tmp_path: Pa
         evaluate.main(None, empty)
     with pytest.raises(RegistryError, match="nothing to go back to"):
         rollback.main(None, empty)
+    with pytest.raises(RegistryError, match=r"no version '9'; registered are none: train first$"):
+        rollback.main("9", empty)
+    with pytest.raises(
+        RegistryError, match=r"^no version is in service .*: `headrace train`, then `headrace promote`$"
+    ):
+        drift.measure(empty, DriftConfig())
 
 
 def test_served_features_are_compared_where_a_store_runs(stack: Settings) -> None:

@@ -147,7 +147,7 @@ def test_a_recommender_that_stays_with_the_old_one_is_told_with_its_problems() -
     with recommender("old") as settings:
         assert wait_until_served(settings, "new", said.append, within_s=0.2) is False
     [line] = said
-    assert line.endswith("answers by new; its problems: {'champion': 'refused'}")
+    assert line.endswith("answers by bundle new; its problems: {'champion': 'refused'}")
 
 
 def test_without_a_recommender_there_is_nothing_to_wait_for() -> None:

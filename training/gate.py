@@ -204,10 +204,13 @@ def judge_latency(found: Stopwatch, budget_ms: float) -> Verdict:
 
 
 def as_table(verdicts: list[Verdict], title: str) -> Table:
-    table = Table("check", "", "measured", "bound", "remedy", title=title)
+    """With remedies where there is anything to mend."""
+    has_remedies = any(each.remedy for each in verdicts)
+    table = Table("check", "", "measured", "bound", *(["remedy"] if has_remedies else []), title=title)
     for each in verdicts:
         mark = Text("passed", "green") if each.passed else Text("failed", "bold red")
-        table.add_row(each.check, mark, Text(each.measured), Text(each.bound), Text(each.remedy))
+        remedy = [Text(each.remedy)] if has_remedies else []
+        table.add_row(each.check, mark, Text(each.measured), Text(each.bound), *remedy)
     return table
 
 

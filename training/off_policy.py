@@ -50,10 +50,13 @@ class Report:
     truth: Estimate | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def source(self) -> str:
+        """Whose logs, as a title says it."""
+        return "its own logs" if self.target.startswith(self.logged_by) else f"the logs of {self.logged_by}"
+
     def show(self) -> None:
-        title = (
-            f"{self.target}, from the logs of {self.logged_by}: {self.outcome} per impression, {LEVEL:.0%} intervals"
-        )
+        title = f"{self.target}, from {self.source}: {self.outcome} per impression, {LEVEL:.0%} intervals"
         heads = ("", "mean", "low", "high", "effective\nsize", "largest\nweight", "mean\nweight")
         table = Table(*(Column(head, no_wrap=True) for head in heads), title=title)
         for name, each in self._rows().items():
@@ -95,7 +98,7 @@ def of_lake(
     rewards_R, units_R = slates.reward_R, slates.slate_R
     return Report(
         logged_by=str(served),
-        target=f"it with {share:g} of slates drawn",
+        target=f"{served} {f'with {share:.3g} of its slates drawn' if share else 'without exploration'}",
         outcome=outcome,
         impressions=len(rewards_R),
         slates=slates.slates,

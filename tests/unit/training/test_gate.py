@@ -15,6 +15,7 @@ from training.gate import (
     FEATURES,
     FILES,
     Verdict,
+    as_table,
     check_quality,
     check_served_features,
     failed,
@@ -175,6 +176,15 @@ def test_every_round_is_timed_and_ranks_the_candidates_that_there_are() -> None:
     assert len(watch.p99_ms) == 2
     assert watch.candidates == 4
     assert 0 < watch.p50_ms <= min(watch.p99_ms)
+
+
+def test_a_table_has_remedies_where_there_is_anything_to_mend() -> None:
+    passed = Verdict("files", True, "whole", "every file whole")
+    failing = Verdict("latency", False, "9 ms", "p99 at most 5 ms", "a faster machine")
+    assert [column.header for column in as_table([passed], "The gate").columns] == ["check", "", "measured", "bound"]
+    both = as_table([passed, failing], "The gate")
+    assert both.columns[-1].header == "remedy"
+    assert [str(cell) for cell in both.columns[-1].cells] == ["", "a faster machine"]
 
 
 def test_a_bundle_that_is_not_whole_is_asked_nothing_else(settings: Settings, tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def test_a_report_holds_the_true_value_of_the_version_in_service_with_another_sh
 
 def test_the_policy_as_it_was_is_worth_what_was_logged(stack: Settings) -> None:
     report = of_lake(stack, share=SHARE)
-    assert report.logged_by == "version 1 (bundle v1)"
+    assert (report.logged_by, report.source) == ("version 1 (bundle v1)", "its own logs")
+    assert report.target == "version 1 (bundle v1) with 0.5 of its slates drawn"
     assert report.estimates[IPS].value == pytest.approx(report.logged.value)
     assert report.estimates[IPS].largest == pytest.approx(1.0)
 
@@ -233,6 +234,10 @@ def test_the_command_prints_one_object_or_one_line_of_error(
     assert command(["--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slates"] == SLATES
     assert command([]) == 0
-    assert "4,000 slates, 3.00 in each" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "4,000 slates, 3.00 in each" in printed
+    assert (
+        "version 1 (bundle v1) without exploration, from its own logs: click per impression, 95% intervals" in printed
+    )
     assert command(["open-bandit"]) == 1
     assert capsys.readouterr().err.startswith("error: open-bandit needs a path")

@@ -5,6 +5,8 @@ pointer, so that a serving replica can look for a new one every second without M
 
 What was in service is a stack: a promotion puts its version on top, a rollback takes versions off until another one is on top. The pointer
 file holds all of it and changes in one step, and a rollback needs nothing else: not MLflow, which may be what is broken.
+
+Over 400 lines, since pointer, stack and MLflow are moved under one lock, by one object, and are read side by side.
 """
 
 import fcntl
@@ -231,11 +233,11 @@ class ModelRegistry:
             known = [registered.version for registered in self.versions()]
             if version not in known:
                 raise RegistryError(f"no version {version!r}; registered are {', '.join(known) or 'none: train first'}")
-        if not before:
+        if version is None:
             raise RegistryError("there is nothing to go back to: no version was in service before this one")
+        those = f"those were {', '.join(before)}, the newest last" if before else "none was"
         raise RegistryError(
-            f"version {version} was not in service before this one; those were {', '.join(before)}, the newest last: "
-            f"`headrace promote {version}` puts another one in service"
+            f"version {version} was not in service before this one; {those}: `headrace promote {version}` puts another one in service"
         )
 
     def served(self) -> list[str]:

@@ -150,6 +150,11 @@ def test_a_version_that_was_never_in_service_is_no_target_of_a_rollback(served: 
     with pytest.raises(RegistryError, match="those were 1, 2, the newest last: `headrace promote 4`"):
         served.rollback("4")
     assert served.served() == ["1", "2", "3"]
+    served.rollback("1")
+    with pytest.raises(
+        RegistryError, match="version 4 was not in service before this one; none was: `headrace promote 4`"
+    ):
+        served.rollback("4")
 
 
 def test_to_promote_the_champion_again_is_no_step_that_a_rollback_takes_back(served: ModelRegistry) -> None:

@@ -301,6 +301,7 @@ def retrain(
     every: Annotated[str, typer.Option(help="From the start of a round to the next: 30m, 1h, 1d.")] = "1h",
     once: Annotated[bool, typer.Option(help="One round; exit code 1 where its version is not promoted.")] = False,
     on_drift: Annotated[bool, typer.Option(help="Train only in rounds in which drift is found.")] = False,
+    always: Annotated[bool, typer.Option(help="Train also where nothing is new since the version in service.")] = False,
     config: Config = "default",
     change: Changes = None,
     bound: Annotated[
@@ -313,6 +314,7 @@ def retrain(
         *["--every", every, "--config", config],
         *(["--once"] if once else []),
         *(["--on-drift"] if on_drift else []),
+        *(["--always"] if always else []),
         *_each("--set", change),
         *_each("--drift", bound),
     ]

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from headrace.clock import from_micros
 from headrace.models import columns
-from headrace.models.bundle import Bundle, BundleError, check_fit
+from headrace.models.bundle import Bundle, BundleError, Manifest, check_fit
 from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
@@ -25,8 +25,13 @@ class Champion:
 
 def check_features(bundle: Bundle, settings: Settings) -> None:
     """Raises BundleError where it was trained on other definitions of the features than those that are applied."""
+    check_manifest(bundle.manifest, settings)
+
+
+def check_manifest(manifest: Manifest, settings: Settings) -> None:
+    """`check_features`, of a bundle that is not loaded."""
     streams = load_definitions(settings).streams if settings.registry_path.exists() else {}
-    check_fit(bundle.manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
+    check_fit(manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
 
 
 def read_opponent(

@@ -13,7 +13,7 @@ from typing import Any, Final
 import polars as pl
 from feast import FeatureStore
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from headrace import names
@@ -25,6 +25,7 @@ from headrace.models.preprocessing import Catalogue
 from headrace.settings import DAY_US, HOUR_US, Settings
 from headrace.stores.feature_store import open_feature_store, quieten_feast
 from headrace.stores.lake import EventLake
+from headrace.stores.models import RegistryError, read_champion
 from training.changes import parse_changes
 from training.config import TrainConfig
 from training.dataset import POSITIVE_TYPES, T_US, catalogue, events_on_items, impressions, sample, user_features
@@ -38,17 +39,23 @@ from training.drift_signals import (
 from training.job import run
 from training.outcomes import probabilities
 from training.scoring import Models
-from training.warm_start import champion_of
 
 _CLICK_HOURS: Final = 1.0
 """Within which a click counts for the rate: it is known soon, and the same of any version."""
 
 
+Found = list[Signal] | str
+"""Signals, or why nothing is said."""
+
+
 @dataclass(frozen=True)
 class Drift:
-    """`signals` is empty where there are fewer new events than it takes; times are Unix microseconds."""
+    """Of the version in service, which is of `bundle`. `signals` is empty where there are fewer new events than it takes; times are Unix
+    microseconds.
+    """
 
     version: str
+    bundle: str
     window_us: tuple[int, int]
     end_us: int
     new_events: int
@@ -65,7 +72,12 @@ class Drift:
 
 def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None = None) -> Drift:
     """Of what is in service. Raises RegistryError where nothing is, BundleError, DatasetError for a lake without events on items."""
-    bundle = champion_of(settings)
+    champion = read_champion(settings)
+    if champion is None:
+        raise RegistryError(
+            "no version is in service whose data could be compared: `headrace train`, then `headrace promote`"
+        )
+    bundle = Bundle.load(champion.path)
     lake, (start_us, window_end_us) = EventLake(settings.lake_dir), bundle.manifest.window_us
     events = events_on_items(lake).filter(pl.col(T_US) >= start_us)
     own = events.filter(pl.col(names.TYPE).is_in(list(POSITIVE_TYPES)))
@@ -74,7 +86,9 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
     end_us = max(newest_us + 1, window_end_us)
 
     def found(signals: Sequence[Signal], note: str = "") -> Drift:
-        return Drift(bundle.version, (start_us, window_end_us), end_us, now.height, tuple(signals), note)
+        return Drift(
+            champion.version, bundle.version, (start_us, window_end_us), end_us, now.height, tuple(signals), note
+        )
 
     if min(now.height, before.height) < config.min_events:
         few = "since it" if now.height < config.min_events else "in its window"
@@ -82,29 +96,20 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
             (), f"{min(now.height, before.height):,} events {few}: nothing is said below {config.min_events:,}"
         )
     store = store or open_feature_store(settings)
-    users = of_users(bundle, before, now, store, config)
-    rate = of_click_rate(events, window_end_us, end_us, bundle, config)
-    calibration = of_calibration(events, window_end_us, end_us, bundle, store, config)
-    few_users = f"users' features are not compared: that takes {config.min_users:,} users on both sides"
-    few_shown = f"clicks are not compared: that takes {config.min_impressions:,} impressions on both sides"
-    not_yet = (
-        f"clicks are not held against their probabilities: that takes {config.min_impressions:,} impressions and "
-        f"{config.min_clicks:,} clicks, {_training_of(bundle).outcome_hours:g} hours old"
-    )
-    left_out = [
-        *([] if users else [few_users]),
-        *([] if rate else [few_shown]),
-        *([not_yet] if rate and not calibration else []),
+    asked = [
+        of_users(bundle, before, now, store, config),
+        of_click_rate(events, window_end_us, end_us, bundle, config),
     ]
+    if isinstance(asked[-1], list):
+        asked.append(of_calibration(events, window_end_us, end_us, bundle, store, config))
+    said = [signals for each in asked if isinstance(each, list) for signals in each]
     return found(
         [
             of_types(lake, start_us, window_end_us, config),
             *of_items(bundle, before, now, store, end_us, config),
-            *users,
-            *rate,
-            *calibration,
+            *said,
         ],
-        "; ".join(left_out),
+        "; ".join(each for each in asked if isinstance(each, str)),
     )
 
 
@@ -132,7 +137,7 @@ def of_items(
     signals = [
         Signal("items unknown to the champion", unknown, config.unknown_share, unknown > config.unknown_share, said)
     ]
-    decile_of = popularity_deciles(was)
+    decile_of = {item: f"tenth {decile + 1} of popularity" for item, decile in popularity_deciles(was).items()}
     signals.append(of_histogram("popularity deciles", _by(decile_of, was), _by(decile_of, is_now), config))
     item_ids = sorted({*was, *is_now})
     content = columns.by_name(catalogue(store, item_ids, t_us))
@@ -154,7 +159,7 @@ def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int
 
 def of_users(
     bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, config: DriftConfig
-) -> list[Signal]:
+) -> Found:
     """Each number that the towers read of users, at one event of each; none where there are too few. Compared is the end of the window, as
     long as what came since and at least a day: where a window has just begun, its counts are small.
     """
@@ -167,7 +172,8 @@ def of_users(
         for side in (recent, now)
     ]
     if min(side.height for side in one_of_each) < config.min_users:
-        return []
+        had = _both(*(side.height for side in one_of_each))
+        return f"users' features are not compared: that takes {config.min_users:,} users on both sides, and there are {had}"
     was, is_now = (columns.by_name(user_features(store, side.head(config.sample))) for side in one_of_each)
     return [
         of_numbers(number.name, columns.numbers(was[number.name]), columns.numbers(is_now[number.name]), config)
@@ -176,9 +182,7 @@ def of_users(
     ]
 
 
-def of_click_rate(
-    events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, config: DriftConfig
-) -> list[Signal]:
+def of_click_rate(events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, config: DriftConfig) -> Found:
     """None where too few were shown on a side. What was shown so late on a side that its clicks may still come is left out."""
     training = _training_of(bundle).changed(outcome_hours=_CLICK_HOURS)
     shown = impressions(events, training)
@@ -186,8 +190,12 @@ def of_click_rate(
         _shown_by(shown, 0, window_end_us, _CLICK_HOURS),
         _shown_by(shown, window_end_us, end_us, _CLICK_HOURS),
     )
-    if min(before.height, now.height) < config.min_impressions or before[CLICK].sum() < config.min_clicks:
-        return []
+    clicks = int(before[CLICK].sum())
+    if min(before.height, now.height) < config.min_impressions or clicks < config.min_clicks:
+        return (
+            f"click rates are not compared: that takes {config.min_impressions:,} impressions on both sides and "
+            f"{config.min_clicks:,} clicks before, and there are {_both(before.height, now.height)}, and {clicks:,} clicks"
+        )
     was, rate = (float(side[CLICK].mean()) for side in (before, now))  # type: ignore[arg-type]
     drop = 1 - rate / was
     return [Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, f"{was:.2%}, now {rate:.2%}")]
@@ -195,7 +203,7 @@ def of_click_rate(
 
 def of_calibration(
     events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, store: FeatureStore, config: DriftConfig
-) -> list[Signal]:
+) -> Found:
     """None where too few were shown or clicked. A click counts within the bundle's own `outcome_hours`, which its probabilities speak of,
     and what was shown in the last of these is left out: its clicks may still come.
     """
@@ -204,7 +212,10 @@ def of_calibration(
     asked = sample(now, config.sample, config.seed)
     clicks = int(asked[CLICK].sum())
     if now.height < config.min_impressions or clicks < config.min_clicks:
-        return []
+        return (
+            f"clicks are not held against their probabilities: that takes {config.min_impressions:,} impressions and {config.min_clicks:,} "
+            f"clicks since, {training.outcome_hours:g} hours old, and there are {now.height:,} and {clicks:,}"
+        )
     shop = Catalogue(bundle.preprocessing, bundle.snapshot.features)
     models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker)
     place = bundle.ranker.outcomes.index(CLICK)
@@ -212,6 +223,10 @@ def of_calibration(
     factor = max(predicted / clicks, clicks / max(predicted, 1e-9))
     said = f"{predicted:.0f} clicks predicted, {clicks} came"
     return [Signal("click calibration", factor, config.calibration, factor > config.calibration, said)]
+
+
+def _both(before: int, now: int) -> str:
+    return f"{before:,} before and {now:,} since"
 
 
 def _training_of(bundle: Bundle) -> TrainConfig:
@@ -225,8 +240,11 @@ def _shown_by(shown: pl.DataFrame, start_us: int, end_us: int, hours: float) -> 
 
 def as_table(found: Drift) -> Table:
     start, cut, end = (f"{from_micros(us):%Y-%m-%d %H:%M}" for us in (*found.window_us, found.end_us))
-    title = f"{found.version}: its window from {start} to {cut}, {found.new_events:,} events from then to {end} (UTC)"
-    table = Table("what", "value", "bound", "", "then and now", title=title)
+    title = (
+        f"version {found.version} (bundle {found.bundle}): what it learnt from, {start} to {cut}, beside the "
+        f"{found.new_events:,} interactions since, up to {end} (UTC)"
+    )
+    table = Table(Column("what", overflow="fold"), "value", "bound", "", "then and now", title=title)
     for each in found.signals:
         mark = Text("drifted", "bold red") if each.drifted else Text("as before", "green")
         table.add_row(each.name, f"{each.value:.3f}", f"{each.bound:g}", mark, Text(each.said))

@@ -8,6 +8,7 @@ there are at most 20 bins, and nothing is said of few events. K bins, B values.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Final
 
 import numpy as np
@@ -40,8 +41,21 @@ class DriftConfig:
     """Users whose features are compared, and impressions whose probabilities are, on each side."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("min_events", "min_users", "min_impressions", "min_clicks", "sample"):
+            self._check(name, getattr(self, name) >= 1, "at least 1: of nothing nothing can be said")
+        self._check("psi", 0 <= self.psi < inf, "0 or more, and finite")
+        for name in ("unknown_share", "click_drop"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
+        self._check("calibration", 1 <= self.calibration < inf, "1 or more, and finite: 1 is as predicted")
+        self._check("seed", self.seed >= 0, "0 or more")
+
+    def _check(self, name: str, holds: bool, bound: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} of drift is {getattr(self, name)}; it must be {bound}")
+
     def changed(self, **changes: Any) -> "DriftConfig":
-        """A copy with some values changed. Raises ValueError for an unknown key."""
+        """A copy with some values changed. Raises ValueError for an unknown key, or a value out of range."""
         return changed(self, "setting of drift", changes)
 
 

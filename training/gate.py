@@ -34,6 +34,8 @@ FILES, DEFINITIONS, QUALITY, FEATURES, SCORES, LATENCY = (
 )  # fmt: skip
 SCORE_TOLERANCE: Final = 1e-4
 """How far served scores, and item and user vectors for each unit of their length, may be from those of the modules."""
+LEAST_USERS: Final = 10
+"""Of whom the versions are compared: of fewer nearly any difference lies within the interval."""
 SAMPLE: Final = 200
 """Entities of each view whose features are compared."""
 _FEATURES_BOUND: Final = "no mismatch between online store and lake, nothing waiting for a backfill"
@@ -122,21 +124,31 @@ def check_quality(bundle: Bundle, version: str, settings: Settings) -> Verdict:
 
 
 def judge_quality(found: Comparison) -> Verdict:
-    """Worse only where the whole interval of the paired difference lies below zero: the gate does not ask for a gain."""
+    """Worse only where the whole interval of the paired difference lies below zero: the gate does not ask for a gain.
+
+    Of too few users an interval is too wide to refuse anything, and of one there is none: then nothing is known, and nothing is passed.
+    """
     gain = found.gain
-    is_worse = gain.high is not None and gain.high < 0
+    high = None if found.users < LEAST_USERS else gain.high
+    passed = high is not None and high >= 0
     sign = "" if gain.value < 0 else "+"
+    alike = ", every request alike" if gain.value == gain.low == gain.high == 0 else ""
     said = (
-        f"NDCG@10 {found.own:.4f}, champion version {found.champion} {found.theirs:.4f}: {sign}{gain} "
+        f"NDCG@10 {found.own:.4f}, champion version {found.champion} {found.theirs:.4f}: {sign}{gain}{alike} "
         f"on {found.requests:,} requests of {found.users:,} users"
     )
     remedy = "train on more or newer data, or see `headrace evaluate`; --force puts it in service all the same"
+    if high is None:
+        said = f"{said}: that takes {LEAST_USERS} users at least"
+        remedy = (
+            "let more users do more since its cut or train with a larger test_share, or promote it unseen with --force"
+        )
     return Verdict(
         QUALITY,
-        not is_worse,
+        passed,
         f"{said}; {found.note}" if found.note else said,
         "upper end of the difference's 95 % interval at least 0",
-        remedy if is_worse else "",
+        "" if passed else remedy,
     )
 
 
@@ -192,10 +204,13 @@ def judge_latency(found: Stopwatch, budget_ms: float) -> Verdict:
 
 
 def as_table(verdicts: list[Verdict], title: str) -> Table:
-    table = Table("check", "", "measured", "bound", "remedy", title=title)
+    """With remedies where there is anything to mend."""
+    has_remedies = any(each.remedy for each in verdicts)
+    table = Table("check", "", "measured", "bound", *(["remedy"] if has_remedies else []), title=title)
     for each in verdicts:
         mark = Text("passed", "green") if each.passed else Text("failed", "bold red")
-        table.add_row(each.check, mark, Text(each.measured), Text(each.bound), Text(each.remedy))
+        remedy = [Text(each.remedy)] if has_remedies else []
+        table.add_row(each.check, mark, Text(each.measured), Text(each.bound), *remedy)
     return table
 
 

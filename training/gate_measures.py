@@ -14,6 +14,7 @@ from headrace.models.columns import Columns
 from headrace.models.shelf import Shelf
 from training import metrics
 from training.champion import Champion
+from training.config import TrainConfig, default
 from training.intervals import Estimate, estimates
 from training.made_up import MadeUp, made_up
 from training.requests import read_requests
@@ -21,6 +22,7 @@ from training.scoring import Models, answer
 from training.window import Window
 
 CANDIDATES: Final = 200
+_JUDGED_BY: Final = ("max_test", "max_ranked_requests", "seed", "resamples", "candidates")
 _REQUESTS: Final = 32
 _TIMED: Final = 100
 _ROUNDS: Final = 5
@@ -42,10 +44,15 @@ class Comparison:
 
 
 def compare(window: Window, champion: Champion) -> Comparison:
-    """Both answer the requests that the evaluation's main table is of. Raises DatasetError where there is none."""
-    config, split = window.config, window.split
+    """Both answer the same requests of the time after the version's cut. Raises DatasetError where there is none.
+
+    A version does not choose how it is judged: how many requests, drawn by what seed, how many candidates are ranked and how many resamples
+    make the interval is the same of all, as `default()` has it, whatever the version was trained with. The offer too is held alike, since
+    what ranks more of them would otherwise be asked something easier.
+    """
+    config, split = judged_by(window.config), window.split
     asked = read_requests(split.test, split.everything, window.models.shop.item_ids, config.max_test, config.seed).head(
-        config.max_ranked_requests or split.test.height
+        config.max_ranked_requests
     )
 
     def ndcg_of(models: Models) -> Floats:
@@ -64,6 +71,12 @@ def compare(window: Window, champion: Champion) -> Comparison:
         len(np.unique(asked.user_T)),
         champion.note,
     )
+
+
+def judged_by(trained: TrainConfig) -> TrainConfig:
+    """The version's own config, with the gate's numbers in all that decides how it is measured."""
+    own = default()
+    return trained.changed(**{name: getattr(own, name) for name in _JUDGED_BY})
 
 
 @dataclass(frozen=True)

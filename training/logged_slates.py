@@ -47,11 +47,15 @@ class LoggedSlates:
         return int(self.slate_R.max()) + 1
 
 
-def read_slates(lake: EventLake, version: str, days: float, outcome: str, outcome_hours: float = 24.0) -> LoggedSlates:
-    """Of the last `days` that a model version has shown something in. `outcome`: of `training.dataset.LABELS`.
+def read_slates(
+    lake: EventLake, version: str, days: float, outcome: str, outcome_hours: float = 24.0, called: str | None = None
+) -> LoggedSlates:
+    """Of the last `days` that a model version has shown something in, by the name that impressions have of it; `called` is what errors call
+    it. `outcome`: of `training.dataset.LABELS`.
 
     Raises OffPolicyError where none of it was explored, DatasetError where there is nothing at all.
     """
+    called = called or f"version {version}"
     events = events_on_items(lake, _SHOWN).sort(T_US, names.EVENT_ID)
     shown = events.filter(
         (pl.col(names.TYPE) == names.IMPRESSION)
@@ -59,7 +63,10 @@ def read_slates(lake: EventLake, version: str, days: float, outcome: str, outcom
         & pl.col(_REQUEST).is_not_null()
     ).unique([_REQUEST, names.ITEM_ID], keep="first", maintain_order=True)
     if shown.is_empty():
-        raise OffPolicyError(f"the event lake {lake.path} holds no impression of version {version}: name another")
+        raise OffPolicyError(
+            f"the event lake {lake.path} holds no impression of {called}: serve slates first, with HEADRACE_EXPLORATION above 0, or name a "
+            "version that has"
+        )
     end_us = int(shown[T_US].max()) + 1  # type: ignore[arg-type]
     shown = shown.filter(pl.col(T_US) >= end_us - int(days * DAY_US))
     rows = shown.with_columns(
@@ -77,7 +84,7 @@ def read_slates(lake: EventLake, version: str, days: float, outcome: str, outcom
     }
     if wanted.is_empty():
         raise OffPolicyError(
-            f"none of {of_slate.height} slates of version {version} in the {days:g} days up to {from_micros(end_us).isoformat()} "
+            f"none of {of_slate.height} slates of {called} in the {days:g} days up to {from_micros(end_us).isoformat()} "
             "was explored with all its places logged: "
             "serve with HEADRACE_EXPLORATION above 0, or take more days (--days)"
         )

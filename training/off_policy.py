@@ -50,10 +50,13 @@ class Report:
     truth: Estimate | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def source(self) -> str:
+        """Whose logs, as a title says it."""
+        return "its own logs" if self.target.startswith(self.logged_by) else f"the logs of {self.logged_by}"
+
     def show(self) -> None:
-        title = (
-            f"{self.target}, from the logs of {self.logged_by}: {self.outcome} per impression, {LEVEL:.0%} intervals"
-        )
+        title = f"{self.target}, from {self.source}: {self.outcome} per impression, {LEVEL:.0%} intervals"
         heads = ("", "mean", "low", "high", "effective\nsize", "largest\nweight", "mean\nweight")
         table = Table(*(Column(head, no_wrap=True) for head in heads), title=title)
         for name, each in self._rows().items():
@@ -88,13 +91,14 @@ def of_lake(
         raise OffPolicyError(f"share is {share:g}: it is a share of slates between 0 and 1")
     if outcome not in LABELS:
         raise OffPolicyError(f"no outcome is called {outcome!r}: choose one of {', '.join(LABELS)}")
-    slates = read_slates(EventLake(settings.lake_dir), served := served_as(settings, version), days, outcome)
+    served = served_as(settings, version)
+    slates = read_slates(EventLake(settings.lake_dir), served.bundle, days, outcome, called=str(served))
     weights_R, above_R = (_bounded(each, clip) for each in cascade_weights(slates, share))
     rates_R = place_rates(slates)
     rewards_R, units_R = slates.reward_R, slates.slate_R
     return Report(
-        logged_by=f"version {served}",
-        target=f"it with {share:g} of slates drawn",
+        logged_by=str(served),
+        target=f"{served} {f'with {share:.3g} of its slates drawn' if share else 'without exploration'}",
         outcome=outcome,
         impressions=len(rewards_R),
         slates=slates.slates,
@@ -108,17 +112,26 @@ def of_lake(
     )
 
 
-def served_as(settings: Settings, version: str | None) -> str:
-    """The name under which impressions know a registered version; of the one in service for None. Raises RegistryError, BundleError."""
-    if version is None:
-        champion = read_champion(settings)
-        if champion is None:
-            raise RegistryError("no version is in service: name one, or `headrace promote` first")
-        return read_manifest(champion.path).version
-    registered = {known.version: known.path for known in ModelRegistry(settings).versions()}
-    if version not in registered:
-        raise RegistryError(f"no version {version!r}; registered are {', '.join(registered) or 'none: train first'}")
-    return read_manifest(registered[version]).version
+@dataclass(frozen=True)
+class Served:
+    """A registered version, and the bundle by whose name impressions know it."""
+
+    version: str
+    bundle: str
+
+    def __str__(self) -> str:
+        return f"version {self.version} (bundle {self.bundle})"
+
+
+def served_as(settings: Settings, version: str | None) -> Served:
+    """A registered version; the one in service for None. Raises RegistryError, BundleError."""
+    if version is not None:
+        registered = ModelRegistry(settings).version(version)
+        return Served(version, read_manifest(registered.path).version)
+    champion = read_champion(settings)
+    if champion is None:
+        raise RegistryError("no version is in service: name one, or `headrace promote` first")
+    return Served(champion.version, read_manifest(champion.path).version)
 
 
 def of_open_bandit(

@@ -11,7 +11,7 @@ from headrace.clock import Clock, system_clock
 from headrace.models.bundle import Bundle
 from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
-from headrace.stores.models import BundleRef, ModelRegistry, RegisteredVersion, RegistryError
+from headrace.stores.models import BundleRef, ChampionMovedError, ModelRegistry, RegisteredVersion, RegistryError
 from training.champion import check_features
 from training.gate import Verdict, as_table, failed, gate, to_json
 from training.job import run
@@ -20,7 +20,7 @@ GATE_TAG = "gate"
 
 
 class NotPromotedError(RegistryError):
-    """The gate refused a version; the message names the checks that it failed."""
+    """The gate refused a version, or judged it against what is in service no more; the message names the checks that it failed."""
 
 
 def main(
@@ -41,27 +41,26 @@ def main(
         check_features(Bundle.load(chosen.path), settings)
         registry.tag(chosen.version, GATE_TAG, "skipped: --force")
         return registry.promote(chosen.version)
+    judged_against = registry.champion()
     refused = failed(gate(chosen.version, chosen.path, settings, clock, note))
     registry.tag(chosen.version, GATE_TAG, f"failed: {', '.join(refused)}" if refused else "passed")
     if refused:
         registry.challenge(chosen.version)
         raise NotPromotedError(f"not promoted: {', '.join(refused)}")
-    return registry.promote(chosen.version)
+    try:
+        return registry.promote_over(chosen.version, judged_against)
+    except ChampionMovedError as error:
+        registry.tag(chosen.version, GATE_TAG, "failed: another version came into service meanwhile")
+        registry.challenge(chosen.version)
+        raise NotPromotedError(f"not promoted: {error}") from error
 
 
 def choose(version: str | None, registry: ModelRegistry) -> RegisteredVersion:
     """That version, or the newest. Raises RegistryError where it is not there, or its folder is gone."""
-    known = {registered.version: registered for registered in registry.versions()}
+    known = registry.versions()
     if not known:
         raise RegistryError("no version is registered: run `headrace train` first")
-    chosen = known.get(version or next(reversed(known)))
-    if chosen is None:
-        raise RegistryError(f"no version {version!r}; registered are {', '.join(known)}")
-    if not chosen.path.is_dir():
-        raise RegistryError(
-            f"version {chosen.version} lay in {chosen.path}, which is gone: promote another version or train again"
-        )
-    return chosen
+    return registry.version(version or known[-1].version)
 
 
 def command(arguments: Sequence[str] | None = None) -> int:

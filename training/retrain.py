@@ -10,26 +10,32 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
+import polars as pl
 from rich.console import Console
 
+from headrace import names
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import read_manifest
+from headrace.models.bundle import BundleError, read_manifest
 from headrace.ops.api import Api
 from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.ops.keys import with_kept_keys
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import quieten_feast
-from headrace.stores.models import read_champion
+from headrace.stores.lake import EventLake
+from headrace.stores.models import BundleRef, read_champion
 from training import drift, promote, train
+from training.champion import check_manifest
 from training.changes import parse_changes
 from training.config import TrainConfig, by_name
+from training.dataset import POSITIVE_TYPES
 from training.drift_signals import DriftConfig
-from training.gate import Verdict, as_table, failed, to_json
+from training.fit import Epoch
+from training.gate import Verdict, as_table, to_json
 from training.job import run
 from training.run_folder import RunFolder
 from training.spans import span_us
@@ -46,7 +52,7 @@ Hold = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Round:
-    """One round. `version` is what it trained, None where drift gave no reason to; `seconds` are of its steps, in order.
+    """One round. `version` is what it trained, None where nothing gave a reason to; `seconds` are of its steps, in order.
 
     `data_age_s`: how old the newest event of the data window was when the round began. `served`: whether a recommender answers by the new
     version; None where none runs.
@@ -75,10 +81,12 @@ def once(
     *,
     say: Say = lambda _: None,
     on_drift: DriftConfig | None = None,
+    always: bool = False,
     held: Hold = nullcontext,
     progress: bool = False,
 ) -> Round:
-    """One round; with `on_drift` it trains only where the champion's data is not like what has come since.
+    """One round; it trains where something is new, or `always`; with `on_drift` only where the champion's data is not like what has come
+    since.
 
     Raises what training and promotion raise, but for a refusal by the gate: that is a round that did not promote.
     """
@@ -91,18 +99,23 @@ def once(
             say(f"no drift, no training: {found.note or f'{len(found.signals)} signals are as before'}")
             return Round(seconds=seconds)
         say(f"drifted: {', '.join(signal.name for signal in found.signals if signal.drifted)}")
+    elif champion is not None and not always and nothing_new(champion, settings):
+        say(f"nothing new since version {champion.version}: no training; --always trains all the same")
+        return Round(seconds=seconds)
     start = None if champion is None else champion.path
     said = "from nothing: none is in service" if champion is None else f"from version {champion.version}"
     with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
         result = train.main(config, settings, own.clock, progress=progress, warm_start=start)
     assert result is not None, "a round is one process"
+    if champion is not None and learnt_nothing(result.epochs):
+        say(f"no epoch was better than the start: version {result.version} is version {champion.version} over again")
     age_s = (began_us - read_manifest(result.bundle_dir).window_us[1]) / MICROS
     verdicts: list[Verdict] = []
     try:
         with _timed(f"ask the gate, promote version {result.version}", seconds, say), held():
             promote.main(result.version, settings, clock, note=verdicts.append)
-    except promote.NotPromotedError:
-        say(f"version {result.version} is not promoted: {', '.join(failed(verdicts))}; the champion stays")
+    except promote.NotPromotedError as error:
+        say(f"version {result.version} is {error}; the champion stays")
         return Round(result.version, False, verdicts, seconds, age_s)
     with _timed("wait for a recommender to answer by it", seconds, say):
         served = wait_until_served(settings, result.bundle_dir.name, say)
@@ -110,6 +123,35 @@ def once(
     end = "the new model serving" if served else "the new version in the pointer"
     say(f"from new data to {end}: {done.total_s:.1f} s; the newest event was {age_s:,.0f} s old at the start")
     return done
+
+
+def nothing_new(champion: BundleRef, settings: Settings) -> bool:
+    """Whether a training would read what the champion has learnt from: no interaction since its window, and the same features. Raises
+    BundleError.
+    """
+    manifest = read_manifest(champion.path)
+    try:
+        check_manifest(manifest, settings)
+    except BundleError:
+        return False  # it can serve no more, and what is trained now can
+    new = (
+        EventLake(settings.lake_dir)
+        .scan([names.TYPE, names.ITEM_ID, names.TIMESTAMP])
+        .filter(
+            pl.col(names.TYPE).is_in(list(POSITIVE_TYPES))
+            & pl.col(names.ITEM_ID).is_not_null()
+            & (pl.col(names.TIMESTAMP).dt.epoch("us") >= manifest.window_us[1])
+        )
+    )
+    return new.head(1).collect().is_empty()
+
+
+def learnt_nothing(epochs: Mapping[str, Sequence[Epoch]]) -> bool:
+    """Whether every fit ended as it began: no epoch was judged better than the start."""
+    return all(
+        not each or all(epoch.judged <= each[0].judged for epoch in each[1:])  # of a NaN nothing is less
+        for each in epochs.values()
+    )
 
 
 def wait_until_served(settings: Settings, bundle: str, say: Say, within_s: float = SERVED_WITHIN_S) -> bool | None:
@@ -124,7 +166,7 @@ def wait_until_served(settings: Settings, bundle: str, say: Say, within_s: float
             if time.monotonic() > deadline:
                 problems = answer.get("problems") if isinstance(answer, dict) else answer
                 say(
-                    f"after {within_s:.0f} s no recommender at {api.base_url} answers by {bundle}; its problems: {problems}"
+                    f"after {within_s:.0f} s no recommender at {api.base_url} answers by bundle {bundle}; its problems: {problems}"
                 )
                 return False
             time.sleep(_POLL_S)
@@ -208,6 +250,9 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="one round; exit code 1 where its version is not promoted")
     parser.add_argument("--on-drift", action="store_true", help="train only in rounds in which drift is found")
     parser.add_argument(
+        "--always", action="store_true", help="train also where nothing is new since the version in service"
+    )
+    parser.add_argument(
         "--drift", action="append", default=[], metavar="KEY=VALUE", help="change a bound of drift; repeatable"
     )
     parser.add_argument(
@@ -241,6 +286,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
                 settings,
                 say=say,
                 on_drift=bounds if options.on_drift else None,
+                always=options.always,
                 held=interrupts.held,
                 progress=sys.stderr.isatty() and not options.json,
             )

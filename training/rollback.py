@@ -2,7 +2,7 @@
 
 Versions that were in service are a stack. A rollback takes the champion off it, and all above the version that is named: two in a row go
 back by two. What was taken off can be promoted again. No gate is asked, since an old model is better than a bad one; files and
-definitions are, since without them no replica would take it.
+definitions are, since without them no replica would take it. It needs no MLflow.
 """
 
 import argparse
@@ -11,21 +11,30 @@ import sys
 from collections.abc import Sequence
 
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import Bundle
+from headrace.models.bundle import Bundle, BundleError
 from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
-from headrace.stores.models import BundleRef, ModelRegistry
+from headrace.stores.models import BundleRef, ModelRegistry, RolledBack
 from training.champion import check_features
 from training.job import run
-from training.promote import as_json, choose
+from training.promote import as_json
 
 
-def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> BundleRef:
+def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> RolledBack:
     """What is in service now. Raises RegistryError or BundleError; then the champion stays."""
-    registry = ModelRegistry(settings, clock)
-    target = choose(registry.rollback_target(version), registry)
-    check_features(Bundle.load(target.path), settings)
-    return registry.rollback(target.version)
+    return ModelRegistry(settings, clock).rollback(version, lambda target: check_target(target, settings))
+
+
+def check_target(target: BundleRef, settings: Settings) -> None:
+    """Raises BundleError for what no replica would take."""
+    bundle = Bundle.load(target.path)
+    try:
+        check_features(bundle, settings)
+    except BundleError as error:
+        raise BundleError(
+            f"version {target.version} cannot be put back as it is: {error}; to go back to it, restore that definition in "
+            f"{settings.feature_repo}, then `headrace apply`, `headrace backfill` and `headrace rollback {target.version}`"
+        ) from error
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
@@ -36,14 +45,11 @@ def command(arguments: Sequence[str] | None = None) -> int:
     quieten_feast()
 
     def rollback() -> None:
-        settings = Settings()
-        left = ModelRegistry(settings).champion()
-        champion = main(options.version, settings)
-        left_version = left.version if left is not None else None
+        champion = main(options.version, Settings())
         if options.json:
-            print(json.dumps({**as_json(champion), "rolled_back": left_version}))
+            print(json.dumps({**as_json(champion), "rolled_back": champion.left}))
         else:
-            print(f"version {champion.version} is in service again, version {left_version} is not: {champion.path}")
+            print(f"version {champion.version} is in service again, version {champion.left} is not: {champion.path}")
 
     return run(rollback)
 

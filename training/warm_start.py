@@ -79,11 +79,6 @@ def warmed(old: Trained, new: Trained) -> Warmed:
     return Warmed(state, tuple(fresh))
 
 
-def champion_of(settings: Settings) -> Bundle:
-    """What is in service. Raises RegistryError where nothing is, BundleError where it cannot be read."""
-    return Bundle.load(champion_folder(settings))
-
-
 def champion_folder(settings: Settings) -> Path:
     """Of what is in service. Raises RegistryError where nothing is."""
     ref = read_champion(settings)
@@ -102,7 +97,7 @@ def begin_from(
     found = warmed(old, Trained(own.state_dict(), preprocessing, model, _class_of(own)))
     own.load_state_dict(found.state)
     kind, kept = type(own).__name__, len(found.state) - len(found.fresh)
-    said = f"{kind}: {kept} of {len(found.state)} tensors begin as those of {champion.version}"
+    said = f"{kind}: {kept} of {len(found.state)} tensors begin as those of bundle {champion.version}"
     if found.fresh:
         logger.warning("%s; fresh are %s", said, ", ".join(found.fresh))
     else:
@@ -114,7 +109,7 @@ def remarks(champion: Bundle | None, cut_us: int) -> list[str]:
     if champion is None or champion.manifest.cut_us <= cut_us:
         return []
     return [
-        f"the weights began as those of {champion.version}, which learnt from what happened up to "
+        f"the weights began as those of bundle {champion.version}, which learnt from what happened up to "
         f"{from_micros(champion.manifest.cut_us):%Y-%m-%d %H:%M}, after this cut"
     ]
 

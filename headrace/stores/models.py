@@ -1,19 +1,22 @@
 """Model registry: which bundles there are, what they measured, and which one is in service.
 
-MLflow keeps versions, metrics, aliases and what was in service before (SQLite by default); the bundle stays a folder. The champion
-also stands in a small file, so that a serving replica can look for a new one every second without MLflow.
+MLflow keeps versions, metrics and aliases (SQLite by default); the bundle stays a folder. What is in service stands in a small file, the
+pointer, so that a serving replica can look for a new one every second without MLflow.
 
 What was in service is a stack: a promotion puts its version on top, a rollback takes versions off until another one is on top. The pointer
-file has the last word on what is on top: replicas go by it.
+file holds all of it and changes in one step, and a rollback needs nothing else: not MLflow, which may be what is broken.
+
+Over 400 lines, since pointer, stack and MLflow are moved under one lock, by one object, and are read side by side.
 """
 
+import fcntl
 import json
 import logging
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,15 +28,26 @@ from headrace.settings import Settings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+logger = logging.getLogger(__name__)
+
 POINTER: Final = "champion.json"
-_SERVED: Final = "served"
-# MLflow bounds the length of a tag.
-_MOST_SERVED: Final = 100
+# A replica reads the pointer every second.
+_MOST_BEFORE: Final = 100
+_NOT_THERE: Final = "RESOURCE_DOES_NOT_EXIST"
 _LOCK_WAIT_S: Final = 30.0
+_BROKEN: Final = "put a copy of it back; `headrace rollback` works without it, and what is in service goes on"
 
 
 class RegistryError(RuntimeError):
     """A version that is not there, a bundle folder that is gone, or an MLflow that takes nothing."""
+
+
+class DamagedPointerError(RegistryError, ValueError):
+    """A pointer file that does not say what is in service."""
+
+
+class ChampionMovedError(RegistryError):
+    """Another version came into service than the one that a promotion was judged against."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,13 @@ class BundleRef:
     version: str
     path: Path
     promoted_at: int | None = None
+
+
+@dataclass(frozen=True)
+class RolledBack(BundleRef):
+    """What is in service again; `left` is the version that was until then."""
+
+    left: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,25 +77,46 @@ class RegisteredVersion:
 
 
 def read_champion(settings: Settings) -> BundleRef | None:
-    """The bundle in service, by its pointer file alone; None before the first promotion. Costs one small read."""
+    """The bundle in service, by its pointer file alone; None before the first promotion. Costs one small read. Raises OSError and
+    DamagedPointerError.
+    """
     return read_pointer(settings.bundles_dir / POINTER)
 
 
 def read_pointer(file: Path) -> BundleRef | None:
-    """What a file points to; None where it is not there. Raises OSError, ValueError, LookupError, TypeError for one that is none."""
+    """What a file points to; None where it is not there. Raises OSError, and DamagedPointerError for one that is none."""
+    stack = _read_stack(file)
+    return stack[-1] if stack else None
+
+
+def _read_stack(file: Path) -> list[BundleRef]:
+    """What was in service before, the oldest first, and what is."""
     try:
-        state = json.loads(file.read_text())
+        content = file.read_bytes()
     except FileNotFoundError:
-        return None
-    return BundleRef(state["version"], Path(state["path"]), state["promoted_at"])
+        return []
+    try:
+        state = json.loads(content)
+        return [*(_ref(each) for each in state.get("before", [])), _ref(state)]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedPointerError(
+            f"{file} is damaged ({type(error).__name__}: {error}): delete it, then `headrace promote VERSION` says anew what is in service"
+        ) from error
 
 
-def write_pointer(file: Path, ref: BundleRef) -> None:
-    """In one step: a reader sees the old one or the new one. Raises OSError."""
+def _ref(state: dict[str, Any]) -> BundleRef:
+    if not isinstance(state["version"], str):
+        raise TypeError(f"version is {state['version']!r} and no string")
+    return BundleRef(state["version"], Path(state["path"]), state.get("promoted_at"))
+
+
+def write_pointer(file: Path, ref: BundleRef, before: Sequence[BundleRef] = ()) -> None:
+    """In one step, with what was in service before: a reader sees the old state or the new one. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(f".{os.getpid()}")
+    state = {**asdict(ref), "path": str(ref.path)}
     with draft.open("w") as content:
-        json.dump({**asdict(ref), "path": str(ref.path)}, content)
+        json.dump({**state, "before": [{"version": each.version, "path": str(each.path)} for each in before]}, content)
         content.flush()
         os.fsync(content.fileno())
     draft.replace(file)
@@ -86,6 +128,7 @@ class ModelRegistry:
     def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
         self._settings = settings
         self._clock = clock
+        self._pointer = settings.bundles_dir / POINTER
         self._connected: MlflowClient | None = None
 
     def register(
@@ -130,53 +173,76 @@ class ModelRegistry:
                 "there is room and whether they are yours to write"
             ) from error
         client, location = self._client(), artifacts.as_uri()
-        # A data directory that was copied has the experiment of the one that it came from.
-        for name in (names.PROJECT, f"{names.PROJECT} in {artifacts}"):
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                return client, str(client.create_experiment(name, artifact_location=location))
-            if experiment.artifact_location == location:
-                return client, str(experiment.experiment_id)
+        with _locked(_mlflow_lock(self._settings)):
+            # A data directory that was copied has the experiment of the one that it came from.
+            for name in (names.PROJECT, f"{names.PROJECT} in {artifacts}"):
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    return client, str(client.create_experiment(name, artifact_location=location))
+                if experiment.artifact_location == location:
+                    return client, str(experiment.experiment_id)
         raise RegistryError(
             f"MLflow's experiment {name!r} keeps its artifacts in {experiment.artifact_location}: rename it"
         )
 
     def promote(self, version: str) -> BundleRef:
-        """Put a version in service: MLflow's aliases, then the pointer file. RegistryError where it is unusable."""
-        served = self.served()
-        return self._put_in_service(version, served if version in served[-1:] else [*served, version])
+        """Put a version in service. RegistryError where it is unusable."""
+        with self._alone():
+            return self._lay_on_top(version)
 
-    def rollback_target(self, version: str | None = None) -> str:
-        """What `rollback` would put in service: the version before the champion, or an earlier one by name. Raises RegistryError."""
-        before = self.served()[:-1]
-        if not before:
+    def promote_over(self, version: str, seen: BundleRef | None) -> BundleRef:
+        """`promote`, where `seen` is still in service: what it was judged against. Raises ChampionMovedError where it is not."""
+        with self._alone():
+            now = self.champion()
+            if now != seen:
+                raise ChampionMovedError(
+                    f"{_called(now)} is in service now, by another command, and {_called(seen)} was when version {version} was "
+                    f"judged: `headrace promote {version}` judges it again"
+                )
+            return self._lay_on_top(version)
+
+    def _lay_on_top(self, version: str) -> BundleRef:
+        registered, stack = self.version(version), _read_stack(self._pointer)
+        before = stack[:-1] if stack and stack[-1].version == version else stack
+        return self._put_in_service(BundleRef(version, registered.path), before)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Whoever reads what is in service and then moves it is the only one: else the later one forgets what the earlier one did."""
+        return _locked(self._pointer.with_suffix(".lock"))
+
+    def rollback(self, version: str | None = None, check: Callable[[BundleRef], None] = lambda _: None) -> RolledBack:
+        """Put back what was in service before, or an earlier version; what was in service since then is forgotten. What `check` raises of
+        it keeps it from service. Needs the pointer file alone: where MLflow cannot be reached it is told in the log. Raises RegistryError.
+        """
+        with self._alone():
+            stack = _read_stack(self._pointer)
+            target = self._target(version, stack)
+            _check_folder(stack[target])
+            check(stack[target])
+            back = self._put_in_service(stack[target], stack[:target])
+            return RolledBack(back.version, back.path, back.promoted_at, left=stack[-1].version)
+
+    def _target(self, version: str | None, stack: Sequence[BundleRef]) -> int:
+        """The place in the stack of what a rollback puts back: the one below the top, or the last one of that name."""
+        before = [ref.version for ref in stack[:-1]]
+        if version is None and before:
+            return len(before) - 1
+        if version in before:
+            return len(before) - 1 - before[::-1].index(version)
+        if version is not None:
+            known = [registered.version for registered in self.versions()]
+            if version not in known:
+                raise RegistryError(f"no version {version!r}; registered are {', '.join(known) or 'none: train first'}")
+        if version is None:
             raise RegistryError("there is nothing to go back to: no version was in service before this one")
-        if version is not None and version not in before:
-            raise RegistryError(
-                f"version {version} was not in service before this one; those were {', '.join(before)}, the newest last: "
-                f"`headrace promote {version}` puts another one in service"
-            )
-        return version or before[-1]
-
-    def rollback(self, version: str | None = None) -> BundleRef:
-        """Put back what was in service before, or an earlier version; what was in service since then is forgotten. Raises RegistryError."""
-        target, served = self.rollback_target(version), self.served()
-        last = len(served) - 2 - served[-2::-1].index(target)
-        return self._put_in_service(target, served[: last + 1])
+        those = f"those were {', '.join(before)}, the newest last" if before else "none was"
+        raise RegistryError(
+            f"version {version} was not in service before this one; {those}: `headrace promote {version}` puts another one in service"
+        )
 
     def served(self) -> list[str]:
         """Versions that were in service, the champion last. One that was rolled back is not among them."""
-        champion = self.champion()
-        tags = self._client().get_registered_model(names.REGISTERED_MODEL).tags
-        served: list[str] = json.loads(tags.get(_SERVED, "[]"))
-        if champion is None:
-            return []
-        # A process that died before it wrote the pointer has left one too many here, or one too few.
-        if champion.version not in served:
-            return [*served, champion.version]
-        while served[-1] != champion.version:
-            served.pop()
-        return served
+        return [ref.version for ref in _read_stack(self._pointer)]
 
     def challenge(self, version: str) -> None:
         """Say that this version is the next that may be promoted."""
@@ -186,36 +252,45 @@ class ModelRegistry:
         """Note something of a version."""
         self._client().set_model_version_tag(names.REGISTERED_MODEL, version, key, value)
 
-    def _put_in_service(self, version: str, served: list[str]) -> BundleRef:
+    def version(self, version: str) -> RegisteredVersion:
+        """Raises RegistryError where it is not there, or its folder is gone."""
         known = {registered.version: registered for registered in self.versions()}
         if version not in known:
-            raise RegistryError(
-                f"no version {version!r}; registered are {sorted(known, key=int) or 'none: train first'}"
-            )
-        path = known[version].path
-        if not path.is_dir():
-            raise RegistryError(
-                f"version {version} lay in {path}, which is gone: promote another version or train again"
-            )
-        client, model = self._client(), names.REGISTERED_MODEL
-        client.set_registered_model_tag(model, _SERVED, json.dumps(served[-_MOST_SERVED:]))
-        client.set_registered_model_alias(model, names.CHAMPION, version)
-        if len(served) > 1:
-            client.set_registered_model_alias(model, names.PREVIOUS, served[-2])
-        else:
-            client.delete_registered_model_alias(model, names.PREVIOUS)
-        if names.CHALLENGER in known[version].aliases:
-            client.delete_registered_model_alias(model, names.CHALLENGER)
-        champion = BundleRef(version, path, self._clock())
-        write_pointer(self._settings.bundles_dir / POINTER, champion)
+            raise RegistryError(f"no version {version!r}; registered are {', '.join(known) or 'none: train first'}")
+        _check_folder(known[version])
+        return known[version]
+
+    def _put_in_service(self, ref: BundleRef, before: Sequence[BundleRef]) -> BundleRef:
+        """The pointer first: it is what replicas go by."""
+        champion = BundleRef(ref.version, ref.path, self._clock())
+        kept = before[-_MOST_BEFORE:]
+        write_pointer(self._pointer, champion, kept)
+        self._note_in_mlflow(champion.version, kept[-1].version if kept else None)
         return champion
+
+    def _note_in_mlflow(self, version: str, previous: str | None) -> None:
+        """The aliases are for people who look there: where they cannot be moved it is told, and the version serves all the same."""
+        from mlflow.exceptions import MlflowException
+
+        model = names.REGISTERED_MODEL
+        try:
+            client = self._client()
+            client.set_registered_model_alias(model, names.CHAMPION, version)
+            if previous is not None:
+                client.set_registered_model_alias(model, names.PREVIOUS, previous)
+            else:
+                client.delete_registered_model_alias(model, names.PREVIOUS)
+            if str(client.get_registered_model(model).aliases.get(names.CHALLENGER)) == version:
+                client.delete_registered_model_alias(model, names.CHALLENGER)
+        except (RegistryError, MlflowException) as error:
+            logger.warning("version %s is in service, and MLflow does not know: %s", version, error)
 
     def champion(self) -> BundleRef | None:
         """The bundle in service, None before the first promotion."""
         return read_champion(self._settings)
 
     def versions(self) -> list[RegisteredVersion]:
-        """All versions, the oldest first."""
+        """All versions, the oldest first. Raises RegistryError where MLflow cannot be read."""
         client = self._client()
         aliases = client.get_registered_model(names.REGISTERED_MODEL).aliases
         found = [
@@ -226,7 +301,7 @@ class ModelRegistry:
                 aliases=tuple(
                     sorted(alias for alias, number in aliases.items() if str(number) == str(version.version))
                 ),
-                metrics=client.get_run(version.run_id).data.metrics,
+                metrics=_metrics_of(client, version.run_id),
                 tags=version.tags,
             )
             for version in client.search_model_versions(f"name='{names.REGISTERED_MODEL}'")
@@ -239,12 +314,59 @@ class ModelRegistry:
         return self._connected
 
 
+def _metrics_of(client: "MlflowClient", run_id: str) -> Mapping[str, float]:
+    """None of a version whose run is gone, as `mlflow gc` leaves it: the bundle has them too, and serves without."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(client.get_run(run_id).data.metrics)
+    except MlflowException as error:
+        if error.error_code != _NOT_THERE:
+            raise
+        return {}
+
+
+def _check_folder(of: BundleRef | RegisteredVersion) -> None:
+    if not of.path.is_dir():
+        raise RegistryError(
+            f"version {of.version} lay in {of.path}, which is gone: promote another version or train again"
+        )
+
+
+def _called(ref: BundleRef | None) -> str:
+    return "no version" if ref is None else f"version {ref.version}"
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Of all processes and threads, one at a time; the others wait. A process that dies lets go."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _mlflow_lock(settings: Settings) -> Path:
+    return settings.data / "mlflow.lock"
+
+
 def _check_writable(file: Path) -> None:
     """MLflow itself would try again for minutes before it said so. Raises sqlite3.Error."""
     with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as database:
         database.execute("BEGIN IMMEDIATE")
         database.execute("PRAGMA user_version = 0")
         database.rollback()
+
+
+def _check_readable(file: Path) -> None:
+    """MLflow itself would try again and again before it said so. Raises RegistryError for what is no database."""
+    if not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(file, timeout=_LOCK_WAIT_S)) as database:
+            database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error as error:
+        raise RegistryError(f"{file} cannot be read as MLflow's database ({error}): {_BROKEN}") from error
 
 
 def _connect(settings: Settings) -> "MlflowClient":
@@ -254,19 +376,27 @@ def _connect(settings: Settings) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     settings.data.mkdir(parents=True, exist_ok=True)
+    _check_readable(settings.data.resolve() / "mlflow.db")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's tables use what its SQLAlchemy has deprecated
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
-        with _loggers_kept():
-            client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
-            try:
-                client.get_registered_model(names.REGISTERED_MODEL)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                client.create_registered_model(names.REGISTERED_MODEL)
+        try:
+            # Of two that find nothing both would make the tables.
+            with _locked(_mlflow_lock(settings)), _loggers_kept():
+                client = MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+                try:
+                    client.get_registered_model(names.REGISTERED_MODEL)
+                except MlflowException as error:
+                    if error.error_code != _NOT_THERE:
+                        raise
+                    client.create_registered_model(names.REGISTERED_MODEL)
+        except (MlflowException, SQLAlchemyError) as error:
+            raise RegistryError(
+                f"MLflow cannot use {settings.mlflow_uri} ({str(error).splitlines()[0]}): {_BROKEN}"
+            ) from error
     return client
 
 

@@ -4,6 +4,7 @@ The tests go by what is in service: each begins with version 1, which was traine
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,13 +113,16 @@ def in_service(settings: Settings) -> str:
 
 @pytest.fixture(scope="module")
 def forgetful(shop: Shop) -> str:
-    """Version 1 with the last layers of both models set to zero: all users are one, all candidates equal."""
+    """Version 1 with the last layers of both models set to zero: all users are one, all candidates equal. Its config asks for no resamples
+    and one request.
+    """
     bundle = Bundle.load(registered(shop.settings, "1").path)
     with torch.no_grad():
         for layer in (bundle.towers.out, bundle.ranker.out_crossed, bundle.ranker.out_deep):
             for tensor in layer.parameters():
                 tensor.zero_()
-    return add(shop.settings, replace(bundle, manifest=replace(bundle.manifest, version="forgetful")))
+    config = CONFIG.changed(resamples=0, max_test=1, max_ranked_requests=1, candidates=2).to_json()
+    return add(shop.settings, replace(bundle, manifest=replace(bundle.manifest, version="forgetful", config=config)))
 
 
 def add(settings: Settings, bundle: Bundle) -> str:
@@ -139,6 +143,26 @@ def test_a_version_that_is_worse_than_the_champion_is_refused_by_its_quality_alo
     assert refused.tags == {"gate": "failed: quality"}
     assert refused.aliases == ("challenger",)
     assert registered(shop.settings, "1").tags == {"gate": "passed"}
+
+
+def test_a_champion_that_moves_while_the_gate_is_asked_is_not_replaced_by_what_was_judged_against_another(
+    shop: Shop, forgetful: str
+) -> None:
+    promote.main(forgetful, shop.settings, force=True)
+    told: list[Verdict] = []
+
+    def roll_back(verdict: Verdict) -> None:
+        told.append(verdict)
+        if verdict.check == QUALITY:
+            assert rollback.main(None, shop.settings).left == forgetful
+
+    with pytest.raises(
+        NotPromotedError, match=rf"^not promoted: version 1 is in service now.*`headrace promote {forgetful}` judges"
+    ):
+        promote.main(forgetful, shop.settings, note=roll_back)
+    assert failed(told) == []
+    assert in_service(shop.settings) == "1"
+    assert registered(shop.settings, forgetful).tags == {"gate": "failed: another version came into service meanwhile"}
 
 
 def test_a_version_that_takes_too_long_is_refused_by_its_latency_and_not_compared_with_itself(shop: Shop) -> None:
@@ -205,8 +229,29 @@ def test_no_rollback_to_a_damaged_bundle(shop: Shop, forgetful: str) -> None:
         weights.write_bytes(content)
 
 
+def test_a_rollback_to_other_features_is_refused_with_the_version_and_the_sequence_that_works(shop: Shop) -> None:
+    bundle = Bundle.load(registered(shop.settings, "1").path)
+    changed = replace(bundle.manifest, version="of-other-features", fingerprints={names.USER_ACTIVITY: 12})
+    version = add(shop.settings, replace(bundle, manifest=changed))
+    registry = ModelRegistry(shop.settings)
+    registry.promote(version)
+    registry.promote("1")
+    with pytest.raises(
+        BundleError, match=f"^version {version} cannot be put back as it is: it was trained on another"
+    ) as refused:
+        rollback.main(None, shop.settings)
+    assert str(refused.value).endswith(
+        f"restore that definition in {shop.settings.feature_repo}, then `headrace apply`, `headrace backfill` and "
+        f"`headrace rollback {version}`"
+    )
+    assert registry.served() == ["1", version, "1"]
+
+
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     found = drift.measure(shop.settings, DriftConfig())
+    champion = read_champion(shop.settings)
+    assert champion is not None
+    assert (found.version, found.bundle) == ("1", champion.path.name)
     assert (found.new_events, found.drifted, found.signals) == (0, False, ())
     assert found.note == "0 events since it: nothing is said below 1,000"
     said: list[str] = []
@@ -214,14 +259,38 @@ def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     assert said[-1] == "no drift, no training: 0 events since it: nothing is said below 1,000"
 
 
+def test_without_anything_new_nothing_is_trained(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use(shop.settings, monkeypatch)
+    before = len(ModelRegistry(shop.settings).versions())
+    assert retrain.command(["--once"]) == 0
+    assert capsys.readouterr().out == "nothing new since version 1: no training; --always trains all the same\n"
+    assert len(ModelRegistry(shop.settings).versions()) == before
+    monkeypatch.setattr(train, "main", refuse)
+    with pytest.raises(ValueError, match="asked to train"):
+        retrain.once(CONFIG, shop.settings, always=True)
+    champion = read_champion(shop.settings)
+    assert champion is not None
+    assert retrain.nothing_new(champion, shop.settings)
+    manifest = Bundle.load(champion.path).manifest
+    monkeypatch.setattr(retrain, "read_manifest", lambda _: replace(manifest, fingerprints={names.USER_ACTIVITY: 12}))
+    assert not retrain.nothing_new(champion, shop.settings)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ValueError("asked to train")
+
+
 def test_new_data_is_trained_on_from_the_champion_on_and_serves(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     append_events(shop.settings, shop.later, 2)
     few = drift.measure(shop.settings, DriftConfig(psi=100.0, unknown_share=1.0))
-    assert few.note == (
-        "users' features are not compared: that takes 500 users on both sides; "
-        "clicks are not compared: that takes 1,000 impressions on both sides"
+    assert re.fullmatch(
+        r"users' features are not compared: that takes 500 users on both sides, and there are \d+ before and \d+ since; "
+        r"click rates are not compared: that takes 1,000 impressions .*, and there are 936 before and 540 since, and 151 clicks",
+        few.note,
     )
     found = drift.measure(shop.settings, DriftConfig(psi=100.0, unknown_share=1.0, min_users=20))
     assert {"user_activity__views_1h", "user_profile__age"} <= {signal.name for signal in found.signals} - {
@@ -229,11 +298,12 @@ def test_new_data_is_trained_on_from_the_champion_on_and_serves(
     }
     assert not found.drifted
     assert found.new_events > 1_000
-    assert found.note == "clicks are not compared: that takes 1,000 impressions on both sides"
+    assert found.note.startswith("click rates are not compared: ")
     named = {signal.name: signal for signal in found.signals}
     assert {"event types", "items unknown to the champion", "popularity deciles", "item_catalogue__category"} < set(
         named
     )
+    assert re.match(r"tenth \d+ of popularity: ", named["popularity deciles"].said)
     assert named["event types"].value < 0.05
     assert 0 < named["items unknown to the champion"].value < 0.1  # the shop lists items now and then
 
@@ -268,7 +338,7 @@ def test_a_training_that_fails_leaves_no_run_and_the_champion_in_service(
 
     monkeypatch.setattr(train, "learn_retrieval", broken)
     with pytest.raises(OSError, match="no room"):
-        retrain.once(CONFIG, shop.settings)
+        retrain.once(CONFIG, shop.settings, always=True)
     assert list(shop.settings.runs_dir.glob("*")) == [other]
     assert in_service(shop.settings) == "1"
 
@@ -283,6 +353,12 @@ def test_a_version_that_is_not_there_is_refused_by_name(shop: Shop, tmp_path: Pa
         evaluate.main(None, empty)
     with pytest.raises(RegistryError, match="nothing to go back to"):
         rollback.main(None, empty)
+    with pytest.raises(RegistryError, match=r"no version '9'; registered are none: train first$"):
+        rollback.main("9", empty)
+    with pytest.raises(
+        RegistryError, match=r"^no version is in service .*: `headrace train`, then `headrace promote`$"
+    ):
+        drift.measure(empty, DriftConfig())
 
 
 def test_served_features_are_compared_where_a_store_runs(stack: Settings) -> None:

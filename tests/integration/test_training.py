@@ -341,7 +341,7 @@ def test_a_run_that_began_with_another_ones_weights_does_so_when_it_is_resumed(
     assert resumed is not None
     for kind in ("TwoTowers", "Ranker"):
         [said] = [line for line in caplog.messages if line.startswith(f"{kind}: ")]
-        assert said.endswith(f"tensors begin as those of {result.bundle_dir.name}")
+        assert said.endswith(f"tensors begin as those of bundle {result.bundle_dir.name}")
     assert Bundle.load(resumed.bundle_dir).manifest.config == QUICK.to_json()
 
 

@@ -1,13 +1,26 @@
 """The model registry on its own SQLite file."""
 
+import fcntl
 import json
 import shutil
+import sqlite3
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from headrace.settings import Settings
-from headrace.stores.models import BundleRef, ModelRegistry, RegistryError, read_champion
+from headrace.stores.models import (
+    BundleRef,
+    ChampionMovedError,
+    ModelRegistry,
+    RegistryError,
+    read_champion,
+    write_pointer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +57,19 @@ def test_a_promotion_moves_the_alias_and_the_pointer(registry: ModelRegistry, se
 
 
 def test_the_pointer_is_plain_json_and_no_draft_is_left(registry: ModelRegistry, settings: Settings) -> None:
+    registry.promote("1")
     registry.promote("2")
     pointer = settings.bundles_dir / "champion.json"
-    path = str((settings.bundles_dir / "second").resolve())
-    assert json.loads(pointer.read_text()) == {"version": "2", "path": path, "promoted_at": 1_700_000_000_000_000}
-    assert sorted(entry.name for entry in settings.bundles_dir.iterdir()) == ["champion.json", "first", "second"]
+    first, second = (str((settings.bundles_dir / name).resolve()) for name in ("first", "second"))
+    state = json.loads(pointer.read_text())
+    assert state.pop("before")[-1] == {"version": "1", "path": first}
+    assert state == {"version": "2", "path": second, "promoted_at": 1_700_000_000_000_000}
+    assert sorted(entry.name for entry in settings.bundles_dir.iterdir()) == [
+        "champion.json",
+        "champion.lock",
+        "first",
+        "second",
+    ]
 
 
 def test_an_unknown_version_is_refused_by_name(registry: ModelRegistry) -> None:
@@ -129,6 +150,11 @@ def test_a_version_that_was_never_in_service_is_no_target_of_a_rollback(served: 
     with pytest.raises(RegistryError, match="those were 1, 2, the newest last: `headrace promote 4`"):
         served.rollback("4")
     assert served.served() == ["1", "2", "3"]
+    served.rollback("1")
+    with pytest.raises(
+        RegistryError, match="version 4 was not in service before this one; none was: `headrace promote 4`"
+    ):
+        served.rollback("4")
 
 
 def test_to_promote_the_champion_again_is_no_step_that_a_rollback_takes_back(served: ModelRegistry) -> None:
@@ -136,17 +162,143 @@ def test_to_promote_the_champion_again_is_no_step_that_a_rollback_takes_back(ser
     assert served.rollback().version == "2"
 
 
-@pytest.mark.parametrize(
-    ("noted", "known"), [('["1", "2", "3", "4"]', ["1", "2", "3"]), ('["1", "2"]', ["1", "2", "3"])]
-)
-def test_a_process_that_died_before_it_wrote_the_pointer_loses_no_history(
-    served: ModelRegistry, noted: str, known: list[str]
+def test_a_process_that_died_before_it_told_mlflow_has_promoted_and_the_next_one_tells_it(
+    served: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first died in a promotion of 4, the second in a rollback."""
-    served._client().set_registered_model_tag("headrace-recommender", "served", noted)
-    assert served.served() == known
+    with monkeypatch.context() as killed:
+        killed.setattr(served, "_note_in_mlflow", lambda *_: None)
+        served.promote("4")
+    assert served.served() == ["1", "2", "3", "4"]
+    assert aliases(served) == {"champion": "3", "previous": "2", "challenger": "4"}
+    served.rollback()
+    assert aliases(served) == {"champion": "3", "previous": "2", "challenger": "4"}
+
+
+def test_a_pointer_that_does_not_know_what_was_before_has_nothing_before_it(
+    served: ModelRegistry, tmp_path: Path
+) -> None:
+    write_pointer(tmp_path / "var" / "bundles" / "champion.json", BundleRef("3", tmp_path, 1))
+    assert served.served() == ["3"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"version": 3, "path": "x"}', b'{"version": "3", "path": 3}']
+)
+def test_a_damaged_pointer_is_named_with_the_remedy_and_whoever_reads_it_says_so(
+    served: ModelRegistry, tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "var" / "bundles" / "champion.json").write_bytes(content)
+    for read in (served.champion, served.served, served.rollback, lambda: served.promote("4")):
+        with pytest.raises(
+            RegistryError, match=r"champion\.json is damaged .*: delete it, then `headrace promote VERSION`"
+        ):
+            read()
+    with pytest.raises(ValueError, match="is damaged"):  # what a replica goes on after
+        served.champion()
+
+
+def test_a_version_whose_run_is_gone_has_no_metrics_and_is_put_in_service(
+    served: ModelRegistry, tmp_path: Path
+) -> None:
+    """As `mlflow gc` leaves it: the rows of the run are deleted, those of the version are not."""
+    run = served._client().get_model_version("headrace-recommender", "4").run_id
+    with closing(sqlite3.connect(tmp_path / "var" / "mlflow.db")) as database, database:
+        for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
+            database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", [run])
+    again = ModelRegistry(Settings(data=tmp_path / "var"))
+    assert [(known.version, known.metrics) for known in again.versions()][-1] == ("4", {})
+    assert again.promote("4").version == "4"
+
+
+def test_a_rollback_needs_no_mlflow_and_says_that_it_was_not_told(
+    served: ModelRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "var" / "mlflow.db").write_bytes(b"garbage" * 1_000)
+    broken = ModelRegistry(Settings(data=tmp_path / "var"))
+    assert (broken.rollback().version, broken.rollback().version, broken.served()) == ("2", "1", ["1"])
+    assert "version 2 is in service, and MLflow does not know: " in caplog.text
+    with pytest.raises(
+        RegistryError, match=r"mlflow\.db cannot be read as MLflow's database \(file is not a database\)"
+    ):
+        broken.promote("4")
+
+
+def test_a_rollback_to_a_folder_that_is_gone_is_refused(served: ModelRegistry, tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    pointer = tmp_path / "var" / "bundles" / "champion.json"
+    write_pointer(pointer, BundleRef("3", tmp_path, 1), [BundleRef("2", tmp_path / "gone")])
+    with pytest.raises(RegistryError, match=r"version 2 lay in .*gone, which is gone"):
+        served.rollback()
+    assert served.served() == ["2", "3"]
+
+
+def test_a_version_that_there_is_not_is_no_target_of_a_rollback_and_those_that_there_are_are_named(
+    served: ModelRegistry,
+) -> None:
+    with pytest.raises(RegistryError, match=r"no version '9'; registered are 1, 2, 3, 4$"):
+        served.rollback("9")
+
+
+def test_two_that_begin_at_once_in_a_fresh_data_directory_find_one_mlflow(tmp_path: Path) -> None:
+    begin = (
+        "import sys; from pathlib import Path; from headrace.settings import Settings; from headrace.stores.models import *; "
+        "print(ModelRegistry(Settings(data=Path(sys.argv[1]))).tracking()[1])"
+    )
+    command = [sys.executable, "-c", begin, str(tmp_path / "var")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [each.communicate(timeout=120) for each in both]
+    assert [each.returncode for each in both] == [0, 0], told
+    assert told[0][0] == told[1][0]
 
 
 def test_a_tag_is_kept_with_its_version(served: ModelRegistry) -> None:
     served.tag("4", "gate", "failed: quality")
     assert [known.tags for known in served.versions()] == [{}, {}, {}, {"gate": "failed: quality"}]
+
+
+def test_a_version_that_was_judged_against_what_is_in_service_no_more_is_not_promoted(served: ModelRegistry) -> None:
+    judged_against = served.champion()
+    served.rollback()
+    with pytest.raises(
+        ChampionMovedError, match="version 2 is in service now, by another command, and version 3 was when version 4"
+    ):
+        served.promote_over("4", judged_against)
+    assert served.served() == ["1", "2"]
+    assert served.promote_over("4", served.champion()).version == "4"
+
+
+def test_a_champion_that_left_and_came_back_is_not_the_one_that_was_seen(served: ModelRegistry, tmp_path: Path) -> None:
+    """What was in service between may have been what the gate compared with."""
+    seen, later = served.champion(), ModelRegistry(Settings(data=tmp_path / "var"), clock=lambda: 1_700_000_000_000_001)
+    later.rollback()
+    later.promote("3")
+    with pytest.raises(ChampionMovedError):
+        served.promote_over("4", seen)
+
+
+def test_two_promotions_at_once_are_both_in_the_history(served: ModelRegistry, tmp_path: Path) -> None:
+    registries = {version: ModelRegistry(Settings(data=tmp_path / "var")) for version in ("1", "4")}
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda version: registries[version].promote(version), registries))
+    assert served.served() in (["1", "2", "3", "1", "4"], ["1", "2", "3", "4", "1"])
+
+
+def test_nobody_else_moves_the_champion_from_what_a_rollback_reads_to_what_it_writes(
+    served: ModelRegistry, tmp_path: Path
+) -> None:
+    def is_held(target: BundleRef) -> None:
+        assert target.version == "2"
+        with (tmp_path / "var" / "bundles" / "champion.lock").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    back = served.rollback(check=is_held)
+    assert (back.version, back.left) == ("2", "3")
+
+
+def test_what_a_check_says_of_the_target_keeps_it_from_service(served: ModelRegistry) -> None:
+    def refuse(target: BundleRef) -> None:
+        raise ValueError(f"{target.path.name} is damaged")
+
+    with pytest.raises(ValueError, match="two is damaged"):
+        served.rollback(check=refuse)
+    assert served.served() == ["1", "2", "3"]

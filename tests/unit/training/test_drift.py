@@ -1,10 +1,12 @@
 """Clicks since the champion's window, by hand: three items were shown before its end, and three after it."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import polars as pl
 import pytest
+from rich.console import Console
 
 from headrace.models.bundle import Bundle
 from headrace.settings import HOUR_US
@@ -12,7 +14,8 @@ from tests.unit.models import tiny_shop
 from tests.unit.training.test_dataset import events
 from training import drift
 from training.config import small
-from training.drift_signals import DriftConfig
+from training.drift import Drift
+from training.drift_signals import DriftConfig, Signal
 
 BOUNDS = DriftConfig(min_impressions=1, min_clicks=1)
 WINDOW_END_US = 100 * HOUR_US
@@ -70,4 +73,26 @@ def test_what_was_shown_in_the_last_outcome_hours_is_not_held_against_the_ranker
     assert asked == [[101]]
     assert found.said == "0 clicks predicted, 1 came"
     few = DriftConfig(min_impressions=2, min_clicks=1)
-    assert drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, few) == []  # type: ignore[arg-type]
+    assert drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, few) == (  # type: ignore[arg-type]
+        "clicks are not held against their probabilities: that takes 2 impressions and 1 clicks since, 24 hours old, "
+        "and there are 1 and 1"
+    )
+    assert drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), replace(few, min_impressions=3)) == (
+        "click rates are not compared: that takes 3 impressions on both sides and 1 clicks before, and there are 2 before and 2 since, "
+        "and 1 clicks"
+    )
+
+
+def test_a_table_names_every_feature_whole_and_says_of_what_a_value_was() -> None:
+    long = "user_activity__a_number_whose_name_is_longer_than_any_screen_that_people_have_is_wide"
+    signal = Signal(long, 0.5, 0.2, True, "tenth 10 of popularity: 10.0%, now 26.2%")
+    found = Drift("3", "b", (0, HOUR_US), 2 * HOUR_US, 1_234, (signal,))
+    console = Console(width=80, file=io.StringIO())
+    console.print(drift.as_table(found))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    told = "".join(line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│"))
+    assert told == long
+    assert " ".join(printed.split("┏")[0].split()) == (
+        "version 3 (bundle b): what it learnt from, 1970-01-01 00:00 to 1970-01-01 01:00, beside the 1,234 interactions since, "
+        "up to 1970-01-01 02:00 (UTC)"
+    )

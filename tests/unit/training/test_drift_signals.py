@@ -1,5 +1,8 @@
 """The population stability index and its bins, by hand."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -68,3 +71,24 @@ def test_a_bound_is_read_from_a_command_line() -> None:
         parse_change("min_users=few", DriftConfig)
     with pytest.raises(ValueError, match="unknown setting of drift speed=1; known are calibration"):
         DriftConfig().changed(speed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"min_events": 0}, "min_events of drift is 0; it must be at least 1: of nothing nothing can be said"),
+        ({"min_users": 0}, "min_users of drift is 0; it must be at least 1"),
+        ({"min_impressions": -1}, "min_impressions of drift is -1; it must be at least 1"),
+        ({"min_clicks": 0}, "min_clicks of drift is 0; it must be at least 1"),
+        ({"sample": 0}, "sample of drift is 0; it must be at least 1"),
+        ({"psi": -0.1}, "psi of drift is -0.1; it must be 0 or more, and finite"),
+        ({"psi": float("nan")}, "psi of drift is nan; it must be 0 or more, and finite"),
+        ({"unknown_share": 1.5}, "unknown_share of drift is 1.5; it must be a share from 0 to 1"),
+        ({"click_drop": -0.5}, "click_drop of drift is -0.5; it must be a share from 0 to 1"),
+        ({"calibration": 0.5}, "calibration of drift is 0.5; it must be 1 or more, and finite"),
+        ({"seed": -1}, "seed of drift is -1; it must be 0 or more"),
+    ],
+)
+def test_a_bound_out_of_range_is_refused_by_name(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        DriftConfig().changed(**change)

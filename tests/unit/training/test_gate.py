@@ -10,10 +10,12 @@ import torch
 from headrace.ops.verify import Mismatch, VerifyReport
 from headrace.settings import Settings
 from tests.unit.models import tiny_shop
+from training.config import default, small
 from training.gate import (
     FEATURES,
     FILES,
     Verdict,
+    as_table,
     check_quality,
     check_served_features,
     failed,
@@ -23,7 +25,7 @@ from training.gate import (
     judge_scores,
     judge_served_features,
 )
-from training.gate_measures import Comparison, Differences, Stopwatch, differences, shelf_of, time_models
+from training.gate_measures import Comparison, Differences, Stopwatch, differences, judged_by, shelf_of, time_models
 from training.intervals import Estimate
 from training.made_up import NOBODY_KNOWS, made_up
 
@@ -38,13 +40,15 @@ def compared(value: float, low: float | None, high: float | None) -> Comparison:
         ((0.01, 0.005, 0.02), True),
         ((-0.01, -0.03, 0.0), True),
         ((-0.01, -0.03, -0.0001), False),
-        ((-0.5, None, None), True),
+        ((-0.5, None, None), False),
+        ((0.5, None, None), False),
+        ((float("nan"), float("nan"), float("nan")), False),
     ],
 )
 def test_worse_is_only_what_is_worse_beyond_the_interval(
     gain: tuple[float, float | None, float | None], passed: bool
 ) -> None:
-    """The last one is of one user alone, who says nothing of others."""
+    """The last ones are of one user alone, who says nothing of others, and of no number."""
     assert judge_quality(compared(*gain)).passed is passed
 
 
@@ -54,10 +58,31 @@ def test_a_refusal_says_what_was_measured_on_what() -> None:
         "NDCG@10 0.1500, champion version 7 0.2000: -0.0500 [-0.0600, -0.0400] on 400 requests of 90 users"
     )
     assert "--force" in verdict.remedy
+    assert "+0.0000 [0.0000, 0.0000], every request alike on 400" in judge_quality(compared(0.0, 0.0, 0.0)).measured
     seen = judge_quality(replace(compared(0.05, 0.04, 0.06), note="the champion has seen part of the test"))
     assert seen.measured.endswith(
         "+0.0500 [0.0400, 0.0600] on 400 requests of 90 users; the champion has seen part of the test"
     )
+
+
+def test_of_too_few_users_nothing_is_passed_and_the_remedy_is_more_of_them() -> None:
+    verdict = judge_quality(replace(compared(-0.1, None, None), requests=40, users=1))
+    assert verdict.measured == (
+        "NDCG@10 0.1000, champion version 7 0.2000: -0.1000 on 40 requests of 1 users: that takes 10 users at least"
+    )
+    assert verdict.remedy == (
+        "let more users do more since its cut or train with a larger test_share, or promote it unseen with --force"
+    )
+    assert not judge_quality(replace(compared(-0.1, -0.2, 0.0), users=9)).passed
+    assert judge_quality(replace(compared(-0.1, -0.2, 0.0), users=10)).passed
+
+
+def test_a_version_does_not_choose_how_it_is_judged() -> None:
+    lenient = small().changed(max_test=1, max_ranked_requests=1, seed=5, resamples=0, candidates=2, width=64)
+    judged, own = judged_by(lenient), default()
+    for name in ("max_test", "max_ranked_requests", "seed", "resamples", "candidates"):
+        assert getattr(judged, name) == getattr(own, name)
+    assert judged.width == 64
 
 
 def test_without_a_champion_there_is_none_to_be_worse_than(settings: Settings) -> None:
@@ -151,6 +176,15 @@ def test_every_round_is_timed_and_ranks_the_candidates_that_there_are() -> None:
     assert len(watch.p99_ms) == 2
     assert watch.candidates == 4
     assert 0 < watch.p50_ms <= min(watch.p99_ms)
+
+
+def test_a_table_has_remedies_where_there_is_anything_to_mend() -> None:
+    passed = Verdict("files", True, "whole", "every file whole")
+    failing = Verdict("latency", False, "9 ms", "p99 at most 5 ms", "a faster machine")
+    assert [column.header for column in as_table([passed], "The gate").columns] == ["check", "", "measured", "bound"]
+    both = as_table([passed, failing], "The gate")
+    assert both.columns[-1].header == "remedy"
+    assert [str(cell) for cell in both.columns[-1].cells] == ["", "a faster machine"]
 
 
 def test_a_bundle_that_is_not_whole_is_asked_nothing_else(settings: Settings, tmp_path: Path) -> None:

@@ -136,8 +136,11 @@ def test_logs_that_say_nothing_are_refused_with_the_remedy(tmp_path: Path) -> No
     with pytest.raises(DatasetError, match="run `headrace ingest` first"):
         read_slates(EventLake(tmp_path), "v1", 1.0, "click")
     lake = lake_of(tmp_path, encode_records([impression("r3", 0, "a")]))
-    with pytest.raises(OffPolicyError, match="holds no impression of version v7: name another"):
-        read_slates(lake, "v7", 1.0, "click")
+    with pytest.raises(
+        OffPolicyError,
+        match=r"holds no impression of version 2 \(bundle v7\): serve slates first, with HEADRACE_EXPLORATION",
+    ):
+        read_slates(lake, "v7", 1.0, "click", called="version 2 (bundle v7)")
     with pytest.raises(OffPolicyError, match=r"none of 1 slates of version v1 .* HEADRACE_EXPLORATION above 0"):
         read_slates(lake, "v1", 1.0, "click")
     with pytest.raises(OffPolicyError, match="1 of 1 impressions have no propensity"):
@@ -205,6 +208,8 @@ def test_a_report_holds_the_true_value_of_the_version_in_service_with_another_sh
 
 def test_the_policy_as_it_was_is_worth_what_was_logged(stack: Settings) -> None:
     report = of_lake(stack, share=SHARE)
+    assert (report.logged_by, report.source) == ("version 1 (bundle v1)", "its own logs")
+    assert report.target == "version 1 (bundle v1) with 0.5 of its slates drawn"
     assert report.estimates[IPS].value == pytest.approx(report.logged.value)
     assert report.estimates[IPS].largest == pytest.approx(1.0)
 
@@ -229,6 +234,10 @@ def test_the_command_prints_one_object_or_one_line_of_error(
     assert command(["--json"]) == 0
     assert json.loads(capsys.readouterr().out)["slates"] == SLATES
     assert command([]) == 0
-    assert "4,000 slates, 3.00 in each" in capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "4,000 slates, 3.00 in each" in printed
+    assert (
+        "version 1 (bundle v1) without exploration, from its own logs: click per impression, 95% intervals" in printed
+    )
     assert command(["open-bandit"]) == 1
     assert capsys.readouterr().err.startswith("error: open-bandit needs a path")

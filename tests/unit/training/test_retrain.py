@@ -13,7 +13,8 @@ from headrace.ops.interrupts import Interrupted
 from headrace.ops.ports import free_port
 from headrace.settings import Settings
 from training.config import small
-from training.retrain import Round, _OwnRun, command, keep_on, wait_until_served
+from training.fit import Epoch
+from training.retrain import Round, _OwnRun, command, keep_on, learnt_nothing, wait_until_served
 from training.run_folder import RunFolder
 from training.spans import span_us
 
@@ -86,6 +87,27 @@ def test_a_run_that_cannot_be_taken_away_is_named_and_hides_no_other_error(
     assert "own is left of a training that did not end ([Errno 13] Permission denied:" in caplog.text
 
 
+def epochs(*judged: float) -> list[Epoch]:
+    return [Epoch(number, 0.1, each, 1.0, 1.0, 0.0) for number, each in enumerate(judged)]
+
+
+@pytest.mark.parametrize(
+    ("towers", "ranker", "is_nothing"),
+    [
+        ((0.3, 0.2, 0.3), (0.5, 0.4), True),
+        ((0.3, 0.2, 0.31), (0.5, 0.4), False),
+        ((0.3, 0.2), (0.5, 0.6), False),
+        ((0.3, 0.2), (), True),
+        ((float("nan"), float("nan")), (), False),
+    ],
+)
+def test_nothing_was_learnt_where_no_epoch_of_any_fit_was_better_than_the_start(
+    towers: tuple[float, ...], ranker: tuple[float, ...], is_nothing: bool
+) -> None:
+    """The ranker of the fourth had nothing to learn from; the last had nothing to judge by, and keeps its last epoch."""
+    assert learnt_nothing({"towers": epochs(*towers), "ranker": epochs(*ranker)}) is is_nothing
+
+
 @contextmanager
 def recommender(*versions: str) -> Iterator[Settings]:
     """Answers /readyz by one version after the other, by the last one from then on."""
@@ -125,7 +147,7 @@ def test_a_recommender_that_stays_with_the_old_one_is_told_with_its_problems() -
     with recommender("old") as settings:
         assert wait_until_served(settings, "new", said.append, within_s=0.2) is False
     [line] = said
-    assert line.endswith("answers by new; its problems: {'champion': 'refused'}")
+    assert line.endswith("answers by bundle new; its problems: {'champion': 'refused'}")
 
 
 def test_without_a_recommender_there_is_nothing_to_wait_for() -> None:

@@ -134,7 +134,7 @@ def test_what_begins_afresh_is_named(caplog: pytest.LogCaptureFixture) -> None:
     begin_from(OLD, OLD.towers, own, replace(OLD.preprocessing, length=5), MODEL)
     tensors = len(own.state_dict())
     assert caplog.messages == [
-        f"TwoTowers: {tensors - 2} of {tensors} tensors begin as those of first; "
+        f"TwoTowers: {tensors - 2} of {tensors} tensors begin as those of bundle first; "
         "fresh are blocks.0.nearness, blocks.1.nearness"
     ]
 

@@ -116,14 +116,11 @@ def test_served_scores_may_be_off_by_a_ten_thousandth(off: float, passed: bool) 
     assert judge_scores(Differences(0.0, 0.0, off, 32, 200)).passed is passed
 
 
-def test_the_quietest_round_is_held_to_the_budget() -> None:
-    watch = Stopwatch((40.0, 24.0, 90.0), 2.0, 200)
+def test_the_slowest_requests_are_held_to_the_budget() -> None:
+    watch = Stopwatch(24.0, 2.0, 200)
     assert judge_latency(watch, 25.0).passed
     refused = judge_latency(watch, 20.0)
-    assert (
-        refused.measured
-        == "p99 24.00 ms, p50 2.00 ms of the processor: one user, retrieval and 200 ranked; the best of 3 rounds"
-    )
+    assert refused.measured == "p99 24.00 ms, p50 2.00 ms of the processor: one user, retrieval and 200 ranked"
     assert not refused.passed
     assert "HEADRACE_MODEL_SHARE" in refused.remedy
 

@@ -3,10 +3,7 @@
 `python -m training.train --config small`; several processes with `torchrun --nproc-per-node=2 -m training.train`.
 """
 
-import argparse
-import json
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,19 +28,15 @@ from headrace.models.config import CLICK
 from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.snapshot import AVAILABLE, Snapshot
-from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store, quieten_feast
+from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import neighbours, popularity
-from training.changes import parse_changes
-from training.config import TrainConfig, by_name
+from training.config import TrainConfig
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
-from training.fit import TrainError
-from training.job import run as run_job
 from training.learn import RANKER, TOWERS, learn_ranking, learn_retrieval, offer
 from training.page import write_page
 from training.prepare import ranker_lists, shop_at_cut, tower_rows, users_of
@@ -53,8 +46,7 @@ from training.result import TrainResult
 from training.run import Run, Shop
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, window_vectors
-from training.track import Track, how_to_look
-from training.warm_start import champion_folder
+from training.track import Track
 from training.warm_start import remarks as warm_start_remarks
 from training.windows import Windows
 
@@ -258,47 +250,7 @@ def items_of(preprocessing: Preprocessing, towers: Towers, snapshot: Snapshot, e
     return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
 
 
-def command(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument(
-        "--config", default="default", help="small, default, large, or your own function as module:function"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the newest run that did not end, as it was begun"
-    )
-    parser.add_argument(
-        "--warm-start",
-        action="store_true",
-        help="begin with the weights of the version in service where they mean the same",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(arguments)
-    quieten_feast()
-
-    def train() -> None:
-        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
-        settings = Settings()
-        champion = champion_folder(settings) if options.warm_start and not options.resume else None
-        if not options.json and os.environ.get("RANK", "0") == "0":
-            print(f"what it learns shows as it learns: {how_to_look(settings)}", file=sys.stderr)
-        try:
-            with Interrupts().installed():
-                result = main(config, settings, progress=not options.json, resume=options.resume, warm_start=champion)
-        except Interrupted as error:
-            raise TrainError("interrupted; `headrace train --resume` goes on after the last whole epoch") from error
-        if result is None:  # one of the other processes
-            return
-        if options.json:
-            print(json.dumps(result.to_json()))
-            return
-        result.show()
-        print(f"report: {result.page}; MLflow run: {result.run_id}")
-
-    return run_job(train)
-
-
 if __name__ == "__main__":
+    from training.train_command import command
+
     sys.exit(command())

@@ -14,7 +14,7 @@ _DAMAGED: Final = (
     OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError,
     pl.exceptions.PolarsError,
 )  # fmt: skip
-_MOST_SAID: Final = 300
+_MOST_SAID: Final = 160
 
 
 class RunError(ValueError):

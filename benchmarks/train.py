@@ -35,7 +35,7 @@ SIZES: Final = ("small", "default")
 LOADER_SHARE: Final = 0.1
 WHOLE_SECONDS: Final = 180.0
 # Epochs of a run whose speed alone is looked at, and how little of it is evaluated.
-_FEW: Final = {"tower_epochs": 3, "ranker_epochs": 3, "max_test": 100, "max_ranked_requests": 50, "resamples": 10}
+_FEW: Final = {"tower_epochs": 3, "ranker_epochs": 3, "max_test": 100, "max_ranked_requests": 50, "resamples": 100}
 
 
 def main() -> None:

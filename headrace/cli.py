@@ -234,22 +234,25 @@ def _micros(moment: str) -> int:
 
 @app.command()
 def train(
+    run: Annotated[str, typer.Argument(help="With --resume: the run that goes on; empty: the newest.")] = "",
     config: Config = "default",
     change: Changes = None,
     warm_start: Annotated[bool, typer.Option(help="Begin with the weights of the version in service.")] = False,
     resume: Annotated[
-        bool, typer.Option(help="Go on with the newest run that did not end, by its own config.")
+        bool, typer.Option(help="Go on with the newest run that did not end or with RUN, by its own config.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Build the training set, train both models, evaluate against the baselines, register a bundle; MLflow has the record."""
+    if run and not resume:
+        raise ValueError(f"{run!r} is named and not resumed: write `headrace train --resume {run}`, or leave it out")
     arguments = [
         *["--config", config],
         *_each("--set", change),
-        *(["--resume"] if resume else []),
+        *(["--resume", *([run] if run else [])] if resume else []),
         *(["--warm-start"] if warm_start else []),
     ]
-    _become("training.train", arguments, as_json)
+    _become("training.train_command", arguments, as_json)
 
 
 @app.command()

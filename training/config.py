@@ -12,12 +12,21 @@ from training.changes import changed
 
 _AT_LEAST_1: Final = (
     "size", "threads", "max_positives", "max_lists", "candidates", "length", "width", "heads", "cross_width", "batch", "tower_epochs",
-    "list_batch", "ranker_epochs", "patience", "drawn_items",
+    "list_batch", "ranker_epochs", "patience", "drawn_items", "layers",
 )  # fmt: skip
 _AT_LEAST_0: Final = (
-    "max_validation", "max_test", "max_ranked_requests", "resamples", "test_days", "validation_days", "weight_decay", "warm_up",
+    "seed", "max_validation", "max_test", "max_ranked_requests", "resamples", "test_days", "validation_days", "weight_decay", "warm_up",
+    "min_outcomes", "full_softmax_items", "exact_below",
 )  # fmt: skip
 _ABOVE_0: Final = ("days", "outcome_hours", "learning_rate")
+# Beyond these no machine and no shop is, and sizes and times no longer fit into what holds them.
+_YEARS_100: Final = 36_525
+_AT_MOST: Final[Mapping[str, int]] = {
+    "size": 64, "seed": 2**32 - 1, "threads": 1_024, "days": _YEARS_100, "test_days": _YEARS_100, "validation_days": _YEARS_100,
+    "outcome_hours": 24 * _YEARS_100, "length": 8_192, "width": 8_192, "cross_width": 8_192, "layers": 64, "resamples": 100_000,
+}  # fmt: skip
+_AT_MOST_ELSE: Final = 2**31 - 1
+_FEWEST_RESAMPLES: Final = 100
 _PARTS: Final = ("validation_share", "dropout", "averaging")
 
 
@@ -91,6 +100,9 @@ class TrainConfig:
             self._check(name, getattr(self, name) >= 1, "at least 1")
         for name in _AT_LEAST_0:
             self._check(name, getattr(self, name) >= 0, "0 or more")
+        for name in (each.name for each in fields(self) if each.type is int or each.name in _AT_MOST):
+            most = _AT_MOST.get(name, _AT_MOST_ELSE)
+            self._check(name, getattr(self, name) <= most, f"at most {most:,}")
         for name in _ABOVE_0:
             self._check(name, getattr(self, name) > 0, "above 0")
         for name in _PARTS:
@@ -98,6 +110,12 @@ class TrainConfig:
         self._check("test_share", 0 < self.test_share < 1, "between 0 and 1")
         self._check("list_length", self.list_length >= 2, "at least 2: of one candidate there is no order")
         self._check("width", self.width % self.heads == 0, f"a multiple of heads, which is {self.heads}")
+        self._check(
+            "resamples",
+            self.resamples == 0 or self.resamples >= _FEWEST_RESAMPLES,
+            f"0, for no intervals, or at least {_FEWEST_RESAMPLES}: fewer give no ends of an interval",
+        )
+        self._check("name", bool(self.name) and "/" not in self.name, "a word without a slash: folders bear it")
         self._check("index_recall", LEAST_RECALL <= self.index_recall <= 1, f"from {LEAST_RECALL} to 1")
 
     def _check(self, name: str, holds: bool, bound: str) -> None:
@@ -163,6 +181,23 @@ def large() -> TrainConfig:
 
 
 CONFIGS: Mapping[str, Callable[[], TrainConfig]] = {"small": small, "default": default, "large": large}
+
+
+def configured(name: str, changes: Mapping[str, Any]) -> TrainConfig:
+    """What a command line asks for: a config by its name with some values changed. Of the package's own a changed `size` derives all that
+    grows with it, before the other changes. Raises ValueError.
+    """
+    others = {key: value for key, value in changes.items() if key != "size"}
+    if others == changes:
+        return by_name(name).changed(**changes)
+    size = changes["size"]
+    if name not in CONFIGS:
+        raise ValueError(
+            f"size is {size}, but a config of your own has its sizes settled: let {name} begin with `of_size(name, {size})`, or set "
+            "what is to change by its own name"
+        )
+    own = CONFIGS[name]()
+    return of_size(name if size == own.size else f"size-{size}", size).changed(**others)
 
 
 def by_name(name: str) -> TrainConfig:

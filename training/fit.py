@@ -31,6 +31,7 @@ from headrace.arrays import Ints
 from headrace.room import no_room
 from training.batches import epoch_of
 from training.processes import Processes
+from training.run_files import reading
 
 
 class TrainError(RuntimeError):
@@ -132,7 +133,7 @@ def fit(
 
     `judge` is asked before the first epoch and after each one, of the model in `eval` mode; without it the last epoch is the best. Goes
     on from `checkpoint` where there is one, and then `noted` is told of the epochs before it again. Raises TrainError where the loss is
-    not finite or a checkpoint cannot be written.
+    not finite or a checkpoint cannot be written, RunError where one cannot be read.
     """
     lengths_U, sizes_U = units.lengths_U, units.sizes_U
     learner = copy.deepcopy(objective)
@@ -253,15 +254,16 @@ def _save(file: Path, state: Fit, model: nn.Module, learner: nn.Module, optimize
 
 
 def _resumed(file: Path, model: nn.Module, learner: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> Fit:
-    """How far the checkpoint is, models and optimizer in its state; nothing where there is none."""
+    """How far the checkpoint is, models and optimizer in its state; nothing where there is none. Raises RunError for a damaged one."""
     if not file.exists():
         return Fit()
-    held = torch.load(file, map_location=device, weights_only=True)
-    model.load_state_dict(held["model"])
-    learner.load_state_dict(held["learner"])
-    optimizer.load_state_dict(held["optimizer"])
-    history = [Epoch(**epoch) for epoch in held["history"]]
-    return Fit(history, held["best"], held["best_judged"], held["best_number"])
+    with reading(file, file.parent):
+        held = torch.load(file, map_location=device, weights_only=True)
+        model.load_state_dict(held["model"])
+        learner.load_state_dict(held["learner"])
+        optimizer.load_state_dict(held["optimizer"])
+        history = [Epoch(**epoch) for epoch in held["history"]]
+        return Fit(history, held["best"], held["best_judged"], held["best_number"])
 
 
 def _bar(*, disable: bool) -> Progress:

@@ -32,6 +32,7 @@ from training.dataset import (
 from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
 from training.requests import Requests
 from training.run import Run, Shop
+from training.run_files import reading
 from training.windows import Windows, write_windows
 
 _PREPROCESSING: Final = "preprocessing.json"
@@ -71,8 +72,10 @@ def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path,
         draft = folder / f"{_PREPROCESSING}.draft"
         draft.write_text(preprocessing.to_json())
         draft.replace(folder / _PREPROCESSING)  # a run that is killed in between makes both again
-    content = pq.read_table(folder / _CONTENT)
-    preprocessing = Preprocessing.from_json((folder / _PREPROCESSING).read_text())
+    with reading(folder / _CONTENT, folder):
+        content = pq.read_table(folder / _CONTENT)
+    with reading(folder / _PREPROCESSING, folder):
+        preprocessing = Preprocessing.from_json((folder / _PREPROCESSING).read_text())
     return Shop(preprocessing, Catalogue(preprocessing, columns.by_name(content)), content)
 
 
@@ -84,7 +87,8 @@ def tower_rows(folder: Path, positives: pl.DataFrame, shop: Shop, store: Feature
         chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, keys, TOWER_CHUNK)
         write_windows(place, keys, chunks, shop.preprocessing, shop.catalogue.row)
         (place / _READY).touch()
-    return Windows.open(place)
+    with reading(place, folder):
+        return Windows.open(place)
 
 
 def users_of(requests: Requests, shop: Shop, store: FeatureStore) -> UserInputs:
@@ -137,7 +141,10 @@ def ranker_lists(
             write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, run.model.outcomes, run.device)
         place.mkdir(exist_ok=True)
         (place / _READY).touch()
-    learnt_from, held_out = (Lists.open(part) if part.exists() else None for part in (place / _ROWS, place / _HELD_OUT))
+    with reading(place, run.folder.path):
+        learnt_from, held_out = (
+            Lists.open(part) if part.exists() else None for part in (place / _ROWS, place / _HELD_OUT)
+        )
     return learnt_from, held_out
 
 

@@ -18,6 +18,8 @@ AUTO: Final = "auto"
 _PATIENCE: Final = timedelta(hours=24)
 """How long the others wait while the first one reads the data."""
 
+_SAID: Final = "headrace: said by the first"
+
 Made = TypeVar("Made")
 
 
@@ -76,6 +78,21 @@ class Processes:
         """Until all are here."""
         if self.count > 1:
             dist.barrier()
+
+
+def said_by_first(say: Callable[[], str]) -> str:
+    """What the first process says, in all of them; once in their life, and before they are a group: on which device they compute, and so
+    what kind of group they are, may hang on it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return say()
+    store, rank, count = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    if rank == 0:
+        store.set(_SAID, say())
+    said: str = store.get(_SAID).decode()
+    store.set(f"{_SAID} {rank}", "heard")
+    store.wait([f"{_SAID} {each}" for each in range(count)])  # the first one may be where the others read it
+    return said
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from headrace.stores.models import BundleRef, read_champion
 from training import drift, promote, train
 from training.champion import check_manifest
 from training.changes import parse_changes
-from training.config import TrainConfig, by_name
+from training.config import TrainConfig, configured
 from training.dataset import POSITIVE_TYPES
 from training.drift_signals import DriftConfig
 from training.fit import Epoch
@@ -276,7 +276,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
         if not every_us:
             raise ValueError(f"cannot read --every {options.every!r}: write a span like 30m, 1h or 1d")
         settings = with_kept_keys(Settings())
-        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
+        config = configured(options.config, parse_changes(options.set, TrainConfig))
         bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
         interrupts = Interrupts()
 

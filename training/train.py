@@ -3,11 +3,11 @@
 `python -m training.train --config small`; several processes with `torchrun --nproc-per-node=2 -m training.train`.
 """
 
-import argparse
-import json
-import os
+import logging
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -23,38 +23,35 @@ from headrace.clock import Clock, from_micros, system_clock
 from headrace.models import columns
 from headrace.models.architectures import check_names
 from headrace.models.base import Towers
-from headrace.models.bundle import Bundle, Items, Manifest
+from headrace.models.bundle import Bundle, BundleError, Items, Manifest
 from headrace.models.config import CLICK
 from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.snapshot import AVAILABLE, Snapshot
-from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import open_feature_store, quieten_feast
+from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import neighbours, popularity
-from training.changes import parse_changes
-from training.config import TrainConfig, by_name
+from training.config import TrainConfig
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
-from training.fit import TrainError
-from training.job import run as run_job
 from training.learn import RANKER, TOWERS, learn_ranking, learn_retrieval, offer
 from training.page import write_page
 from training.prepare import ranker_lists, shop_at_cut, tower_rows, users_of
-from training.processes import device_of, processes
+from training.processes import device_of, processes, said_by_first
 from training.requests import new_to_their_users
 from training.result import TrainResult
 from training.run import Run, Shop
 from training.run_folder import RunFolder
 from training.scoring import item_vectors, window_vectors
 from training.stages import aloud, silent
-from training.track import Track, how_to_look
-from training.warm_start import champion_folder
+from training.track import Track
 from training.warm_start import remarks as warm_start_remarks
 from training.windows import Windows
+
+logger = logging.getLogger(__name__)
 
 NEIGHBOURS = 20
 _QUERIES = 2_000
@@ -69,25 +66,28 @@ def main(
     *,
     store: FeatureStore | None = None,
     progress: bool = False,
-    resume: bool = False,
+    resume: bool | str = False,
     warm_start: Path | None = None,
 ) -> TrainResult | None:
     """Train, evaluate, save a bundle and register it, all of it recorded in MLflow; None in all processes but the first.
 
-    With `resume` the newest run that did not end goes on, by its own config and from its own start. With `warm_start` both models begin as
-    those of the bundle in that folder, where their weights mean the same. Raises ArchitectureError for names that no models have,
-    DatasetError where the lake cannot be trained on, TrainError where fitting cannot go on, RunError where there is nothing to resume,
-    BundleError where there is nothing to begin from, RegistryError where MLflow cannot be written to.
+    With `resume` the newest run that did not end and does not run goes on, or the one of that name, by its own config and from its own
+    start. With `warm_start` both models begin as those of the bundle in that folder, where their weights mean the same. Raises
+    ArchitectureError for names that no models have, DatasetError where the lake cannot be trained on, TrainError where fitting cannot go
+    on, RunError where there is nothing to resume, or not as it began, BundleError where there is nothing to begin from, RegistryError
+    where MLflow cannot be written to.
     """
     started_us = clock()
-    resumed = RunFolder.unfinished(settings.runs_dir) if resume else None
-    config = config if resumed is None else resumed.began().config
-    check_names(config.towers, config.ranker)
-    store = store or open_feature_store(settings)
-    with processes(device_of(config.device)) as us, Track(settings, clock, us.is_first) as track:
-        folder = resumed or us.in_turn(lambda: open_run(settings, config, clock, warm_start))
+    with ExitStack() as ends:
+        resumed = ends.enter_context(resumed_run(settings.runs_dir, resume)) if resume else None
+        config = config if resumed is None else resumed.began().config
+        check_names(config.towers, config.ranker)
+        device = device_of(config.device)
+        store = store or open_feature_store(settings)
+        us = ends.enter_context(processes(device))
+        track = ends.enter_context(Track(settings, clock, us.is_first))
+        folder = resumed or ends.enter_context(new_run(settings.runs_dir, config, clock, warm_start))
         began = folder.began()
-        config, device = began.config, device_of(began.config.device)
         champion = None if began.warm_start is None else Bundle.load(began.warm_start)
         track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)
@@ -95,11 +95,10 @@ def main(
 
         # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
         say("reading events and catalogue")
+        views = compile_views(store, int(settings.lateness_horizon_s * MICROS))
+        defined = {name: spec.fingerprint for name, spec in views.items()}
+        fingerprints = us.in_turn(lambda: folder.fingerprints(defined))
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
-        fingerprints = {
-            name: spec.fingerprint
-            for name, spec in compile_views(store, int(settings.lateness_horizon_s * MICROS)).items()
-        }
         track.data(split, fingerprints)
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
         positives = newest(split.train, config.max_positives).sort(names.USER_ID, T_US, maintain_order=True)
@@ -139,7 +138,6 @@ def main(
             recall_target=config.index_recall,
             seed=config.seed,
         )
-        metrics = report.flat() | index.facts.metrics()
         manifest = Manifest(
             version=folder.name,
             created_us=began.began_us,
@@ -150,33 +148,82 @@ def main(
             window_us=(split.start_us, split.end_us),
             validation_us=split.validation_us,
             cut_us=split.cut_us,
-            metrics=metrics,
+            metrics=report.flat() | index.facts.metrics(),
             code_version=installed_version(names.PROJECT),
         )
         bundle_dir = settings.bundles_dir / manifest.version
-        Bundle(manifest, shop.preprocessing, towers, ranker, items, index, snapshot).save(bundle_dir)
+        bundle = Bundle(manifest, shop.preprocessing, towers, ranker, items, index, snapshot)
+        saved = saved_before(bundle_dir) if resumed else None
+        if saved is None:
+            bundle.save(bundle_dir)
+        metrics = (saved or bundle).manifest.metrics
         epochs = {TOWERS: tower_epochs, RANKER: ranker_epochs}
         figures = draw(report, epochs)
         track.made(bundle_dir, report.to_json(), figures)
-        version = ModelRegistry(settings, clock).register(bundle_dir, metrics, run_id=track.run_id)
-        folder.end()
+        registry = ModelRegistry(settings, clock)
+        version = registered_before(registry, bundle_dir) if resumed else None
+        if version is None:
+            version = registry.register(bundle_dir, metrics, run_id=track.run_id)
         page = page_of(settings, version)
         header = {"version": f"{version} ({manifest.version})", **header_of(config, split, shop.items, report)}
         write_page(page, report, {**header, "MLflow run": track.run_id}, figures)
         track.reported(page)
+        folder.end()
         lists, seconds = len(learnt or ()), (clock() - started_us) / MICROS
         return TrainResult(
             version, bundle_dir, report, index.facts, windows.rows, lists, epochs, seconds, page, track.run_id
         )
 
 
-def open_run(settings: Settings, config: TrainConfig, clock: Clock, warm_start: Path | None) -> RunFolder:
-    """A new run."""
-    if int(os.environ.get("RANK", "0")) > 0:  # the first process has begun it
-        return RunFolder.unfinished(settings.runs_dir)
-    now_us = clock()
-    name = f"{from_micros(now_us):%Y%m%dT%H%M%S}-{now_us % MICROS:06d}-{config.name}"
-    return RunFolder.begin(settings.runs_dir, name, config, now_us, warm_start)
+@contextmanager
+def new_run(runs: Path, config: TrainConfig, clock: Clock, warm_start: Path | None) -> Iterator[RunFolder]:
+    """A new run, held by the first process."""
+    with ExitStack() as ends:
+
+        def begin() -> str:
+            now_us = clock()
+            name = f"{from_micros(now_us):%Y%m%dT%H%M%S}-{now_us % MICROS:06d}-{config.name}"
+            folder = RunFolder.begin(runs, name, config, now_us, warm_start)
+            ends.enter_context(folder.held())
+            ends.enter_context(folder.gone_where_it_would_fail_again())
+            return name
+
+        yield RunFolder(runs / said_by_first(begin))
+
+
+@contextmanager
+def resumed_run(runs: Path, which: bool | str) -> Iterator[RunFolder]:
+    """The newest unfinished run or the one of that name, held by the first process."""
+    with ExitStack() as ends:
+
+        def take() -> str:
+            return ends.enter_context(RunFolder.unfinished(runs, which if isinstance(which, str) else None)).name
+
+        yield RunFolder(runs / said_by_first(take))
+
+
+def saved_before(bundle_dir: Path) -> Bundle | None:
+    """What this run saved before it was killed. What is not whole, and so could not serve, goes: it is written again."""
+    if not bundle_dir.exists():
+        return None
+    try:
+        return Bundle.load(bundle_dir)
+    except BundleError as error:
+        logger.warning("%s; this run writes it again", error)
+        shutil.rmtree(bundle_dir)
+        return None
+
+
+def registered_before(registry: ModelRegistry, bundle_dir: Path) -> str | None:
+    """The version that this run registered before it was killed: the challenger, as one that was registered whole."""
+    versions = registry.versions()
+    own = next((known for known in versions if known.path == bundle_dir.resolve()), None)
+    if own is None:
+        return None
+    # A version that was at the gate has a tag that says what came of it.
+    if own is versions[-1] and not own.aliases and not own.tags:
+        registry.challenge(own.version)
+    return own.version
 
 
 def queries(towers: Towers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
@@ -209,47 +256,7 @@ def items_of(preprocessing: Preprocessing, towers: Towers, snapshot: Snapshot, e
     return Items(snapshot.item_id, item_vectors(towers, inputs, "cpu"), near_IK, scores_IK)
 
 
-def command(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument(
-        "--config", default="default", help="small, default, large, or your own function as module:function"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with the newest run that did not end, as it was begun"
-    )
-    parser.add_argument(
-        "--warm-start",
-        action="store_true",
-        help="begin with the weights of the version in service where they mean the same",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(arguments)
-    quieten_feast()
-
-    def train() -> None:
-        config = by_name(options.config).changed(**parse_changes(options.set, TrainConfig))
-        settings = Settings()
-        champion = champion_folder(settings) if options.warm_start and not options.resume else None
-        if not options.json and os.environ.get("RANK", "0") == "0":
-            print(f"what it learns shows as it learns: {how_to_look(settings)}", file=sys.stderr)
-        try:
-            with Interrupts().installed():
-                result = main(config, settings, progress=not options.json, resume=options.resume, warm_start=champion)
-        except Interrupted as error:
-            raise TrainError("interrupted; `headrace train --resume` goes on after the last whole epoch") from error
-        if result is None:  # one of the other processes
-            return
-        if options.json:
-            print(json.dumps(result.to_json()))
-            return
-        result.show()
-        print(f"report: {result.page}; MLflow run: {result.run_id}")
-
-    return run_job(train)
-
-
 if __name__ == "__main__":
+    from training.train_command import command
+
     sys.exit(command())

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import lru_cache
+from typing import Final
 
 from feast import FeatureStore, FeatureView
 from feast.repo_config import load_repo_config
@@ -11,12 +12,25 @@ from headrace.settings import Settings
 from headrace.stores.definitions import Definitions
 from headrace.stores.plain_rows import PlainLayout
 
+_CONFIG: Final = "feature_store.yaml"
+
+
+class NoFeatureRepositoryError(ValueError):
+    """The folder that the settings name is none; the message says which, and what to do."""
+
 
 def open_feature_store(settings: Settings) -> FeatureStore:
-    """The feature store of `settings.feature_repo`, its registry, stores and server those of the settings. Opens no connection."""
+    """The feature store of `settings.feature_repo`, its registry, stores and server those of the settings. Opens no connection.
+
+    Raises NoFeatureRepositoryError.
+    """
     quieten_feast()
     repo = settings.feature_repo.resolve()
-    config = load_repo_config(repo, repo / "feature_store.yaml")
+    if not (repo / _CONFIG).is_file():
+        raise NoFeatureRepositoryError(
+            f"no feature repository at {repo}: run in the checkout, or set HEADRACE_FEATURE_REPO to its feature_repo"
+        )
+    config = load_repo_config(repo, repo / _CONFIG)
     if config.registry.registry_type == "file":
         config.registry.path = str(settings.registry_path.resolve())
     for store in (config.online_store, config.offline_store):

@@ -121,7 +121,7 @@ def test_the_command_prints_one_object_and_writes_a_page_that_needs_nothing_else
     monkeypatch.setenv("HEADRACE_DATA", str(settings.data))
     monkeypatch.setenv("HEADRACE_FEATURE_REPO", str(settings.feature_repo))
     learnt = result.page.read_text()
-    changes = ["--set", "max_ranked_requests=20", "--set", "resamples=50"]
+    changes = ["--set", "max_ranked_requests=20", "--set", "resamples=100"]
     code = evaluate.command(["--staleness", "0s,1h", *changes, "--json"])
     assert code == 0
     printed = capsys.readouterr()

@@ -37,7 +37,8 @@ from training.intervals import Estimate
 from training.learn import JUDGED_BY, RANKER
 from training.measures import RANKED, TOWERS
 from training.rivals import CO_OCCURRENCE, POPULAR
-from training.run_folder import RunFolder
+from training.run_folder import RunError, RunFolder
+from training.track import Track
 
 SHOP = ShopConfig(users=400, items=200, categories=8, events=16_000, days=4)
 CONFIG = small().changed(max_ranked_requests=200, patience=2)
@@ -302,7 +303,8 @@ def test_a_run_that_was_interrupted_is_killed_in_mlflow_and_goes_on_there_when_i
         patch.setattr(train, "ranker_lists", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train.main(QUICK, settings, clock=lambda: STARTED_US + 4)
-    run_id = RunFolder.unfinished(settings.runs_dir).tracked_as()
+    with RunFolder.unfinished(settings.runs_dir) as folder:
+        run_id = folder.tracked_as()
     assert run_id is not None
     assert recorded(settings, run_id).info.status == "KILLED"
     assert [each.step for each in client.get_metric_history(run_id, "towers/ndcg_at_10")] == [0, 1]
@@ -352,17 +354,108 @@ def with_mlflow(settings: Settings, data: Path) -> Settings:
     return Settings(data=data, feature_repo=settings.feature_repo)
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def killed_at(at: tuple[object, str], settings: Settings, began_us: int) -> Path:
+    """Interrupted there, so that nothing is tidied up; the bundle's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(QUICK, settings, clock=lambda: began_us)
+    with RunFolder.unfinished(settings.runs_dir) as folder:
+        return settings.bundles_dir / folder.name
+
+
+def aliases_of(settings: Settings, version: str) -> tuple[str, ...]:
+    return next(known.aliases for known in ModelRegistry(settings).versions() if known.version == version)
+
+
+@pytest.mark.parametrize(
+    ("at", "began_us", "whole", "registered"),
+    [
+        ((Track, "made"), STARTED_US + 10, True, False),
+        ((Track, "made"), STARTED_US + 11, False, False),
+        ((ModelRegistry, "challenge"), STARTED_US + 12, True, True),
+        ((train, "write_page"), STARTED_US + 13, True, True),
+        ((RunFolder, "end"), STARTED_US + 14, True, True),
+    ],
+)
+def test_a_run_that_was_killed_after_its_bundle_ends_with_that_one_registered_once(
+    settings: Settings, result: train.TrainResult, at: tuple[object, str], began_us: int, whole: bool, registered: bool
+) -> None:
+    before = len(ModelRegistry(settings).versions())
+    bundle_dir = killed_at(at, settings, began_us)
+    weights = bundle_dir / "weights.pt"
+    if not whole:
+        weights.write_bytes(b"cut short")
+    written_ns = weights.stat().st_mtime_ns
+    assert len(ModelRegistry(settings).versions()) == before + registered
+
+    resumed = train.main(QUICK, settings, clock=lambda: STARTED_US + 20, resume=bundle_dir.name)
+    assert resumed.bundle_dir == bundle_dir
+    assert Bundle.load(bundle_dir).version == bundle_dir.name
+    assert (weights.stat().st_mtime_ns == written_ns) == whole
+    versions = ModelRegistry(settings).versions()
+    assert [known.version for known in versions if known.path == bundle_dir.resolve()] == [resumed.version]
+    assert len(versions) == before + 1
+    assert aliases_of(settings, resumed.version) == (names.CHALLENGER,)
+    assert resumed.page.is_file()
+    assert recorded(settings, resumed.run_id).info.status == "FINISHED"
+    assert list(settings.runs_dir.iterdir()) == []
+
+
+def test_a_run_whose_features_were_defined_anew_does_not_go_on(
+    settings: Settings, result: train.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "ranker_lists", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(QUICK, settings, clock=lambda: STARTED_US + 21)
+    compiled = train.compile_views
+
+    def anew(*arguments: Any) -> Any:
+        views = compiled(*arguments)
+        return {**views, names.ITEM_ACTIVITY: views[names.USER_ACTIVITY]}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "compile_views", anew)
+        with pytest.raises(RunError, match=f"began with another definition of view {names.ITEM_ACTIVITY} "):
+            train.main(QUICK, settings, clock=lambda: STARTED_US + 22, resume=True)
+    resumed = train.main(QUICK, settings, clock=lambda: STARTED_US + 23, resume=True)
+    assert Bundle.load(resumed.bundle_dir).manifest.fingerprints == Bundle.load(result.bundle_dir).manifest.fingerprints
+
+
+def test_rows_that_were_cut_short_are_named_with_the_remedy(
+    settings: Settings, result: train.TrainResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learn_retrieval", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(QUICK, settings, clock=lambda: STARTED_US + 24)
+    with RunFolder.unfinished(settings.runs_dir) as folder:
+        path = folder.path
+    for damaged in (next((path / "rows").rglob("*.npy")), path / "content.parquet"):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+        with pytest.raises(
+            RunError, match=rf"(rows|content\.parquet) cannot be read \(.*\): mend it, or delete {path}"
+        ):
+            train.main(QUICK, settings, clock=lambda: STARTED_US + 25, resume=True)
+    shutil.rmtree(path)
+
+
 def test_an_empty_lake_is_refused_with_the_remedy_and_the_run_has_failed(
     settings: Settings, result: train.TrainResult, tmp_path: Path
 ) -> None:
     empty = with_mlflow(settings, tmp_path)
     with pytest.raises(DatasetError, match="run `headrace ingest` first"):
         train.main(CONFIG, empty, store=open_feature_store(settings))
-    run_id = RunFolder.unfinished(empty.runs_dir).tracked_as()
-    assert run_id is not None
-    run = recorded(empty, run_id)
+    client, experiment = ModelRegistry(empty).tracking()
+    run = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=1)[0]
     assert run.info.status == "FAILED"
     assert run.data.tags["error"].startswith(f"DatasetError: the event lake {empty.lake_dir}")
+    assert list(empty.runs_dir.iterdir()) == [], "it would fail again, and stand before a run that can go on"
 
 
 def test_a_training_that_mlflow_cannot_record_does_not_begin(settings: Settings, tmp_path: Path) -> None:

@@ -52,7 +52,17 @@ def test_what_is_asked_of_a_training_reaches_it(monkeypatch: pytest.MonkeyPatch)
     ]
     assert CliRunner().invoke(cli.app, ["train", *options]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["train"]).exit_code == 0
-    assert asked == [("training.train", options[:-1], True), ("training.train", ["--config", "default"], False)]
+    assert CliRunner().invoke(cli.app, ["train", "--resume", "20240101-small"]).exit_code == 0
+    plain = ["--config", "default"]
+    assert asked == [
+        ("training.train_command", options[:-1], True),
+        ("training.train_command", plain, False),
+        ("training.train_command", [*plain, "--resume", "20240101-small"], False),
+    ]
+
+
+def test_a_run_that_is_named_and_not_resumed_is_told_how(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "write `headrace train --resume 20240101-small`" in failure(capsys, "train", "20240101-small")
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

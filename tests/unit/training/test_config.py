@@ -1,9 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from training.changes import parse_change, parse_changes
-from training.config import TrainConfig, by_name, default, large, small
+from training.config import TrainConfig, by_name, configured, default, large, of_size, small
 
 
 def test_one_dial_sets_rows_width_and_history() -> None:
@@ -113,21 +114,56 @@ def test_a_value_of_another_type_is_refused_with_its_key_and_the_remedy(text: st
         ("learning_rate", 0.0, "above 0"),
         ("weight_decay", -0.1, "0 or more"),
         ("tower_epochs", 0, "at least 1"),
+        ("layers", -3, "at least 1"),
+        ("layers", 65, "at most 64"),
+        ("seed", -1, "0 or more"),
+        ("seed", 2**32, "at most 4,294,967,295"),
+        ("days", 1e300, "at most 36,525"),
+        ("test_days", 1e300, "at most 36,525"),
+        ("validation_days", 40_000.0, "at most 36,525"),
+        ("outcome_hours", 1e300, "at most 876,600"),
+        ("width", 2_000_000_000, "at most 8,192"),
+        ("cross_width", 8_193, "at most 8,192"),
+        ("length", 8_193, "at most 8,192"),
+        ("size", 65, "at most 64"),
+        ("threads", 2_000, "at most 1,024"),
+        ("max_test", 2**31, "at most 2,147,483,647"),
+        ("exact_below", -1, "0 or more"),
+        ("resamples", 99, "0, for no intervals, or at least 100: fewer give no ends of an interval"),
+        ("name", "a/b", "a word without a slash: folders bear it"),
         ("index_recall", 0.9, "from 0.95 to 1"),
         ("index_recall", 1.01, "from 0.95 to 1"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(key: str, value: float, bound: str) -> None:
-    with pytest.raises(ValueError, match=f"^{key} is {value}; it must be {bound}$"):
+def test_a_value_out_of_range_is_refused_by_name(key: str, value: float | str, bound: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{key} is {value}; it must be {bound}')}$"):
         small().changed(**{key: value})
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("index_recall", 0.95), ("index_recall", 1.0), ("dropout", 0.0), ("validation_share", 0.0), ("test_days", 0.0)],
-)
+    [("index_recall", 0.95), ("index_recall", 1.0), ("dropout", 0.0), ("validation_share", 0.0), ("test_days", 0.0),
+     ("seed", 2**32 - 1), ("days", 36_525.0), ("resamples", 0), ("resamples", 100), ("width", 8_192)],
+)  # fmt: skip
 def test_a_bound_itself_is_taken(key: str, value: float) -> None:
     assert getattr(small().changed(**{key: value}), key) == value
+
+
+def test_a_size_from_the_command_line_derives_what_grows_with_it_and_other_changes_come_after() -> None:
+    three = configured("small", {"size": 3, "width": 34})
+    assert three == of_size("size-3", 3).changed(width=34)
+    assert (three.name, three.layers, three.width, three.cross_width) == ("size-3", 3, 34, 352)
+    assert configured("small", {"seed": 4, "size": 1}) == small().changed(seed=4)
+    assert configured("large", {}) == large()
+    with pytest.raises(ValueError, match=r"^size is 0; it must be at least 1$"):
+        configured("small", {"size": 0})
+    with pytest.raises(ValueError, match=r"^size is 1000000; it must be at most 64$"):
+        configured("small", {"size": 1_000_000})
+
+
+def test_a_size_for_a_config_of_ones_own_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"^size is 3, but .* let own_configs:mine begin with `of_size\(name, 3\)`"):
+        configured("own_configs:mine", {"size": 3})
 
 
 def test_zero_test_requests_means_all_of_them() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headrace.arrays import Floats, Ints
 from training.fit import Epoch, Fit, Noted, Schedule, TrainError, Units, _bar, fit
 from training.processes import Processes
+from training.run_files import RunError
 
 POINTS = torch.linspace(-1, 1, 60)[:, None]
 ONES = np.ones(len(POINTS), np.int64)
@@ -173,6 +174,15 @@ def test_a_checkpoint_that_may_not_be_written_is_no_matter_of_room(tmp_path: Pat
         learn(tmp_path / "line.pt")
 
 
+@pytest.mark.parametrize("content", [b"", b"PK", None])
+def test_a_checkpoint_that_was_cut_short_is_named_with_the_remedy(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "line.pt"
+    learn(file, replace(SCHEDULE, epochs=1))
+    file.write_bytes(file.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(RunError, match=r"line\.pt cannot be read \(.*\): mend it, or delete .* and start anew"):
+        learn(file)
+
+
 def test_shares_of_a_batch_are_weighted_so_that_the_mean_of_their_means_is_that_of_all() -> None:
     """Units of 1, 2 and 3 rows, two of which have a label; the values of both are the unit's number."""
     units, counts = np.array([0, 1, 2]), np.array([[1, 0], [2, 1], [3, 1]])
@@ -242,6 +252,21 @@ def run_here(folder: Path, code: str, *command: str) -> list[float]:
 
 
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+_SAID = """
+import os
+from training.processes import processes, said_by_first
+said = float(said_by_first(lambda: f"1{os.environ['RANK']}"))
+with processes("cpu") as us:
+    mean = us.mean(said)
+    if us.is_first:
+        print(said, mean)
+"""
+
+
+def test_what_the_first_process_says_all_hear(tmp_path: Path) -> None:
+    assert run_here(tmp_path, _SAID, *TWO) == [10.0, 10.0]
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 import xxhash
 
-from benchmarks.recommend_site import digest
+from benchmarks.recommend_site import SERVING, digest
 from benchmarks.report import CONSOLE, RESULTS, circumstances, publish
 from headrace.clock import system_clock
 from headrace.ingest.load import ingest
@@ -52,6 +52,14 @@ _EVERYTHING: Final = (
     "max_ranked_requests=0",
 )
 _CODE: Final = ("training", "headrace/models", "headrace/ingest", "feature_repo")
+# Of those, what only shows, serves, or takes into service what has been trained and measured.
+_AFTER: Final = (
+    *SERVING,
+    *("page.py", "plots.py", "figures.py", "track.py", "stages.py", "job.py", "train_command.py"),
+    *("gate.py", "gate_measures.py", "made_up.py", "promote.py", "rollback.py", "champion.py", "retrain.py"),
+    *("drift.py", "drift_signals.py", "staleness.py"),
+    *("off_policy.py", "open_bandit.py", "estimators.py", "logged_slates.py"),
+)
 _HELD_OUT: Final = 0.05
 
 
@@ -130,7 +138,7 @@ def train(settings: Settings, changes: Sequence[str]) -> dict[str, Any]:
 def measured(which: DataSet, seed: int, data: Path, results: Path) -> dict[str, Any]:
     """From its file where that is of the code and the settings as they stand, else by a run."""
     file = results / f"{which.name}-{seed}.json"
-    made_of = {"code": digest(_CODE), "changes": [*_EVERYTHING, *which.changes, f"seed={seed}"]}
+    made_of = {"code": digest(_CODE, _AFTER), "changes": [*_EVERYTHING, *which.changes, f"seed={seed}"]}
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
         if all(kept.get(name) == value for name, value in made_of.items()):

@@ -38,7 +38,7 @@ _NOT_KEPT: Final = ("run", "log", "ray", "serving")
 _FEATURES: Final = ("feature_repo", "headrace/aggregates")
 _MODELS: Final = ("training", "headrace/models")
 # Of those, what only serves a bundle that is there.
-_SERVING: Final = ("shelf.py", "fused.py", "fused_kernels.py", "packed_items.py", "explain.py")
+SERVING: Final = ("shelf.py", "fused.py", "fused_kernels.py", "packed_items.py", "explain.py")
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ def _stamp(folder: Path, step: str) -> dict[str, Any]:
     return found
 
 
-def digest(rooms: Sequence[str]) -> str:
-    """Of all their source files."""
+def digest(rooms: Sequence[str], besides: Sequence[str] = SERVING) -> str:
+    """Of all their source files but those of these names."""
     digest = xxhash.xxh3_128()
     for path in sorted(path for room in rooms for path in (ROOT / room).rglob("*.py")):
-        if path.name not in _SERVING:
+        if path.name not in besides:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -119,7 +119,7 @@ def test_down_ends_what_a_killed_up_left(stack_settings: Settings) -> None:
     assert {"valkey", "flow-features", "flow-lake"} <= {name.split(" ")[0] for name in json.loads(output)["ended"]}
     assert [ref for ref in left if running(ref)] == []
     assert marked(settings.run_dir) == []
-    assert run(settings, "down") == (0, "Nothing was running. ended:")
+    assert run(settings, "down") == (0, "Nothing was running.")
     code, output = run(settings, "status")
     assert code == 1
     assert "not running" in output

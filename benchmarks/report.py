@@ -84,9 +84,10 @@ def watched_memory(process: psutil.Process, every_s: float = 0.05) -> Iterator[l
 
 
 def circumstances(name: str) -> dict[str, object]:
-    """Command, commit, time and machine of a measurement."""
+    """Command, commit, time and machine of a measurement; of a path of this machine its last part, which is all that it says to others."""
+    given = (Path(each).name if Path(each).is_absolute() else each for each in sys.argv[1:])
     return {
-        "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m benchmarks.{name} {' '.join(given)}".strip(),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain", "--", ":/", ":!results") else ""),
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {

@@ -292,19 +292,25 @@ def test_one_seed_gives_one_report(settings: Settings) -> None:
     assert first == again
 
 
-def test_a_run_that_was_interrupted_is_killed_in_mlflow_and_goes_on_there_when_it_is_resumed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def killed_at(at: tuple[object, str], settings: Settings, began_us: int, warm_start: Path | None = None) -> RunFolder:
+    """The run that is interrupted there, so that nothing is tidied up."""
+
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    client, experiment = ModelRegistry(settings).tracking()
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "ranker_lists", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*at, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train.main(QUICK, settings, clock=lambda: STARTED_US + 4)
+            train.main(QUICK, settings, clock=lambda: began_us, warm_start=warm_start)
     with RunFolder.unfinished(settings.runs_dir) as folder:
-        run_id = folder.tracked_as()
+        return folder
+
+
+def test_a_run_that_was_interrupted_is_killed_in_mlflow_and_goes_on_there_when_it_is_resumed(
+    settings: Settings,
+) -> None:
+    client, experiment = ModelRegistry(settings).tracking()
+    run_id = killed_at((train, "ranker_lists"), settings, STARTED_US + 4).tracked_as()
     assert run_id is not None
     assert recorded(settings, run_id).info.status == "KILLED"
     assert [each.step for each in client.get_metric_history(run_id, "towers/ndcg_at_10")] == [0, 1]
@@ -321,20 +327,12 @@ def test_a_run_that_was_interrupted_is_killed_in_mlflow_and_goes_on_there_when_i
 def test_a_run_that_began_with_another_ones_weights_does_so_when_it_is_resumed(
     settings: Settings,
     result: train.TrainResult,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     at: str,
     begins_us: int,
 ) -> None:
     """Interrupted before the towers learn, or after; by its own config too, whatever the command says then."""
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, at, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(QUICK, settings, clock=lambda: begins_us, warm_start=result.bundle_dir)
+    killed_at((train, at), settings, begins_us, result.bundle_dir)
     caplog.clear()
     with caplog.at_level(logging.INFO, "training.warm_start"):
         resumed = train.main(
@@ -352,20 +350,6 @@ def with_mlflow(settings: Settings, data: Path) -> Settings:
     data.mkdir(exist_ok=True)
     shutil.copyfile(settings.data / "mlflow.db", data / "mlflow.db")
     return Settings(data=data, feature_repo=settings.feature_repo)
-
-
-def interrupted(*_: object, **__: object) -> None:
-    raise KeyboardInterrupt
-
-
-def killed_at(at: tuple[object, str], settings: Settings, began_us: int) -> Path:
-    """Interrupted there, so that nothing is tidied up; the bundle's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(*at, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(QUICK, settings, clock=lambda: began_us)
-    with RunFolder.unfinished(settings.runs_dir) as folder:
-        return settings.bundles_dir / folder.name
 
 
 def aliases_of(settings: Settings, version: str) -> tuple[str, ...]:
@@ -386,7 +370,7 @@ def test_a_run_that_was_killed_after_its_bundle_ends_with_that_one_registered_on
     settings: Settings, result: train.TrainResult, at: tuple[object, str], began_us: int, whole: bool, registered: bool
 ) -> None:
     before = len(ModelRegistry(settings).versions())
-    bundle_dir = killed_at(at, settings, began_us)
+    bundle_dir = settings.bundles_dir / killed_at(at, settings, began_us).name
     weights = bundle_dir / "weights.pt"
     if not whole:
         weights.write_bytes(b"cut short")
@@ -409,10 +393,7 @@ def test_a_run_that_was_killed_after_its_bundle_ends_with_that_one_registered_on
 def test_a_run_whose_features_were_defined_anew_does_not_go_on(
     settings: Settings, result: train.TrainResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "ranker_lists", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(QUICK, settings, clock=lambda: STARTED_US + 21)
+    killed_at((train, "ranker_lists"), settings, STARTED_US + 21)
     compiled = train.compile_views
 
     def anew(*arguments: Any) -> Any:
@@ -427,15 +408,8 @@ def test_a_run_whose_features_were_defined_anew_does_not_go_on(
     assert Bundle.load(resumed.bundle_dir).manifest.fingerprints == Bundle.load(result.bundle_dir).manifest.fingerprints
 
 
-def test_rows_that_were_cut_short_are_named_with_the_remedy(
-    settings: Settings, result: train.TrainResult, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "learn_retrieval", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(QUICK, settings, clock=lambda: STARTED_US + 24)
-    with RunFolder.unfinished(settings.runs_dir) as folder:
-        path = folder.path
+def test_rows_that_were_cut_short_are_named_with_the_remedy(settings: Settings, result: train.TrainResult) -> None:
+    path = killed_at((train, "learn_retrieval"), settings, STARTED_US + 24).path
     for damaged in (next((path / "rows").rglob("*.npy")), path / "content.parquet"):
         damaged.write_bytes(damaged.read_bytes()[:-9])
         with pytest.raises(

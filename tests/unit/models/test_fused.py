@@ -10,7 +10,6 @@ from torch import nn
 
 from headrace.models.bundle import Bundle
 from headrace.models.config import CART, CLICK, PURCHASE, ModelConfig
-from headrace.models.preprocessing import Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.shelf import Shelf
 from headrace.models.towers import TwoTowers
@@ -36,14 +35,7 @@ HISTORIES = {
 
 def bundle_of(config: ModelConfig) -> Bundle:
     """With weights that are nowhere zero or one, those of norms included."""
-    fitted = Preprocessing.fit(
-        tiny_shop.users(),
-        tiny_shop.catalogue(),
-        tiny_shop.activity(),
-        {"a": 3, "b": 2, "c": 1},
-        now_us=0,
-        length=LENGTH,
-    )
+    fitted = tiny_shop.preprocessing(LENGTH)
     torch.manual_seed(1)
     towers, ranker = TwoTowers(fitted, config).eval(), Ranker(fitted, config).eval()
     for parameter in (*towers.parameters(), *ranker.parameters()):

@@ -52,8 +52,8 @@ def activity() -> pa.Table:
     return pa.table({"item_id": ["a", "b", "c"], "item_activity__views_1h": pa.array([0, 7, None], pa.int64())})
 
 
-def preprocessing() -> Preprocessing:
-    return Preprocessing.fit(users(), catalogue(), activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=3)
+def preprocessing(length: int = 3) -> Preprocessing:
+    return Preprocessing.fit(users(), catalogue(), activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=length)
 
 
 Model = TypeVar("Model", bound=torch.nn.Module)

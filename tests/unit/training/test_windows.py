@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.models import columns
-from headrace.models.preprocessing import Catalogue, Preprocessing
+from headrace.models.preprocessing import Catalogue
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from training.windows import Windows, write_windows
@@ -21,17 +21,6 @@ SECOND = 1_000_000
 ITEMS = ["a", "b", "c", "d", "not in the catalogue"]
 Event = tuple[int, str, str]
 """Time in seconds, item, type."""
-
-
-def fitted(length: int) -> Preprocessing:
-    return Preprocessing.fit(
-        tiny_shop.users(),
-        tiny_shop.catalogue(),
-        tiny_shop.activity(),
-        {"a": 3, "b": 2, "c": 1},
-        now_us=0,
-        length=length,
-    )
 
 
 def features(events: list[Event], t_s: int, length: int, views: int) -> dict[str, Any]:
@@ -66,14 +55,14 @@ def written(
             ]
         ),
     )
-    shop = Catalogue(fitted(length), columns.by_name(tiny_shop.catalogue()))
+    shop = Catalogue(tiny_shop.preprocessing(length), columns.by_name(tiny_shop.catalogue()))
     chunks = (table.slice(start, chunk) for start in range(0, table.num_rows, chunk))
-    return write_windows(folder, rows, chunks, fitted(length), shop.row), rows, table
+    return write_windows(folder, rows, chunks, tiny_shop.preprocessing(length), shop.row), rows, table
 
 
 def vectors(windows: Windows, rows: pl.DataFrame, table: pa.Table, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Of every row, within its window and alone."""
-    preprocessing = fitted(length)
+    preprocessing = tiny_shop.preprocessing(length)
     shop = Catalogue(preprocessing, columns.by_name(tiny_shop.catalogue()))
     torch.manual_seed(0)
     towers = TwoTowers(preprocessing, tiny_shop.MODEL).eval()
@@ -119,8 +108,8 @@ def test_a_row_whose_next_event_is_not_its_own_heads_a_window(tmp_path: Path) ->
     shifted = {"u": [*WALK[:2], (1_000, "c", "view"), *[(event[0] + 2_000, *event[1:]) for event in WALK[2:]]]}
     rows = pl.DataFrame({"user_id": ["u", "u"], "t_us": [13 * SECOND, 3_000 * SECOND]})
     table = pa.Table.from_pylist([features(shifted["u"], t_s, 4, 0) for t_s in (13, 3_000)])
-    shop = Catalogue(fitted(4), columns.by_name(tiny_shop.catalogue()))
-    apart = write_windows(tmp_path / "other", rows, iter([table]), fitted(4), shop.row)
+    shop = Catalogue(tiny_shop.preprocessing(4), columns.by_name(tiny_shop.catalogue()))
+    apart = write_windows(tmp_path / "other", rows, iter([table]), tiny_shop.preprocessing(4), shop.row)
     assert apart.sizes_W.tolist() == [1, 1]
 
 

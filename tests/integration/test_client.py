@@ -371,7 +371,8 @@ def test_every_path_that_answers_answers_both_clients(open_shop: Shop):
                 upserted := await client.upsert_items(items),
                 await client.recommend(**options, filter={"category": ["clients"]}, after=upserted.token),
                 await client.set_availability({"of-the-client": False}),
-                await client.delete_items(["of-the-client", "never-there"]),
+                deleted := await client.delete_items(["of-the-client", "never-there"]),
+                await client.recommend(**options, filter={"category": ["clients"]}, after=deleted.token),
             ]
 
     def of_threads() -> list[Any]:
@@ -384,10 +385,12 @@ def test_every_path_that_answers_answers_both_clients(open_shop: Shop):
                 upserted := client.upsert_items(items),
                 client.recommend(**options, filter={"category": ["clients"]}, after=upserted.token),
                 client.set_availability({"of-the-client": False}),
-                client.delete_items(["of-the-client", "never-there"]),
+                deleted := client.delete_items(["of-the-client", "never-there"]),
+                client.recommend(**options, filter={"category": ["clients"]}, after=deleted.token),
             ]
 
-    for slate, ranked, similar, profile, upserted, fresh, changed, deleted in (of_threads(), asyncio.run(of_tasks())):
+    for answers in (of_threads(), asyncio.run(of_tasks())):
+        slate, ranked, similar, profile, upserted, fresh, changed, deleted, gone = answers
         assert [each.item_id for each in slate.items] == ["watch-0"]
         assert (slate.model_version, slate.degraded) == ("v1", ("hydrate: unknown user",))
         assert slate.features_age_ms >= 0
@@ -401,6 +404,7 @@ def test_every_path_that_answers_answers_both_clients(open_shop: Shop):
         assert (refused.list, refused.index, refused.item_id, refused.field) == ("upsert", 1, "bad", "price")
         assert [each.item_id for each in fresh.items] == ["of-the-client"]
         assert (changed.accepted, deleted.accepted) == (1, 2)
+        assert (gone.items, gone.degraded) == ((), fresh.degraded)
 
 
 def test_refusals_name_the_field_and_the_setting_with_the_keys(open_shop: Shop):

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 
 from headrace import names
 from headrace.arrays import Ints as Places
+from headrace.models.neighbours import DECAY, Neighbours
 from training.dataset import T_US
 from training.requests import Histories, best_of, codes
 
@@ -21,6 +22,8 @@ Ints = npt.NDArray[np.int32]
 # Items whose likeness to all others is held at once: 256 x 100,000 of them are 200 MB where each is like every other.
 _BLOCK = 256
 _TIE = 1e-6
+NEIGHBOURS = 20
+"""Of each item, in a bundle and as the ranker reads them."""
 
 
 def popularity(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Floats:
@@ -138,8 +141,17 @@ def neighbours(episodes: pl.DataFrame, item_ids: Sequence[str], k: int, reach: i
     return neighbours_IK, scores_IK
 
 
+def neighbour_table(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Neighbours:
+    """By rows of a catalogue of these items: what the ranker reads, counted from the episodes."""
+    return Neighbours.of_items(*neighbours(episodes, item_ids, NEIGHBOURS))
+
+
 def co_occurrence_scores(
-    history_TL: npt.NDArray[np.int64], neighbours_IK: Ints, scores_IK: Floats, popularity_I: Floats, decay: float = 0.8
+    history_TL: npt.NDArray[np.int64],
+    neighbours_IK: Ints,
+    scores_IK: Floats,
+    popularity_I: Floats,
+    decay: float = DECAY,
 ) -> Floats:
     """Neighbours of each request's history (places, -1 for none), newer items more, then popularity. (T, I)."""
     requests, length = history_TL.shape

@@ -7,6 +7,7 @@ import pyarrow as pa
 from headrace.clock import from_micros
 from headrace.models import columns
 from headrace.models.bundle import Bundle, BundleError, Manifest, check_fit
+from headrace.models.neighbours import Neighbours
 from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.definitions import load_definitions
@@ -35,9 +36,14 @@ def check_manifest(manifest: Manifest, settings: Settings) -> None:
 
 
 def read_opponent(
-    settings: Settings, content: pa.Table, cut_us: int, version: str | None = None, device: str = "cpu"
+    settings: Settings,
+    content: pa.Table,
+    neighbours: Neighbours,
+    cut_us: int,
+    version: str | None = None,
+    device: str = "cpu",
 ) -> Champion | str:
-    """The champion with the shop as `content` has it at the cut, or why there is nothing to compare with.
+    """The champion with the shop as `content` and `neighbours` have it at the cut, or why there is nothing to compare with.
 
     `version` is the one that is measured, which is not compared with itself.
     """
@@ -58,4 +64,4 @@ def read_opponent(
             f"the champion, version {ref.version}, has seen part of the test: it learnt from what happened up to "
             f"{from_micros(trained_us):%Y-%m-%d %H:%M}, after this cut"
         )
-    return Champion(ref.version, Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker), note)
+    return Champion(ref.version, Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker, neighbours), note)

@@ -65,6 +65,10 @@ class Split:
     end_us: int
 
     @property
+    def before_cut(self) -> pl.DataFrame:
+        return pl.concat([self.train, self.validation])
+
+    @property
     def everything(self) -> pl.DataFrame:
         return pl.concat([self.train, self.validation, self.test])
 

@@ -217,7 +217,7 @@ def of_calibration(
             f"clicks since, {training.outcome_hours:g} hours old, and there are {now.height:,} and {clicks:,}"
         )
     shop = Catalogue(bundle.preprocessing, bundle.snapshot.features)
-    models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker)
+    models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker, bundle.neighbours)
     place = bundle.ranker.outcomes.index(CLICK)
     predicted = float(probabilities(models, asked, store, training)[:, place].sum())
     factor = max(predicted / clicks, clicks / max(predicted, 1e-9))

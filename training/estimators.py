@@ -10,13 +10,11 @@ An interval is the normal approximation for a ratio of two sums over units, by i
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Final
 
 import numpy as np
 
 from headrace.arrays import Floats, Ints
-
-LEVEL: Final = 0.95
+from training.intervals import LEVEL
 
 
 class OffPolicyError(ValueError):

@@ -35,7 +35,7 @@ from training.page import write_page
 from training.promote import choose
 from training.report import Detail, Group, Measured, Report
 from training.requests import best_places, read_requests
-from training.rivals import RIVALS, Knobs, before_cut, choose_knobs, rivals
+from training.rivals import RIVALS, Knobs, choose_knobs, rivals
 from training.scoring import Models, Slates, answer
 from training.segments import segments
 from training.stages import Say, aloud, silent
@@ -107,7 +107,7 @@ def evaluate(
                 users_in(few.user_T[part.member_T]),
                 measured(_members(on_few, part.member_T), few.user_T[part.member_T], config),
             )
-            for part in segments(few, before_cut(split), trained_I)
+            for part in segments(few, split.before_cut, trained_I)
         ),
         outcomes=outcomes,
         staleness=value_of_freshness(
@@ -196,7 +196,9 @@ def main(
     say(f"reading what has happened since the cut of version {chosen.version}")
     window = window_of(bundle, config, settings)
     split, shop = window.split, window.models.shop
-    opponent = read_opponent(settings, window.content, cut_us, chosen.version, window.config.device)
+    opponent = read_opponent(
+        settings, window.content, window.models.neighbours, cut_us, chosen.version, window.config.device
+    )
     report = evaluate(
         window.models,
         split,

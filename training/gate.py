@@ -114,7 +114,7 @@ def check_quality(bundle: Bundle, version: str, settings: Settings) -> Verdict:
     config = TrainConfig.from_json(bundle.manifest.config).changed(device="cpu")
     try:
         window = window_of(bundle, config, settings)
-        opponent = read_opponent(settings, window.content, bundle.manifest.cut_us, version)
+        opponent = read_opponent(settings, window.content, window.models.neighbours, bundle.manifest.cut_us, version)
         if isinstance(opponent, str):
             return Verdict(QUALITY, True, opponent, bound)
         return judge_quality(compare(window, opponent))

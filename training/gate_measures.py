@@ -95,7 +95,7 @@ class Differences:
 
 def shelf_of(bundle: Bundle) -> Shelf:
     """As a replica of the bundle's own items has it."""
-    return Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, _content(bundle))
+    return Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, _content(bundle), bundle.neighbours)
 
 
 def _content(bundle: Bundle) -> dict[str, list[Any]]:

@@ -9,16 +9,17 @@ T values, U users, M means, N resamples.
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from statistics import NormalDist
+from typing import Final, TypeVar
 
 import numpy as np
 
 from headrace.arrays import Floats, Ints
 
-LEVEL = 0.95
+LEVEL: Final = 0.95
 RESAMPLES = 1_000
 # Standard deviations of a normal distribution to either side that hold LEVEL of it.
-_Z = 1.959964
+_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
 # Weights that are held at once.
 _WEIGHTS = 4_000_000
 

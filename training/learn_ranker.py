@@ -38,7 +38,7 @@ class RankerObjective(nn.Module):  # type: ignore[misc]
         self._click = ranker.outcomes.index(CLICK)
 
     def forward(self, batch: ListBatch) -> Tensor:
-        logits_BNO = self.ranker(batch.users, batch.items, batch.retrieved_BN, self._table)
+        logits_BNO = self.ranker(batch.users, batch.items, batch.retrieved, self._table)
         clicks_BN = logits_BNO[..., self._click].masked_fill(~batch.present_BN, float("-inf"))
         placed_BNO = self.ranker.at_positions(logits_BNO, batch.positions_BN)
         return torch.stack([choice_loss(clicks_BN, batch.wanted_B), outcome_loss(placed_BNO, batch.labels_BNO)])
@@ -76,10 +76,10 @@ def order_quality(ranker: RankingModel, table: ItemInputs, lists: Lists, device:
     for batch in lists.parts():
         chosen_B = batch.wanted_B >= 0
         on_device = batch.to(device)
-        scores_BN = ranker.scores(ranker(on_device.users, on_device.items, on_device.retrieved_BN, table)).cpu()
+        scores_BN = ranker.scores(ranker(on_device.users, on_device.items, on_device.retrieved, table)).cpu()
         retrieved_B, ranked_B = (
             _ndcg_of_wanted(each[chosen_B], batch.present_BN[chosen_B], batch.wanted_B[chosen_B], k, model)
-            for each, model in ((batch.retrieved_BN, "towers"), (scores_BN, "ranker"))
+            for each, model in ((batch.retrieved.scores_BN, "towers"), (scores_BN, "ranker"))
         )
         before.append(retrieved_B)
         gains.append(ranked_B - retrieved_B)
@@ -118,7 +118,7 @@ def _all(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> 
     for batch in lists.parts():
         present_BN = batch.present_BN
         on_device = batch.to(device)
-        found = ranker(on_device.users, on_device.items, on_device.retrieved_BN, table)
+        found = ranker(on_device.users, on_device.items, on_device.retrieved, table)
         logits.append(ranker.at_positions(found, on_device.positions_BN).cpu()[present_BN].double().numpy())
         labels.append(batch.labels_BNO[present_BN].double().numpy())
         positions.append(batch.positions_BN[present_BN].numpy())

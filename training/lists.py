@@ -22,7 +22,8 @@ from headrace import names
 from headrace.arrays import Ints
 from headrace.models import columns
 from headrace.models.base import NOT_SHOWN, Towers
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs, Retrieved, UserInputs
+from headrace.models.neighbours import Neighbours
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from training.dataset import LABELS, T_US, item_activity, user_features
 from training.rows import CHUNK, Table, UserRows, Values, of_items, of_users
@@ -43,7 +44,7 @@ class ListBatch(NamedTuple):
 
     users: UserInputs
     items: ItemInputs
-    retrieved_BN: Tensor
+    retrieved: Retrieved
     present_BN: Tensor
     labels_BNO: Tensor
     positions_BN: Tensor
@@ -62,7 +63,7 @@ class Lists:
     items: Table
     """Features of all candidates."""
     facts: Table
-    """What else is known of them: `labels_CO`, `positions_C`, `wanted_C`, and the towers' score `retrieved_C`."""
+    """What else is known of them: `labels_CO`, `positions_C`, `wanted_C`, the towers' score `retrieved_C`, `nearness_C` to the history."""
     offsets_R: Ints
     """Where each list's candidates begin, and where the last one's end. Shape (R + 1,)."""
 
@@ -104,7 +105,7 @@ class Lists:
         return ListBatch(
             self.users.take(lists),
             ItemInputs(**self.items.take(rows_BN)),
-            torch.from_numpy(facts["retrieved_C"]),
+            Retrieved(torch.from_numpy(facts["retrieved_C"]), torch.from_numpy(facts["nearness_C"])),
             torch.from_numpy(present_BN),
             torch.from_numpy(labels_BNO),
             torch.from_numpy(facts["positions_C"]),
@@ -183,6 +184,7 @@ def write_lists(
     preprocessing: Preprocessing,
     shop: Catalogue,
     towers: Towers,
+    neighbours: Neighbours,
     outcomes: Sequence[str],
     device: str,
 ) -> Lists:
@@ -204,17 +206,23 @@ def write_lists(
     written = UserRows.of(Table.write(folder / _USERS, heads.height, users()))
     Table.write(folder / _ITEMS, frame.height, items())
     counts_R = frame.group_by(LIST, maintain_order=True).len()["len"].to_numpy()
+    offsets_R = np.concatenate([[0], np.cumsum(counts_R)]).astype(np.int64)
     item_ID = shop_vectors(towers, shop, device)
     user_RD = vectors_of(towers, shop, written, device)
     list_C = np.repeat(np.arange(heads.height), counts_R)
     starts = range(0, max(frame.height, 1), CHUNK)
     scores = [(user_RD[list_C[at : at + CHUNK]] * item_ID[places_C[at : at + CHUNK]]).sum(axis=1) for at in starts]
+    present_RN = np.arange(counts_R.max(initial=1)) < counts_R[:, None]
+    rows_RN = np.zeros(present_RN.shape, np.int64)
+    rows_RN[present_RN] = Catalogue.FIRST + places_C
+    history_RL = np.asarray(written.table.columns["items_BL"], np.int64)
     facts = {
         "labels_CO": frame.select(outcomes).to_numpy().astype(np.float32),
         "positions_C": frame[POSITION].to_numpy(),
         "wanted_C": frame[WANTED].to_numpy(),
         "retrieved_C": np.concatenate(scores).astype(np.float32),
+        "nearness_C": neighbours.nearness(history_RL, rows_RN)[present_RN],
     }
     Table.write(folder / _FACTS, frame.height, [facts])
-    np.save(folder / _OFFSETS, np.concatenate([[0], np.cumsum(counts_R)]).astype(np.int64))
+    np.save(folder / _OFFSETS, offsets_R)
     return Lists.open(folder)

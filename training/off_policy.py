@@ -19,7 +19,6 @@ from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training import open_bandit
 from training.dataset import LABELS
 from training.estimators import (
-    LEVEL,
     Estimate,
     OffPolicyError,
     clipped,
@@ -29,6 +28,7 @@ from training.estimators import (
     snips,
     weights,
 )
+from training.intervals import LEVEL
 from training.job import run
 from training.logged_slates import cascade_weights, place_rates, read_slates
 

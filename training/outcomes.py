@@ -81,7 +81,8 @@ def probabilities(models: Models, rows: pl.DataFrame, store: FeatureStore, confi
     items = models.preprocessing.items(table, with_activity=True)
     alone = items.rows(torch.arange(rows.height)[:, None])
     device = device_of(config.device)
-    logits_R1O = rank_logits(models.towers, models.ranker, models.shop, users, alone, device)
+    rows_R1 = models.shop.rows(rows[names.ITEM_ID].to_arrow())[:, None]
+    logits_R1O = rank_logits(models, users, alone, rows_R1, device)
     # Where an item stood is known of an impression, and part of how likely it was taken.
     position_R1 = torch.from_numpy(1 + rows["position"].fill_null(0).cast(pl.Int64).to_numpy()[:, None])
     placed_R1O = models.ranker.at_positions(logits_R1O.to(device), position_R1.to(device)).cpu()

@@ -17,6 +17,7 @@ from headrace.models.base import Towers
 from headrace.models.inputs import UserInputs
 from headrace.models.packed_items import MOST_CODES
 from headrace.models.preprocessing import Catalogue, Preprocessing
+from training.baselines import neighbour_table
 from training.config import TrainConfig
 from training.dataset import (
     T_US,
@@ -112,6 +113,7 @@ def ranker_lists(
         learnt, judged = np.flatnonzero(~held)[: config.max_lists], np.flatnonzero(held)[:_MOST_HELD_OUT]
         item_ids, shown = shop.catalogue.item_ids, run.split.validation_impressions
         shown_held = _held_out(shown)
+        near = neighbour_table(run.split.train, item_ids)
         retrieved = {
             place / _ROWS: retrieved_lists(
                 requests.rows[learnt],
@@ -138,7 +140,9 @@ def ranker_lists(
             lists = together([frame, shown_lists(impressions[part], item_ids, config.list_length)])
             if lists.is_empty():
                 continue
-            write_lists(part, lists, store, shop.preprocessing, shop.catalogue, towers, run.model.outcomes, run.device)
+            write_lists(
+                part, lists, store, shop.preprocessing, shop.catalogue, towers, near, run.model.outcomes, run.device
+            )
         place.mkdir(exist_ok=True)
         (place / _READY).touch()
     with reading(place, run.folder.path):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import polars as pl
 
 from training import metrics
 from training.baselines import (
@@ -48,7 +47,7 @@ class Knobs:
 
 def rivals(requests: Requests, split: Split, item_ids: Sequence[str], knobs: Knobs) -> dict[str, Scores]:
     """Scores of every item by each baseline, for these requests."""
-    before = before_cut(split)
+    before = split.before_cut
     popularity_I = popularity(before, item_ids)
     recent = recent_popularity(split.everything, item_ids, knobs.half_life_share * (split.cut_us - split.start_us))
     nearest_IK, likeness_IK = item_knn(before, item_ids, knobs.neighbours)
@@ -65,7 +64,7 @@ def rivals(requests: Requests, split: Split, item_ids: Sequence[str], knobs: Kno
 
 def choose_knobs(split: Split, item_ids: Sequence[str], config: TrainConfig) -> Knobs:
     """Those of the highest NDCG@10 on requests of the validation part, of equals the first."""
-    everything = before_cut(split)
+    everything = split.before_cut
     try:
         requests = read_requests(split.validation, everything, item_ids, _TUNED_ON, config.seed)
     except DatasetError:
@@ -87,11 +86,6 @@ def choose_knobs(split: Split, item_ids: Sequence[str], config: TrainConfig) -> 
         _best(requests, ((k, by_neighbours(k)) for k in NEIGHBOURS)),
         validated=True,
     )
-
-
-def before_cut(split: Split) -> pl.DataFrame:
-    """Episodes that a baseline may learn from."""
-    return pl.concat([split.train, split.validation])
 
 
 def _best(requests: Requests, choices: Iterable[tuple[Choice, Scores]]) -> Choice:

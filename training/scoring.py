@@ -15,7 +15,8 @@ from headrace import names
 from headrace.arrays import Ints
 from headrace.models import columns
 from headrace.models.base import RankingModel, Towers
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs, Retrieved, UserInputs
+from headrace.models.neighbours import Neighbours
 from headrace.models.preprocessing import Catalogue, Preprocessing
 from training.config import TrainConfig
 from training.dataset import T_US, features, item_activity
@@ -39,6 +40,8 @@ class Models:
     shop: Catalogue
     towers: Towers
     ranker: RankingModel
+    neighbours: Neighbours
+    """Of the shop's items, by what happened before the cut."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,8 @@ def rank_again(
     items = items_of(models.preprocessing, models.shop, shown, item_activity(store, asked))
     row_RK = np.zeros(slates_RK.shape, dtype=np.int64)
     row_RK[shown_RK] = np.arange(len(shown))
-    logits_RKO = rank_logits(
-        models.towers, models.ranker, models.shop, users, items.rows(torch.from_numpy(row_RK)), device
-    )
+    candidates_RK = np.where(shown_RK, slates_RK + Catalogue.FIRST, 0)
+    logits_RKO = rank_logits(models, users, items.rows(torch.from_numpy(row_RK)), candidates_RK, device)
     scores_RK = models.ranker.scores(logits_RKO.to(device)).cpu().numpy()
     scores_RK[~shown_RK] = -np.inf
     return np.take_along_axis(slates_RK, np.argsort(-scores_RK, axis=1, kind="stable"), axis=1)
@@ -145,16 +147,18 @@ def shop_vectors(towers: Towers, shop: Catalogue, device: str) -> Floats:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def rank_logits(
-    towers: Towers, ranker: RankingModel, shop: Catalogue, users: UserInputs, items: ItemInputs, device: str
-) -> Tensor:
-    """The ranker's logits for T users, each with candidates of leading shape (T, K). Shape (T, K, O), on the CPU."""
-    table = shop.inputs.to(device)
+def rank_logits(models: Models, users: UserInputs, items: ItemInputs, rows_TK: Ints, device: str) -> Tensor:
+    """The ranker's logits for T users, each with candidates of leading shape (T, K), that stand in these rows of the shop's table.
+    Shape (T, K, O), on the CPU.
+    """
+    table = models.shop.inputs.to(device)
     users_count, candidates = items.id_N.shape
+    nearness_TK = torch.from_numpy(models.neighbours.nearness(users.items_BL.numpy(), rows_TK))
     parts = []
     for batch in torch.arange(users_count).split(max(1, _BATCH // candidates)):
         user, item = users.rows(batch).to(device), items.rows(batch).to(device)
-        parts.append(ranker(user, item, towers.scores(user, item, table), table).cpu())
+        retrieved = Retrieved(models.towers.scores(user, item, table), nearness_TK[batch].to(device))
+        parts.append(models.ranker(user, item, retrieved, table).cpu())
     return torch.cat(parts)
 
 

@@ -32,7 +32,7 @@ from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
-from training.baselines import neighbours, popularity
+from training.baselines import NEIGHBOURS, neighbour_table, neighbours, popularity
 from training.config import TrainConfig
 from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
 from training.evaluate import Models, evaluate, header_of, page_of
@@ -53,7 +53,6 @@ from training.windows import Windows
 
 logger = logging.getLogger(__name__)
 
-NEIGHBOURS = 20
 _QUERIES = 2_000
 # Requests of the validation that are kept for each list that the ranker is to learn from: not every one becomes a list.
 _REQUESTS_A_LIST = 4
@@ -121,7 +120,8 @@ def main(
         if not us.is_first:
             return None
 
-        models = Models(shop.preprocessing, shop.catalogue, towers, ranker)
+        near = neighbour_table(split.before_cut, shop.catalogue.item_ids)
+        models = Models(shop.preprocessing, shop.catalogue, towers, ranker, near)
         notes = warm_start_remarks(champion, split.cut_us)
         report = evaluate(models, split, store, config.changed(device=device), notes=notes, say=say)
 

@@ -14,6 +14,7 @@ from headrace.models.preprocessing import Catalogue
 from headrace.settings import Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
+from training.baselines import neighbour_table
 from training.config import TrainConfig
 from training.dataset import Cuts, Split, catalogue, items_known_at, read_split
 from training.processes import device_of
@@ -41,4 +42,5 @@ def window_of(bundle: Bundle, config: TrainConfig, settings: Settings) -> Window
     shop = Catalogue(bundle.preprocessing, columns.by_name(content))
     config = config.changed(device=device_of(config.device))
     towers, ranker = bundle.towers.to(config.device), bundle.ranker.to(config.device)
-    return Window(config, store, split, content, Models(bundle.preprocessing, shop, towers, ranker))
+    near = neighbour_table(split.before_cut, shop.item_ids)
+    return Window(config, store, split, content, Models(bundle.preprocessing, shop, towers, ranker, near))

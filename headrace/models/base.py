@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headrace.models.config import OUTCOME_VALUES, ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, encode_history
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import EncodedItems, ItemInputs, Retrieved, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 # Positions of impressions: 0 is an item that was not shown, those beyond the last count as it.
@@ -81,8 +81,8 @@ class RankingModel(nn.Module, ABC):  # type: ignore[misc]
         """
 
     @abstractmethod
-    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
-        """Shape (B, N, O). Vectors are `encode`'s, leading shapes (B, N) and (B, L). `retrieved_BN` are `Towers.scores`. Of
+    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
+        """Shape (B, N, O). Vectors are `encode`'s, leading shapes (B, N) and (B, L). Of
         `users.items_BL` only what is 0 counts; what the items are, `history` says. A candidate's logits must not depend on the others.
         """
 
@@ -90,10 +90,10 @@ class RankingModel(nn.Module, ABC):  # type: ignore[misc]
     def settle(self, position: int, slope_O: Tensor, shift_O: Tensor) -> None:
         """Make `slope * logit at this position + shift` (Platt, 1999) the logits, and the state dict hold it."""
 
-    def forward(self, users: UserInputs, items: ItemInputs, retrieved_BN: Tensor, table: ItemInputs) -> Tensor:
+    def forward(self, users: UserInputs, items: ItemInputs, retrieved: Retrieved, table: ItemInputs) -> Tensor:
         """`logits` of items that are not encoded: `items` has a leading shape (B, N), histories hold rows of `table`."""
         history = encode_history(self.encode, table, users.items_BL)
-        return self.logits(users, EncodedItems(items, self.encode(items)), history, retrieved_BN)
+        return self.logits(users, EncodedItems(items, self.encode(items)), history, retrieved)
 
     def at_positions(self, logits_BNO: Tensor, positions_BN: Tensor) -> Tensor:
         """Logits of items that stand there: what a place adds does not depend on the item (Zhao et al., RecSys 2019). Training alone
@@ -130,11 +130,11 @@ class PlainRanker(RankingModel):
         self.register_buffer("shift_O", torch.zeros(len(self.outcomes)))
 
     @abstractmethod
-    def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
+    def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
         """What `logits` are before they are scaled. Shape (B, N, O)."""
 
-    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
-        return self.raw_logits(users, items, history, retrieved_BN) * self.slope_O + self.shift_O
+    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
+        return self.raw_logits(users, items, history, retrieved) * self.slope_O + self.shift_O
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def settle(self, position: int, slope_O: Tensor, shift_O: Tensor) -> None:

@@ -29,6 +29,7 @@ from headrace.models.base import RankingModel, Towers
 from headrace.models.config import ModelConfig
 from headrace.models.index import FILE as INDEX
 from headrace.models.index import ItemIndex
+from headrace.models.neighbours import Neighbours
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.scorer import Scorer
 from headrace.models.snapshot import FILE as SNAPSHOT
@@ -37,7 +38,7 @@ from headrace.room import no_room
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 6
+FORMAT: Final = 7
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"
@@ -128,6 +129,11 @@ class Bundle:
     @property
     def version(self) -> str:
         return self.manifest.version
+
+    @property
+    def neighbours(self) -> Neighbours:
+        """Of a table of the snapshot's items."""
+        return Neighbours.of_items(self.items.neighbours_NK, self.items.neighbour_scores_NK)
 
     def scorer(self) -> Scorer:
         return Scorer(self)

@@ -26,7 +26,7 @@ from headrace.models.fused_kernels import (
 )
 from headrace.models.inputs import OneUser
 from headrace.models.packed_items import PackedItems
-from headrace.models.ranker import RECENT_PLACES, Ranker
+from headrace.models.ranker import NEAR, RECENT_PLACES, Ranker
 from headrace.models.towers import TEMPERATURE, TwoTowers
 
 
@@ -42,9 +42,11 @@ class Fused:
         """`user.items_L` are rows of the table."""
         return UserState(*read_user(self._tower, self._ranker, table_IW, *user))
 
-    def scores(self, user: UserState, table_IW: Floats32, rows_N: Ints, activity_NA: Floats32) -> Floats32:
+    def scores(
+        self, user: UserState, table_IW: Floats32, rows_N: Ints, activity_NA: Floats32, nearness_N: Floats32
+    ) -> Floats32:
         """`Ranker.scores` of the candidates at these rows. Shape (N,)."""
-        return score(self._ranker, self._width, table_IW, rows_N, activity_NA, user)
+        return score(self._ranker, self._width, table_IW, rows_N, activity_NA, nearness_N, user)
 
 
 def _tower_weights(towers: TwoTowers) -> TowerWeights:
@@ -83,6 +85,7 @@ def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
         packing.content_at,
         packing.codes_at,
         RECENT_PLACES,
+        np.float32(NEAR),
         *_linear(ranker.key),
         *_linear(ranker.query),
         *_linear(ranker.project_user),

@@ -81,6 +81,7 @@ class RankerWeights(NamedTuple):
     content: int
     codes: int
     recent_places: int
+    near: np.float32
     key_DD: Floats32
     key_bias_D: Floats32
     query_DD: Floats32
@@ -143,7 +144,13 @@ def read_user(
 
 @fast_kernel
 def score(
-    ranker: RankerWeights, tower_width: int, table_IW: Floats32, rows_N: Ints, activity_NA: Floats32, user: UserState
+    ranker: RankerWeights,
+    tower_width: int,
+    table_IW: Floats32,
+    rows_N: Ints,
+    activity_NA: Floats32,
+    nearness_N: Floats32,
+    user: UserState,
 ) -> Floats32:
     """`Ranker.scores` of `Ranker.logits`. Shape (N,)."""
     count, width = len(rows_N), ranker.query_DD.shape[0]
@@ -167,7 +174,8 @@ def score(
             x[2 * width + content + a] = activity_NA[n, a]
         for c in range(matches):
             x[shares + c], x[shares + matches + c] = _shares(row[ranker.codes + c], user.codes_CP[c], user.lately_P)
-        x[shares + 2 * matches] = found * scale
+        x[shares + 2 * matches] = np.log1p(ranker.near * nearness_N[n])
+        x[shares + 2 * matches + 1] = found * scale
     if len(user.keys_PD):
         query_ND = _linear(items_ND, ranker.query_DD, ranker.query_bias_D)
         x_NK[:, width : 2 * width] = _attend(query_ND, user.keys_PD, user.history_PD, ranker.heads)

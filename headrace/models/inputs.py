@@ -39,6 +39,16 @@ class EncodedItems(NamedTuple):
     vectors_ND: Tensor
 
 
+class Retrieved(NamedTuple):
+    """What retrieval makes of the users' own candidates, before they are ranked."""
+
+    scores_BN: Tensor  # float32, `Towers.scores`
+    nearness_BN: Tensor  # float32, `Neighbours.nearness` to the history
+
+    def to(self, device: str) -> "Retrieved":
+        return Retrieved(*(field.to(device) for field in self))
+
+
 class UserInputs(NamedTuple):
     """Users at a time. Histories are padded on the left with zeros, so the newest event is in the last place."""
 

@@ -13,7 +13,7 @@ import torch
 
 from headrace.arrays import Floats32, Ints
 from headrace.models.base import RankingModel, Towers
-from headrace.models.inputs import EncodedItems, OneUser, UserInputs
+from headrace.models.inputs import EncodedItems, OneUser, Retrieved, UserInputs
 from headrace.models.packed_items import PackedItems
 from headrace.models.preprocessing import MISSING, UNKNOWN_ITEM
 
@@ -44,10 +44,13 @@ class Modules:
         return ReadUser(np.asarray(vector_1D[0].numpy(), np.float32), users, history)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def scores(self, user: ReadUser, table_IW: Floats32, rows_N: Ints, activity_NA: Floats32) -> Floats32:
+    def scores(
+        self, user: ReadUser, table_IW: Floats32, rows_N: Ints, activity_NA: Floats32, nearness_N: Floats32
+    ) -> Floats32:
         """`RankingModel.scores` of the candidates at these rows. Shape (N,)."""
         rows_1NW = torch.from_numpy(table_IW[rows_N])[None]
         items = self._packing.ranked(rows_1NW, torch.from_numpy(activity_NA)[None])
-        retrieved_1N = self._packing.tower(rows_1NW) @ torch.from_numpy(user.vector_D)
-        logits_1NO = self._ranker.logits(user.users, items, user.history, retrieved_1N)
+        found_1N = self._packing.tower(rows_1NW) @ torch.from_numpy(user.vector_D)
+        retrieved = Retrieved(found_1N, torch.from_numpy(nearness_N)[None])
+        logits_1NO = self._ranker.logits(user.users, items, user.history, retrieved)
         return np.asarray(self._ranker.scores(logits_1NO)[0].numpy(), np.float32)

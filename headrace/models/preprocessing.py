@@ -109,15 +109,15 @@ class Number:
     mean: float
     std: float
     now_us: int = 0
-    """When an age is counted from, in Unix microseconds; without meaning for the other kinds."""
+    """When an age is counted from, in Unix microseconds; 0 for the other kinds."""
 
     @classmethod
     def fit(cls, name: str, kind: Kind, values: Floats, now_us: int = 0) -> "Number":
         raws = np.asarray(values, np.float64)
         logs = _logs(_ages(raws, float(now_us)) if kind == "age" else raws)
         known = np.maximum(np.nan_to_num(logs), 0.0) if kind == "count" else logs[~np.isnan(logs)]
-        std = float(known.std()) if len(known) else 0.0
-        return cls(name, kind, float(known.mean()) if len(known) else 0.0, std if std > 1e-6 else 1.0, now_us)
+        mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+        return cls(name, kind, mean, std if std > 1e-6 else 1.0, now_us if kind == "age" else 0)
 
     @property
     def width(self) -> int:

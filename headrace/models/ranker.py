@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from headrace.models.base import RankingModel
 from headrace.models.config import ModelConfig
 from headrace.models.encoders import HistoryEncoder, ItemEncoder, UserEncoder, attend
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import EncodedItems, ItemInputs, Retrieved, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 RECENT_PLACES = 5
+NEAR = 100.0
+"""Nearness reads as the logarithm of one more than this many times it: two items that came up together once are much, ten times not ten
+times as much."""
 # The towers' score is the last of an item's inputs, and so the first that crosses begin with.
 _PLACE_OF_MATCH = 0
 
@@ -33,7 +36,7 @@ class Ranker(RankingModel):
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
         self.heads, self.width = config.heads, config.width
         matches = 2 * (1 + len(preprocessing.content_categories))
-        dense = preprocessing.content_width + preprocessing.activity_width + matches + 1
+        dense = preprocessing.content_width + preprocessing.activity_width + matches + 2
         wide = config.cross_width
         # One projection of everything, in two parts: what is said of the user is the same for all candidates.
         self.project_user = nn.Linear(config.width + preprocessing.user_width, wide)
@@ -51,15 +54,16 @@ class Ranker(RankingModel):
     def encode(self, items: ItemInputs) -> Tensor:
         return self.item_encoder(items)
 
-    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
+    def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
         inputs, item_BND = items
         history_BLD = self.history_encoder(users, history.vectors_ND) + self.places.weight[-users.items_BL.shape[1] :]
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
         shares_BNM = match_shares(users, inputs, history.inputs)
-        match_BN1 = retrieved_BN[..., None] * self.width**-0.5
+        near_BN = torch.log1p(NEAR * retrieved.nearness_BN)
+        match_BN2 = torch.stack([near_BN, retrieved.scores_BN * self.width**-0.5], dim=-1)
         of_user_BU = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)
         of_item_BNK = torch.cat(
-            [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN1], dim=-1
+            [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN2], dim=-1
         )
         x0_BNW = self.project_item(of_item_BNK) + self.project_user(of_user_BU)[:, None]
         crossed_BNW = x0_BNW

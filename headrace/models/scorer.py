@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace import names
 from headrace.models import columns
-from headrace.models.inputs import ItemInputs, UserInputs
+from headrace.models.inputs import ItemInputs, Retrieved, UserInputs
 from headrace.models.preprocessing import Catalogue
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Scorer:
         self.towers = bundle.towers.eval()
         self.ranker = bundle.ranker.eval()
         self.catalogue = Catalogue(bundle.preprocessing, bundle.snapshot.features)
+        self.neighbours = bundle.neighbours
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def user_vector(self, user_features: Mapping[str, Any], t_us: int) -> Floats:
@@ -49,7 +51,10 @@ class Scorer:
         items = self.preprocessing.items(item_features, with_activity=True)
         one_user = ItemInputs(*(field[None] for field in items))
         user, table = self._user(user_features, t_us), self.catalogue.inputs
-        logits_BNO = self.ranker(user, one_user, self.towers.scores(user, one_user, table), table)
+        rows_1N = self.catalogue.rows(item_features[names.ITEM_ID])[None]
+        nearness_1N = torch.from_numpy(self.neighbours.nearness(user.items_BL.numpy(), rows_1N))
+        retrieved = Retrieved(self.towers.scores(user, one_user, table), nearness_1N)
+        logits_BNO = self.ranker(user, one_user, retrieved, table)
         return np.asarray(self.ranker.scores(logits_BNO)[0].numpy(), dtype=np.float32)
 
     def _user(self, features: Mapping[str, Any], t_us: int) -> UserInputs:

@@ -19,8 +19,9 @@ from headrace.models.columns import Columns
 from headrace.models.explain import named, weigh
 from headrace.models.fused import Fused
 from headrace.models.fused_kernels import UserState
-from headrace.models.inputs import ItemInputs, OneUser
+from headrace.models.inputs import ItemInputs, OneUser, Retrieved
 from headrace.models.modules import Modules, ReadUser
+from headrace.models.neighbours import Neighbours
 from headrace.models.packed_items import MOST_CODES, PackedItems
 from headrace.models.preprocessing import UNKNOWN_ITEM, Catalogue, Preprocessing
 from headrace.models.ranker import Ranker
@@ -58,11 +59,19 @@ class UserView:
 class Shelf:
     """Row r of the catalogue is row r here. Reading is safe in threads, `put` is not while others read."""
 
-    def __init__(self, preprocessing: Preprocessing, towers: Towers, ranker: RankingModel, content: Columns) -> None:
-        """`content`: `item_id` and the content features of all items, in the order of the rows."""
+    def __init__(
+        self,
+        preprocessing: Preprocessing,
+        towers: Towers,
+        ranker: RankingModel,
+        content: Columns,
+        neighbours: Neighbours,
+    ) -> None:
+        """`content`: `item_id` and the content features of all items, in the order of the rows; `neighbours` are of a table of these."""
         torch.set_num_threads(1)
         self.preprocessing = preprocessing
         self._towers, self._ranker = towers.eval(), ranker.eval()
+        self._neighbours = neighbours
         if len(preprocessing.ids) >= MOST_CODES:
             raise ValueError(f"{len(preprocessing.ids)} codes of items, at most {MOST_CODES}: train with fewer ids")
         special = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
@@ -136,8 +145,14 @@ class Shelf:
     def rank(self, user: UserView, rows: Ints, activity_NA: Floats) -> Floats32:
         """Scores, shape (R,), higher is better. `activity_NA`: values in the order of `preprocessing.activity`, NaN for null."""
         activity_NF = self.preprocessing.activity.apply(activity_NA)
-        scores_R: Floats32 = self._models.scores(user.state, self._table_IW, rows + FIRST, activity_NF)
+        nearness_R = self._nearness(user, rows)
+        scores_R: Floats32 = self._models.scores(user.state, self._table_IW, rows + FIRST, activity_NF, nearness_R)
         return scores_R
+
+    def _nearness(self, user: UserView, rows: Ints) -> Floats32:
+        """Of the candidates to the user's history. Shape (R,)."""
+        nearness_R: Floats32 = self._neighbours.nearness(user.inputs.items_L[None], (rows + FIRST)[None])[0]
+        return nearness_R
 
     def _rows(self, rows_N: Ints) -> Tensor:
         """Of the table. Shape (N, W)."""
@@ -152,8 +167,9 @@ class Shelf:
         rows_R1W = self._rows(rows + FIRST)[:, None]
         activity_R1F = torch.from_numpy(self.preprocessing.activity.apply(activity_NA))[:, None]
         past_RLW = self._rows(user.inputs.items_L).expand(count, -1, -1).clone()
-        retrieved_R1 = self._packing.tower(rows_R1W) @ torch.from_numpy(user.state.vector_D)
+        found_R1 = self._packing.tower(rows_R1W) @ torch.from_numpy(user.state.vector_D)
+        retrieved = Retrieved(found_R1, torch.from_numpy(self._nearness(user, rows))[:, None])
         items = self._packing.ranked(rows_R1W, activity_R1F)
         past = self._packing.ranked(past_RLW, past_RLW[..., :0])
-        weights = weigh(self._ranker, users, items, past, retrieved_R1)
+        weights = weigh(self._ranker, users, items, past, retrieved)
         return named(weights, self.preprocessing, history[-self.preprocessing.length :], MOST_EXPLAINED)

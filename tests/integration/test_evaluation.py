@@ -6,12 +6,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 from headrace import names
 from headrace.ingest.shop import ShopConfig
 from headrace.models.bundle import Bundle, BundleError
+from headrace.models.neighbours import Neighbours
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake
@@ -185,12 +187,15 @@ def test_a_champion_says_what_it_has_seen_and_one_that_does_not_fit_says_why(
 ) -> None:
     store, pointer = open_feature_store(settings), settings.bundles_dir / "champion.json"
     cut_us = Bundle.load(result.bundle_dir).manifest.cut_us
-    content = catalogue(store, ["item-0"], cut_us)
+    content, nobodys = (
+        catalogue(store, ["item-0"], cut_us),
+        Neighbours.of_items(np.full((1, 1), -1, np.int32), np.zeros((1, 1), np.float32)),
+    )
     promote.main(result.version, settings, clock=lambda: STARTED_US)
-    found = read_opponent(settings, content, cut_us)
+    found = read_opponent(settings, content, nobodys, cut_us)
     assert not isinstance(found, str)
     assert found.note is None
-    earlier = read_opponent(settings, content, cut_us - 1)
+    earlier = read_opponent(settings, content, nobodys, cut_us - 1)
     assert not isinstance(earlier, str)
     assert earlier.note is not None
     assert "has seen part of the test" in earlier.note
@@ -198,7 +203,7 @@ def test_a_champion_says_what_it_has_seen_and_one_that_does_not_fit_says_why(
     champion = read_pointer(pointer)
     assert champion is not None
     write_pointer(pointer, BundleRef(champion.version, tmp_path / "gone", champion.promoted_at))
-    refused = read_opponent(settings, content, cut_us)
+    refused = read_opponent(settings, content, nobodys, cut_us)
     write_pointer(pointer, champion)
     assert isinstance(refused, str)
     assert "is missing: train again or promote another version" in refused

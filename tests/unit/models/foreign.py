@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from headrace.models.base import PlainRanker, Towers
 from headrace.models.config import ModelConfig
 from headrace.models.encoders import ItemEncoder, encode_history
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import EncodedItems, ItemInputs, Retrieved, UserInputs
 from headrace.models.preprocessing import Preprocessing
 
 
@@ -34,17 +34,17 @@ class Line(PlainRanker):
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__(preprocessing, config)
         lists = sum(strings.width for strings in preprocessing.content_lists.values())
-        width = preprocessing.content_width + preprocessing.activity_width + preprocessing.user_width + lists + 2
+        width = preprocessing.content_width + preprocessing.activity_width + preprocessing.user_width + lists + 3
         self.line = nn.Linear(width, len(config.outcomes))
         self.kinds = nn.Embedding(1_000, len(config.outcomes))
 
     def encode(self, items: ItemInputs) -> Tensor:
         return items.content_NF[..., :0]
 
-    def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
+    def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
         inputs = items.inputs
         known_BN = (inputs.id_N[:, :, None] == history.inputs.id_N[:, None]).any(dim=-1).float()
-        of_user_BNU = users.numbers_BF[:, None].expand(-1, retrieved_BN.shape[1], -1)
+        of_user_BNU = users.numbers_BF[:, None].expand(-1, retrieved.scores_BN.shape[1], -1)
         facts = (inputs.content_NF, inputs.activity_NF, of_user_BNU, inputs.lists_NA.float())
         kinds_BNO = self.kinds(inputs.categories_NC).sum(dim=-2)
-        return self.line(torch.cat([*facts, retrieved_BN[..., None], known_BN[..., None]], dim=-1)) + kinds_BNO
+        return self.line(torch.cat([*facts, torch.stack([*retrieved, known_BN], dim=-1)], dim=-1)) + kinds_BNO

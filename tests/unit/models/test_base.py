@@ -78,7 +78,7 @@ def test_settled_logits_of_a_plain_ranker_are_the_scaled_ones_of_the_position_se
     one_user = ItemInputs(*(field[None] for field in items))
 
     def logits(position: int) -> torch.Tensor:
-        found = ranker(users, one_user, torch.tensor([[1.5, -2.0, 0.0, 1.0]]), SHOP.inputs)
+        found = ranker(users, one_user, tiny_shop.retrieved(1.5, -2.0, 0.0, 1.0), SHOP.inputs)
         return ranker.at_positions(found, torch.full((1, 4), position))
 
     for slopes, shifts in ((torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0])), (torch.ones(2), torch.ones(2))):
@@ -116,5 +116,5 @@ def test_a_ranker_may_encode_nothing_of_an_item() -> None:
     users = FITTED.users({}, np.array([T_US]), SHOP.row)
     ranker = Line(FITTED, MODEL)
     history = EncodedItems(SHOP.inputs.rows(users.items_BL), ranker.encode(SHOP.inputs.rows(users.items_BL)))
-    found = ranker.logits(users, EncodedItems(one_user, ranker.encode(one_user)), history, torch.zeros(1, 4))
-    assert torch.equal(found, ranker(users, one_user, torch.zeros(1, 4), SHOP.inputs))
+    found = ranker.logits(users, EncodedItems(one_user, ranker.encode(one_user)), history, tiny_shop.retrieved(0, 0, 0, 0))
+    assert torch.equal(found, ranker(users, one_user, tiny_shop.retrieved(0, 0, 0, 0), SHOP.inputs))

@@ -58,7 +58,8 @@ def user_with(history: list[str | None]) -> dict[str, object]:
 def test_vectors_and_scores_are_those_of_the_modules(config: ModelConfig, history: list[str | None]) -> None:
     bundle = bundle_of(config)
     content = {name: list(bundle.snapshot.features[name]) for name in bundle.preprocessing.content_features}
-    shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, {"item_id": ITEMS, **content})
+    named = {"item_id": ITEMS, **content}
+    shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, named, bundle.neighbours)
     asked, scorer = user_with(history), bundle.scorer()
     seen = shelf.user(
         {name: [value] for name, value in asked.items()}, T_US, {item: row for row, item in enumerate(ITEMS)}
@@ -66,7 +67,7 @@ def test_vectors_and_scores_are_those_of_the_modules(config: ModelConfig, histor
     vector = scorer.user_vector(asked, T_US)
     assert np.allclose(seen.vector[0], vector, rtol=1e-4, atol=1e-4 * np.abs(vector).max())
     rows, views = np.array([3, 0, 2, 1, 0]), np.array([[5.0], [np.nan], [2.0], [0.0], [7.0]])
-    items = {name: [column[row] for row in rows] for name, column in {"item_id": ITEMS, **content}.items()}
+    items = {name: [column[row] for row in rows] for name, column in named.items()}
     scores = scorer.rank(asked, {**items, "item_activity__views_1h": views[:, 0].tolist()}, T_US)
     assert np.ptp(scores) > 1e-3
     assert np.allclose(shelf.rank(seen, rows, views), scores, rtol=1e-4, atol=1e-5)

@@ -64,7 +64,9 @@ def test_an_empty_history_gives_finite_logits_for_each_outcome() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users({}, np.array([T_US]), shop.row)
-    logits = Ranker(fitted, tiny_shop.MODEL).eval()(users, candidates("a", "b", "c"), torch.zeros(1, 3), shop.inputs)
+    logits = Ranker(fitted, tiny_shop.MODEL).eval()(
+        users, candidates("a", "b", "c"), tiny_shop.retrieved(0, 0, 0), shop.inputs
+    )
     assert logits.shape == (1, 3, 2)
     assert torch.isfinite(logits).all()
 
@@ -74,8 +76,8 @@ def test_a_candidate_scores_the_same_alone_and_among_others() -> None:
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
     ranker = Ranker(fitted, tiny_shop.MODEL).eval()
-    together = ranker(users, candidates("a", "b"), torch.tensor([[0.5, -0.5]]), shop.inputs)
-    alone = ranker(users, candidates("b"), torch.tensor([[-0.5]]), shop.inputs)
+    together = ranker(users, candidates("a", "b"), tiny_shop.retrieved(0.5, -0.5), shop.inputs)
+    alone = ranker(users, candidates("b"), tiny_shop.retrieved(-0.5), shop.inputs)
     assert torch.allclose(together[:, 1], alone[:, 0], atol=1e-6)
 
 
@@ -85,8 +87,23 @@ def test_a_ranker_begins_with_the_order_of_retrieval() -> None:
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
     ranker = Ranker(fitted, tiny_shop.MODEL).eval()
-    logits = ranker(users, candidates("a", "c"), torch.tensor([[1.5, -2.0]]), shop.inputs)
+    logits = ranker(users, candidates("a", "c"), tiny_shop.retrieved(1.5, -2.0), shop.inputs)
     assert logits[0].tolist() == [pytest.approx([1.5, 1.5]), pytest.approx([-2.0, -2.0])]
+
+
+def test_what_people_turn_to_around_the_history_moves_the_logits() -> None:
+    fitted = tiny_shop.preprocessing()
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
+    torch.manual_seed(0)
+    ranker = tiny_shop.stirred(Ranker(fitted, tiny_shop.MODEL))
+    far = tiny_shop.retrieved(1.5, -2.0)
+    near = far._replace(nearness_BN=torch.tensor([[0.0, 0.5]]))
+    apart = ranker(users, candidates("a", "c"), near, shop.inputs) - ranker(
+        users, candidates("a", "c"), far, shop.inputs
+    )
+    assert (apart[0, 0] == 0).all()
+    assert (apart[0, 1].abs() > 1e-3).all()
 
 
 def test_a_position_adds_to_the_logits_and_the_last_one_stands_for_those_beyond() -> None:
@@ -110,14 +127,14 @@ def test_settled_logits_are_the_scaled_ones_of_the_position_settled_for() -> Non
     slopes, shifts = torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0])
 
     def logits(position: int) -> torch.Tensor:
-        found = ranker(users, candidates("a", "c"), torch.tensor([[1.5, -2.0]]), shop.inputs)
+        found = ranker(users, candidates("a", "c"), tiny_shop.retrieved(1.5, -2.0), shop.inputs)
         return ranker.at_positions(found, torch.tensor([[position, position]]))
 
     expected = {position: slopes * logits(position) + shifts for position in (NOT_SHOWN, 1, 2)}
     ranker.settle(1, slopes, shifts)
     for position, wanted in expected.items():
         assert torch.allclose(logits(position), wanted, atol=1e-5)
-    plain = ranker(users, candidates("a", "c"), torch.tensor([[1.5, -2.0]]), shop.inputs)
+    plain = ranker(users, candidates("a", "c"), tiny_shop.retrieved(1.5, -2.0), shop.inputs)
     assert torch.allclose(plain, expected[1], atol=1e-5)
 
 

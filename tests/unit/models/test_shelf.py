@@ -9,6 +9,7 @@ import torch
 
 from headrace.models import shelf as of_shelf
 from headrace.models.bundle import Bundle
+from headrace.models.explain import NEARNESS
 from headrace.models.fused import Fused
 from headrace.models.modules import Modules
 from headrace.models.preprocessing import Preprocessing
@@ -25,7 +26,7 @@ ROW_OF = {"a": 0, "b": 1, "c": 2, "d": 3}
 
 
 def shelf(content: dict[str, list[object]] = CONTENT) -> Shelf:
-    return Shelf(BUNDLE.preprocessing, BUNDLE.towers, BUNDLE.ranker, content)
+    return Shelf(BUNDLE.preprocessing, BUNDLE.towers, BUNDLE.ranker, content, BUNDLE.neighbours)
 
 
 def one_row(row: int) -> dict[str, list[object]]:
@@ -80,7 +81,7 @@ def test_what_weighed_is_named_by_feature_and_by_item_of_the_history_and_every_c
     weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
     assert [len(each) for each in weighed] == [5, 5]
     known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
-    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b"}
+    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b", NEARNESS}
     assert weighed[0] != weighed[1]
 
 
@@ -124,7 +125,7 @@ def foreign_shelf(bundle: Bundle, items: slice = slice(None)) -> Shelf:
         name: list(bundle.snapshot.features[name])[items]
         for name in ("item_id", *bundle.preprocessing.content_features)
     }
-    return Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content)
+    return Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content, bundle.neighbours)
 
 
 PAIRS = [(Mean, Line), (Mean, Ranker), (TwoTowers, Line), (Renamed, Ranker)]
@@ -175,9 +176,11 @@ def test_what_weighed_is_told_of_every_architecture(towers: type, ranker: type) 
     weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
     assert [len(each) for each in weighed] == [5, 5]
     known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
-    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b"}
+    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b", NEARNESS}
     if ranker is Line:  # which reads nothing of the history by a gradient
-        assert all(entry["weight"] == 0 for each in weighed for entry in each if "history" in entry["feature"])
+        assert all(
+            entry["weight"] == 0 for each in weighed for entry in each if entry["feature"].startswith("history: ")
+        )
 
 
 def test_more_codes_of_items_than_a_packed_row_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from headrace.clock import from_micros
 from headrace.models.bundle import Bundle, Items, Manifest
 from headrace.models.config import CART, CLICK, ModelConfig
 from headrace.models.index import ItemIndex
+from headrace.models.inputs import Retrieved
 from headrace.models.preprocessing import Preprocessing
 from headrace.models.ranker import Ranker
 from headrace.models.snapshot import Snapshot
@@ -98,6 +99,12 @@ def bundle(version: str = "first") -> Bundle:
             },
         ),
     )  # fmt: skip
+
+
+def retrieved(*scores: float) -> Retrieved:
+    """Of one user: what the towers give each candidate, none of which is near the history."""
+    scores_1N = torch.tensor([scores])
+    return Retrieved(scores_1N, torch.zeros_like(scores_1N))
 
 
 def request_of(row: int) -> dict[str, Any]:

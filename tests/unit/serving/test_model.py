@@ -25,7 +25,9 @@ def fitting(bundle: Bundle = BUNDLE) -> Bundle:
     content = {
         name: list(bundle.snapshot.features[name]) for name in ("item_id", *bundle.preprocessing.content_features)
     }
-    vectors = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content).vectors(np.arange(4))
+    vectors = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content, bundle.neighbours).vectors(
+        np.arange(4)
+    )
     return replace(bundle, index=ItemIndex.build(np.array(vectors), np.array(vectors)))
 
 

@@ -102,7 +102,7 @@ def test_towers_that_learn_from_odd_numbers_end_with_finite_weights_and_a_catalo
     assert is_finite(towers)
     ranker = Ranker(fitted, MODEL)
     content = {name: odd_catalogue()[name].to_pylist() for name in ("item_id", *fitted.content_features)}
-    shelf = Shelf(fitted, towers, ranker, content)
+    shelf = Shelf(fitted, towers, ranker, content, tiny_shop.bundle().neighbours)
     vectors = shelf.vectors(np.arange(4))
     assert np.isfinite(vectors).all()
     ItemIndex.build(vectors, vectors)
@@ -124,6 +124,7 @@ def slates(folder: Path, labels: list[float], positions: list[int], wanted: list
     facts = {
         "labels_CO": np.repeat(np.array(labels, np.float32), 2).reshape(-1, 2), "positions_C": np.array(positions),
         "wanted_C": np.array(wanted), "retrieved_C": np.linspace(-1, 1, 8).astype(np.float32),
+        "nearness_C": np.linspace(0, 2, 8).astype(np.float32),
     }  # fmt: skip
     both = {name: np.concatenate([values, values]) for name, values in of_items(items).items()}
     return Lists(
@@ -147,7 +148,7 @@ def test_slates_whose_labels_are_all_alike_leave_finite_weights_and_probabilitie
     learn_ranker.calibrate(ranker, shop.inputs, observed, "cpu")
     assert is_finite(ranker)
     batch = lists.take(np.array([0, 1]))
-    chances = torch.sigmoid(ranker(batch.users, batch.items, batch.retrieved_BN, shop.inputs))
+    chances = torch.sigmoid(ranker(batch.users, batch.items, batch.retrieved, shop.inputs))
     assert bool(chances.isfinite().all())
     if label == label:
         assert bool(((chances > 0.5) == bool(label)).all())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from headrace.models.base import NOT_SHOWN, PlainRanker
-from headrace.models.inputs import EncodedItems, ItemInputs, UserInputs
+from headrace.models.inputs import EncodedItems, ItemInputs, Retrieved, UserInputs
 from tests.unit.models import tiny_shop
 from training.fit import TrainError
 from training.learn_ranker import calibrate, calibrated_quality, order_quality, platt
@@ -28,12 +28,12 @@ class Given(PlainRanker):
     def encode(self, items: ItemInputs) -> Tensor:
         return items.content_NF
 
-    def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved_BN: Tensor) -> Tensor:
+    def raw_logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
         return self.given_BNO
 
-    def forward(self, users: UserInputs, items: ItemInputs, retrieved_BN: Tensor, table: ItemInputs) -> Tensor:
+    def forward(self, users: UserInputs, items: ItemInputs, retrieved: Retrieved, table: ItemInputs) -> Tensor:
         nothing = EncodedItems(items, NOTHING)
-        return self.logits(users, nothing, nothing, retrieved_BN)
+        return self.logits(users, nothing, nothing, retrieved)
 
 
 class OneBatch:
@@ -43,10 +43,11 @@ class OneBatch:
         longest = max(len(row) for row in retrieved)
         present_BN = torch.tensor([[place < len(row) for place in range(longest)] for row in retrieved])
         labels_BN = torch.tensor([row + [math.nan] * (longest - len(row)) for row in clicks])
+        scores_BN = torch.tensor([row + row[:1] * (longest - len(row)) for row in retrieved])
         self.batch = ListBatch(
             NOBODY,
             NO_ITEMS,
-            torch.tensor([row + row[:1] * (longest - len(row)) for row in retrieved]),
+            Retrieved(scores_BN, torch.zeros_like(scores_BN)),
             present_BN,
             torch.stack([labels_BN, 0 * labels_BN], dim=-1),
             torch.full(present_BN.shape, NOT_SHOWN),

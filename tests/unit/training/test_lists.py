@@ -102,6 +102,7 @@ def lists_of(folder: Path) -> Lists:
     facts = {
         "labels_CO": column([0], [1], [0], kind=np.float32), "positions_C": column(0, 0, 4, kind=np.int64),
         "wanted_C": column(False, True, False, kind=np.bool_), "retrieved_C": column(5.0, 6.0, 7.0, kind=np.float32),
+        "nearness_C": column(0.5, 0.0, 0.25, kind=np.float32),
     }  # fmt: skip
     Table.write(folder / "users", 2, [users])
     return Lists(
@@ -116,7 +117,8 @@ def test_lists_of_a_batch_are_padded_with_candidates_that_have_no_label(tmp_path
     batch: ListBatch = lists_of(tmp_path).take(np.array([1, 0]))
     assert batch.present_BN.tolist() == [[True, False], [True, True]]
     assert batch.items.id_N[batch.present_BN].tolist() == [4, 2, 3]
-    assert batch.retrieved_BN[batch.present_BN].tolist() == [7.0, 5.0, 6.0]
+    assert batch.retrieved.scores_BN[batch.present_BN].tolist() == [7.0, 5.0, 6.0]
+    assert batch.retrieved.nearness_BN[batch.present_BN].tolist() == [0.25, 0.5, 0.0]
     assert batch.positions_BN[0, 0].item() == 4
     assert batch.wanted_B.tolist() == [-1, 1]
     assert batch.labels_BNO[..., 0].nan_to_num(-1).tolist() == [[0.0, -1.0], [0.0, 1.0]]

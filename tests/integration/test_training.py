@@ -6,6 +6,7 @@ One file, since all of it looks at one run, which takes half a minute.
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,17 @@ from headrace.ingest.shop import ShopConfig
 from headrace.ingest.simulator import simulate
 from headrace.models import columns
 from headrace.models.bundle import Bundle
+from headrace.models.neighbours import Neighbours
 from headrace.models.scorer import Scorer
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import open_feature_store
 from headrace.stores.lake import EventLake, append_rows
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from tests.integration.conftest import feast_applied
-from training import evaluate, promote, train
+from training import evaluate, prepare, promote, train, window
+from training.baselines import neighbour_table
 from training.config import TrainConfig, small
-from training.dataset import DatasetError, features
+from training.dataset import DatasetError, features, read_split
 from training.intervals import Estimate
 from training.learn import JUDGED_BY, RANKER
 from training.measures import RANKED, TOWERS
@@ -71,7 +74,25 @@ def fill_lake(settings: Settings, config: ShopConfig) -> None:
 
 
 @pytest.fixture(scope="module")
-def result(settings: Settings) -> train.TrainResult:
+def counted() -> Iterator[dict[str, int]]:
+    """By module, the newest episode that a table of neighbours was counted from."""
+    newest_us: dict[str, int] = {}
+
+    def noting(name: str) -> Callable[[pl.DataFrame, Sequence[str]], Neighbours]:
+        def note(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Neighbours:
+            newest_us[name] = int(episodes["t_us"].max())  # type: ignore[arg-type]
+            return neighbour_table(episodes, item_ids)
+
+        return note
+
+    with pytest.MonkeyPatch.context() as patch:
+        for part in (prepare, train, window):
+            patch.setattr(part, "neighbour_table", noting(part.__name__))
+        yield newest_us
+
+
+@pytest.fixture(scope="module")
+def result(settings: Settings, counted: dict[str, int]) -> train.TrainResult:
     return train.main(CONFIG, settings, clock=lambda: STARTED_US)
 
 
@@ -86,6 +107,17 @@ def test_the_towers_beat_popularity_and_co_occurrence_on_the_same_split(result: 
     measured = {name: values["ndcg_at_20"].value for name, values in result.report.methods.items()}
     assert measured[RANKED] > 0.9 * measured[TOWERS]
     assert result.report.outcomes["click"].auc.value > 0.7
+
+
+def test_what_goes_with_what_is_counted_from_before_that_which_it_is_to_foretell(
+    settings: Settings, result: train.TrainResult, counted: dict[str, int]
+) -> None:
+    """The ranker's lists and the requests of the evaluation: no table has seen a pair that it is asked for."""
+    evaluate.main(result.version, settings)
+    split = read_split(EventLake(settings.lake_dir), CONFIG)
+    assert set(counted) == {"training.prepare", "training.train", "training.window"}
+    assert counted["training.prepare"] < split.validation_us <= counted["training.train"] < split.cut_us
+    assert counted["training.window"] == counted["training.train"]
 
 
 def test_the_bundle_says_what_it_was_trained_on_and_with(settings: Settings, bundle: Bundle) -> None:
@@ -158,8 +190,8 @@ def with_clicks(user: dict[str, Any], item_ids: list[str]) -> dict[str, Any]:
         *(newest_us + 10 * MICROS * turn for turn in range(2 * len(item_ids))),
     ]
     for plural in ("views", "clicks"):
-        for window in ("10m", "1h", "1d", "7d"):
-            after[f"{view}__{plural}_{window}"] += len(item_ids)
+        for span in ("10m", "1h", "1d", "7d"):
+            after[f"{view}__{plural}_{span}"] += len(item_ids)
     return after | {f"{view}__session_count": 2 * len(item_ids), f"{view}__session_seconds": 50.0}
 
 

@@ -116,5 +116,7 @@ def test_a_ranker_may_encode_nothing_of_an_item() -> None:
     users = FITTED.users({}, np.array([T_US]), SHOP.row)
     ranker = Line(FITTED, MODEL)
     history = EncodedItems(SHOP.inputs.rows(users.items_BL), ranker.encode(SHOP.inputs.rows(users.items_BL)))
-    found = ranker.logits(users, EncodedItems(one_user, ranker.encode(one_user)), history, tiny_shop.retrieved(0, 0, 0, 0))
+    found = ranker.logits(
+        users, EncodedItems(one_user, ranker.encode(one_user)), history, tiny_shop.retrieved(0, 0, 0, 0)
+    )
     assert torch.equal(found, ranker(users, one_user, tiny_shop.retrieved(0, 0, 0, 0), SHOP.inputs))

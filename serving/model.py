@@ -9,7 +9,7 @@ import numpy as np
 from headrace import names
 from headrace.arrays import Floats, Ints, Mask
 from headrace.firsts import firsts
-from headrace.models.bundle import Bundle, BundleError, Items
+from headrace.models.bundle import Bundle, BundleError
 from headrace.models.columns import Columns
 from headrace.models.index import ItemIndex
 from headrace.models.neighbours import Neighbours
@@ -39,12 +39,7 @@ class BundleModel:
 
         Raises BundleError where the bundle does not fit together or with it.
         """
-        # No more of the bundle than this: its tables are in memory once, by rows of the catalogue.
-        self._version, self._preprocessing, self._queries_QD = (
-            bundle.version,
-            bundle.preprocessing,
-            bundle.index.queries_QD,
-        )
+        self._bundle = bundle
         self._activity_features = [number.name for number in bundle.preprocessing.activity_numbers]
         self._row_of = catalogue.row_of
         every = np.arange(len(catalogue) if count is None else count)
@@ -53,8 +48,9 @@ class BundleModel:
             if len(bundled) < len(bundle.items.item_ids):
                 raise ValueError(f"{len(bundle.items.item_ids) - len(bundled)} of its items are not in it")
             content = catalogue.content_of(every, self.content_features)
-            self._neighbours = _by_row(bundle.items, bundled, len(every))
-            self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content, self._neighbours)
+            near = Neighbours(bundle.items.neighbours_NK, bundle.items.neighbour_scores_NK, FIRST + bundled)
+            self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content, near)
+            self._bundled = _Places(bundled, len(every))
             self._places = _Places(bundled, len(every))
             self._index = bundle.index
             self._note_changed(every, np.asarray(self._shelf.vectors(every)))
@@ -77,11 +73,11 @@ class BundleModel:
 
     @property
     def version(self) -> str:
-        return self._version
+        return self._bundle.version
 
     @property
     def content_features(self) -> Sequence[str]:
-        return self._preprocessing.content_features
+        return self._bundle.preprocessing.content_features
 
     @property
     def activity_features(self) -> Sequence[str]:
@@ -102,16 +98,17 @@ class BundleModel:
 
     def neighbours(self, rows: Ints, k: int) -> tuple[Ints, Floats]:
         """Up to k items that people turn to around these, the items' shares equal, most similar first."""
-        near_RK, scores_RK = self._neighbours.of(FIRST + rows, k)
-        has_some_R = (near_RK >= 0).any(axis=1)
-        if not has_some_R.any():
+        places = self._bundled.of_rows(rows)
+        places = places[places >= 0]
+        if not len(places):
             return np.zeros(0, np.int64), np.zeros(0)
-        share = max(1, k // int(has_some_R.sum()))
-        near, scores = near_RK[has_some_R, :share].ravel(), scores_RK[has_some_R, :share].ravel()
+        share = max(1, k // len(places))
+        near = self._bundle.items.neighbours_NK[places, :share].ravel().astype(np.int64)
+        scores = self._bundle.items.neighbour_scores_NK[places, :share].ravel()
         order = np.argsort(-scores, kind="stable")
         order = order[near[order] >= 0]
         best = order[firsts(near[order])]
-        return near[best] - FIRST, scores[best].astype(np.float64)
+        return self._bundled.rows[near[best]], scores[best].astype(np.float64)
 
     def similar(self, rows: Ints, k: int, allowed: Mask | None) -> tuple[Ints, Floats]:
         """Items like these, by the cosine of their vectors with the mean direction of theirs."""
@@ -145,7 +142,7 @@ class BundleModel:
     def rebuilt_index(self, count: int) -> tuple[ItemIndex, Ints]:
         """An index of the first `count` items as they are now, and their rows. Takes long for many."""
         rows = np.arange(count)
-        return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._queries_QD), rows
+        return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._bundle.index.queries_QD), rows
 
     def take_index(self, index: ItemIndex, rows: Ints, changed: Ints) -> None:
         """Search this index from now on; items that came or changed since it was built are noted beside it."""
@@ -168,15 +165,6 @@ class BundleModel:
         rows_1K, scores_1K = self._index.search(wanted_1D, k, mask)
         found = rows_1K[0] >= 0
         return self._places.rows[rows_1K[0][found]], scores_1K[0][found].astype(np.float64)
-
-
-def _by_row(items: Items, row_N: Ints, count: int) -> Neighbours:
-    """The neighbours of a bundle's items, that stand in these of so many rows."""
-    shape = (count, items.neighbours_NK.shape[1])
-    near_IK, scores_IK = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
-    near_IK[row_N] = np.where(items.neighbours_NK < 0, -1, row_N[items.neighbours_NK])
-    scores_IK[row_N] = items.neighbour_scores_NK
-    return Neighbours.of_items(near_IK, scores_IK)
 
 
 class _Places:

@@ -64,7 +64,7 @@ def evaluate(
     `say` is told each stage as it begins. Raises DatasetError where no request is left to answer.
     """
     item_ids = models.shop.item_ids
-    trained_I = popularity(split.train, item_ids)
+    trained_I, met_I = (popularity(each, item_ids) for each in (split.train, split.before_cut))
     facts = facts_of(models.preprocessing, models.shop, trained_I)
     requests = read_requests(split.test, split.everything, item_ids, config.max_test, config.seed)
     ranked = min(config.max_ranked_requests or len(requests), len(requests))
@@ -107,7 +107,7 @@ def evaluate(
                 users_in(few.user_T[part.member_T]),
                 measured(_members(on_few, part.member_T), few.user_T[part.member_T], config),
             )
-            for part in segments(few, split.before_cut, trained_I)
+            for part in segments(few, split.before_cut, met_I)
         ),
         outcomes=outcomes,
         staleness=value_of_freshness(

@@ -1,5 +1,7 @@
 """Requests made up out of a bundle alone, in which everything that its models read occurs: what two computations are compared on.
 
+Half of the candidates are neighbours of the history: of a large catalogue hardly one would be among those drawn from all of it.
+
 They need neither lake nor store, and reach where real ones seldom do: nulls, strings and items that training did not see, histories
 from empty to full.
 """
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from headrace import names
 from headrace.arrays import Floats, Ints
@@ -39,13 +42,15 @@ def made_up(bundle: Bundle, count: int, candidates: int, seed: int = 0) -> list[
 
 def _request(bundle: Bundle, candidates: int, rng: np.random.Generator, *, is_new: bool) -> MadeUp:
     pre, item_ids = bundle.preprocessing, bundle.items.item_ids
-    rows_N = rng.permutation(len(item_ids))[:candidates]
-    activity_NA = np.array([[_number(each, rng) for each in pre.activity_numbers] for _ in rows_N], np.float64)
     t_us = bundle.snapshot.as_of_us + MICROS
     user: dict[str, Any] = {}
+    history_L = (
+        np.zeros(0, np.int64) if is_new else rng.integers(0, len(item_ids), int(rng.integers(0, pre.length + 2)))
+    )
+    rows_N = _candidates(bundle.items.neighbours_NK[history_L], len(item_ids), candidates, rng)
+    activity_NA = np.array([[_number(each, rng) for each in pre.activity_numbers] for _ in rows_N], np.float64)
     if not is_new:
-        length = int(rng.integers(0, pre.length + 2))
-        known = [*(item_ids[row] for row in rng.integers(0, len(item_ids), length)), NOBODY_KNOWS]
+        known = [*(item_ids[row] for row in history_L), NOBODY_KNOWS]
         since_s = np.sort(np.exp(rng.uniform(0, np.log(_LONGEST_S), len(known))))[::-1]
         user = {
             **{each.name: _number(each, rng) for each in pre.user_numbers},
@@ -55,6 +60,13 @@ def _request(bundle: Bundle, candidates: int, rng: np.random.Generator, *, is_ne
             RECENT_TIMES: [t_us - int(each * MICROS) for each in since_s],
         }  # fmt: skip
     return MadeUp(t_us, user, rows_N, activity_NA.reshape(len(rows_N), len(pre.activity_numbers)))
+
+
+def _candidates(near_LK: npt.NDArray[np.int32], items: int, count: int, rng: np.random.Generator) -> Ints:
+    """Half of them of those that are near, as far as there are so many, the rest of all; in random order."""
+    near = rng.permutation(np.unique(near_LK[near_LK >= 0]))[: count // 2]
+    both = dict.fromkeys([*near.tolist(), *rng.permutation(items)[:count].tolist()])
+    return rng.permutation(np.array(list(both)[:count], np.int64))
 
 
 def _number(number: Number, rng: np.random.Generator) -> float:

@@ -149,7 +149,7 @@ def _segments(report: Report, drawn: Drawn) -> str:
     ]
     return _section(
         "Segments",
-        "A user is new without anything before the cut. The head are the most popular items that have half of the training episodes "
+        "A user is new without anything before the cut. The head are the most popular items that have half of the episodes before it "
         f"together, cold items have none, the tail is the rest. {title(MAIN)} by method:",
         _table(["requests of", "requests", *methods], rows),
         *(

@@ -39,7 +39,7 @@ from training.windows import Windows, write_windows
 _PREPROCESSING: Final = "preprocessing.json"
 _CONTENT: Final = "content.parquet"
 _ROWS: Final = "rows"
-_LISTS: Final = "lists"
+_LISTS: Final = "ranker_lists"
 _HELD_OUT: Final = "held_out"
 _READY: Final = "ready"
 _FITTED_ON: Final = 20_000

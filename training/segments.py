@@ -1,4 +1,4 @@
-"""Kinds of requests: of new and returning users, for head, tail and cold items, by how often training saw the item. T requests."""
+"""Kinds of requests: of new and returning users, for head, tail and cold items, by how often the item was met. T requests."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from headrace.arrays import Ints, Mask
 from training.requests import Requests
 
 USER, ITEM, SEEN = "user", "item", "item seen"
-# Lower ends of the ranges of training episodes.
+# Lower ends of the ranges of episodes.
 _RANGES = (0, 1, 10, 100, 1_000)
 
 
@@ -24,16 +24,16 @@ class Segment:
     member_T: Mask
 
 
-def segments(requests: Requests, before_cut: pl.DataFrame, trained_I: npt.NDArray[np.float32]) -> list[Segment]:
+def segments(requests: Requests, before_cut: pl.DataFrame, met_I: npt.NDArray[np.float32]) -> list[Segment]:
     """Those with requests in them.
 
-    A user is new without an episode before the cut. `trained_I` are the items' training episodes: the head are the most popular
+    A user is new without an episode before the cut. `met_I` are the items' episodes before it: the head are the most popular
     items that together have half of them, cold is an item without any, the tail is the rest.
     """
     known = set(before_cut[names.USER_ID].unique())
     returning_T = np.array([user in known for user in requests.rows[names.USER_ID]], np.bool_)
-    head_I, target_T = head(trained_I), requests.target_T
-    seen_T = trained_I[target_T]
+    head_I, target_T = head(met_I), requests.target_T
+    seen_T = met_I[target_T]
     ends = (*_RANGES[1:], np.inf)
     found = [
         Segment(USER, "new", ~returning_T),
@@ -49,11 +49,11 @@ def segments(requests: Requests, before_cut: pl.DataFrame, trained_I: npt.NDArra
     return [segment for segment in found if segment.member_T.any()]
 
 
-def head(trained_I: npt.NDArray[np.float32]) -> Mask:
+def head(met_I: npt.NDArray[np.float32]) -> Mask:
     """The fewest items that have at least half of the episodes, of equals the first. Shape (I,)."""
-    order: Ints = np.argsort(-trained_I, kind="stable")
-    sums = np.cumsum(trained_I[order].astype(np.float64))
-    head_I = np.zeros(len(trained_I), np.bool_)
+    order: Ints = np.argsort(-met_I, kind="stable")
+    sums = np.cumsum(met_I[order].astype(np.float64))
+    head_I = np.zeros(len(met_I), np.bool_)
     if sums[-1] > 0:
         head_I[order[: int(np.searchsorted(sums, sums[-1] / 2)) + 1]] = True
     return head_I

@@ -194,6 +194,8 @@ class Bundle:
             index = ItemIndex.load(folder / INDEX, items.vectors_ND)
         with _naming(folder / SNAPSHOT):
             snapshot = Snapshot.read(folder / SNAPSHOT)
+            if snapshot.item_id != items.item_ids:
+                raise ValueError(f"its items are not those of {ITEMS} in their order")
         return cls(manifest, preprocessing, towers.to(device).eval(), ranker.to(device).eval(), items, index, snapshot)
 
 

@@ -26,7 +26,7 @@ from headrace.models.fused_kernels import (
 )
 from headrace.models.inputs import OneUser
 from headrace.models.packed_items import PackedItems
-from headrace.models.ranker import NEAR, RECENT_PLACES, Ranker
+from headrace.models.ranker import RECENT_PLACES, Ranker
 from headrace.models.towers import TEMPERATURE, TwoTowers
 
 
@@ -85,7 +85,6 @@ def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
         packing.content_at,
         packing.codes_at,
         RECENT_PLACES,
-        np.float32(NEAR),
         *_linear(ranker.key),
         *_linear(ranker.query),
         *_linear(ranker.project_user),

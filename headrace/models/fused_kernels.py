@@ -81,7 +81,6 @@ class RankerWeights(NamedTuple):
     content: int
     codes: int
     recent_places: int
-    near: np.float32
     key_DD: Floats32
     key_bias_D: Floats32
     query_DD: Floats32
@@ -174,7 +173,7 @@ def score(
             x[2 * width + content + a] = activity_NA[n, a]
         for c in range(matches):
             x[shares + c], x[shares + matches + c] = _shares(row[ranker.codes + c], user.codes_CP[c], user.lately_P)
-        x[shares + 2 * matches] = np.log1p(ranker.near * nearness_N[n])
+        x[shares + 2 * matches] = nearness_N[n]
         x[shares + 2 * matches + 1] = found * scale
     if len(user.keys_PD):
         query_ND = _linear(items_ND, ranker.query_DD, ranker.query_bias_D)

@@ -16,9 +16,6 @@ from headrace.models.inputs import EncodedItems, ItemInputs, Retrieved, UserInpu
 from headrace.models.preprocessing import Preprocessing
 
 RECENT_PLACES = 5
-NEAR = 100.0
-"""Nearness reads as the logarithm of one more than this many times it: two items that came up together once are much, ten times not ten
-times as much."""
 # The towers' score is the last of an item's inputs, and so the first that crosses begin with.
 _PLACE_OF_MATCH = 0
 
@@ -59,8 +56,7 @@ class Ranker(RankingModel):
         history_BLD = self.history_encoder(users, history.vectors_ND) + self.places.weight[-users.items_BL.shape[1] :]
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
         shares_BNM = match_shares(users, inputs, history.inputs)
-        near_BN = torch.log1p(NEAR * retrieved.nearness_BN)
-        match_BN2 = torch.stack([near_BN, retrieved.scores_BN * self.width**-0.5], dim=-1)
+        match_BN2 = torch.stack([retrieved.nearness_BN, retrieved.scores_BN * self.width**-0.5], dim=-1)
         of_user_BU = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)
         of_item_BNK = torch.cat(
             [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN2], dim=-1

@@ -177,6 +177,14 @@ def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
 
 
+def test_items_in_another_order_than_the_snapshots_are_refused(tmp_path: Path) -> None:
+    own = tiny_shop.bundle()
+    mixed = replace(own, items=replace(own.items, item_ids=["b", "a", "c", "d"]))
+    mixed.save(tmp_path / "mixed")
+    with pytest.raises(BundleError, match=r"its items are not those of items.npz in their order"):
+        Bundle.load(tmp_path / "mixed")
+
+
 def test_neighbours_come_with_scores_and_end_at_the_padding() -> None:
     items = tiny_shop.bundle().items
     assert items.neighbours("a", 5) == [("b", 0.5), ("c", 0.25)]

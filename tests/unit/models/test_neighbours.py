@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.models.neighbours import DECAY, Neighbours
+from headrace.models.neighbours import DECAY, SCALE, Neighbours
 from headrace.models.preprocessing import Catalogue
 
 FIRST = Catalogue.FIRST
@@ -17,19 +17,20 @@ A, B, C = FIRST, FIRST + 1, FIRST + 2
 
 
 def nearness(history: list[int], candidates: list[int], table: Neighbours = TABLE) -> list[float]:
-    found: list[float] = table.nearness(np.array([history], np.int64), np.array([candidates], np.int64))[0].tolist()
-    return found
+    """Before the logarithm."""
+    found = table.nearness(np.array([history], np.int64), np.array([candidates], np.int64))[0]
+    return [pytest.approx(each) for each in (np.expm1(found.astype(np.float64)) / SCALE).tolist()]
 
 
 def test_a_candidate_is_as_near_as_it_is_to_the_items_of_the_history_newer_ones_more() -> None:
     assert nearness([A], [A, B, C]) == [0, 0.5, 0.25]
-    assert nearness([A, C], [B, C]) == pytest.approx([DECAY * 0.5, DECAY * 0.25])
-    assert nearness([A, B, A], [A, B]) == pytest.approx([DECAY * 0.5, 0.5 + DECAY**2 * 0.5])
+    assert nearness([A, C], [B, C]) == [DECAY * 0.5, DECAY * 0.25]
+    assert nearness([A, B, A], [A, B]) == [DECAY * 0.5, 0.5 + DECAY**2 * 0.5]
 
 
 def test_empty_places_weigh_nothing_and_count_as_places() -> None:
     assert nearness([0, 0, A], [B]) == [0.5]
-    assert nearness([A, 0], [B]) == pytest.approx([DECAY * 0.5])
+    assert nearness([A, 0], [B]) == [DECAY * 0.5]
     assert nearness([0, 0], [A, B]) == nearness([], [A, B]) == [0, 0]
 
 
@@ -46,10 +47,15 @@ def test_without_candidates_or_users_there_is_nothing() -> None:
     assert TABLE.nearness(np.zeros((0, 3), np.int64), np.zeros((0, 4), np.int64)).shape == (0, 4)
 
 
-def test_the_nearest_of_a_row_are_its_first_and_a_row_behind_the_end_has_none() -> None:
-    rows, scores = TABLE.of(np.array([A, B, C, C + 1]), 1)
-    assert rows.tolist() == [[B], [A], [-1], [-1]]
-    assert scores.tolist() == [[0.5], [0.5], [0], [0]]
+def test_items_stand_where_the_catalogue_has_them() -> None:
+    table = Neighbours(TABLE.near_NK, TABLE.scores_NK, np.array([9, 4, 6]))
+    assert nearness([9], [4, 6, A, B], table) == [0.5, 0.25, 0, 0]
+    assert nearness([A, B, C], [9, 4, 6], table) == [0.5, 0, 0]  # row 4 is b
+
+
+def test_numbers_of_any_width_are_rows() -> None:
+    found = TABLE.nearness(np.array([[A]], np.int32), np.array([[B, C]], np.int32))
+    assert found.tolist() == TABLE.nearness(np.array([[A]]), np.array([[B, C]])).tolist()
 
 
 @st.composite
@@ -63,17 +69,19 @@ def tables(draw: st.DrawFn) -> tuple[Neighbours, np.ndarray, np.ndarray]:
         near_IK[item, :count] = rng.permutation(items)[:count]
         scores_IK[item, :count] = rng.random(count)
     history_BL = rng.integers(0, items + FIRST + 2, (3, draw(st.integers(0, 6))))
-    return Neighbours.of_items(near_IK, scores_IK), history_BL, rng.integers(0, items + FIRST + 2, (3, 9))
+    rows = rng.permutation(items + 4)[:items]
+    return Neighbours(near_IK, scores_IK, rows), history_BL, rng.integers(0, items + FIRST + 2, (3, 9))
 
 
 @given(tables())
 def test_it_is_the_sum_over_the_history_of_each_items_score(case: tuple[Neighbours, np.ndarray, np.ndarray]) -> None:
     table, history_BL, candidates_BN = case
-    expected = np.zeros(candidates_BN.shape)
+    expected, rows = np.zeros(candidates_BN.shape), table.row_N.tolist()
     for user, candidate in np.ndindex(candidates_BN.shape):
         for place, row in enumerate(history_BL[user]):
-            if row < len(table.rows_IK):
-                is_it = table.rows_IK[row] == candidates_BN[user, candidate]
+            if row in rows:
+                near_K = table.near_NK[rows.index(row)]
+                is_it = (near_K >= 0) & (table.row_N[near_K] == candidates_BN[user, candidate])
                 weight = DECAY ** (history_BL.shape[1] - 1 - place)
-                expected[user, candidate] += weight * table.scores_IK[row][is_it].sum()
-    assert np.allclose(table.nearness(history_BL, candidates_BN), expected, atol=1e-6)
+                expected[user, candidate] += weight * table.scores_NK[rows.index(row)][is_it].sum()
+    assert np.allclose(table.nearness(history_BL, candidates_BN), np.log1p(SCALE * expected), atol=1e-5)

@@ -164,6 +164,11 @@ def test_requests_that_are_made_up_hold_what_real_ones_hold_and_what_they_seldom
         times = each.user["user_activity__recent_times"]
         assert times == sorted(times)
         assert times[-1] < each.t_us
+    near = {"a": {"b", "c"}, "b": {"a"}, "c": set(), "d": set(), NOBODY_KNOWS: set()}
+    for each in requests[1:]:
+        assert len(set(each.rows_N.tolist())) == 3
+        around = set().union(*(near[item] for item in each.user["user_activity__recent_items"]))
+        assert not around or around & {"abcd"[row] for row in each.rows_N}
     again = made_up(bundle, 40, 3)
     assert [each.rows_N.tolist() for each in again] == [each.rows_N.tolist() for each in requests]
 

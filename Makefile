@@ -21,8 +21,10 @@ up: $(INSTALLED)
 down: $(INSTALLED)
 	$(BIN)/headrace down
 
+# Files side by side, but for those that tell a story: each of these has the machine to itself.
 test: lint
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/pytest -m 'not slow' tests/e2e
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow

@@ -224,13 +224,14 @@ def test_whoever_follows_holds_what_the_store_holds_however_often_its_writers_ar
             wait_until(lambda before=begun: client.hget(commit_key(0), "feed") != before, timeout_s=120.0)
             for _ in range(5 * life):
                 assert mirror.follow().reload <= {0}  # where the next writer begins to count again
+            if life == 3:  # nearly all of the keys that writers turn to, however slow they are
+                wait_until(lambda: bool(mirror.follow()) and len(mirror.rows) > 500, timeout_s=120.0)
         finally:
             os.kill(writer.pid, signal.SIGKILL)
             writer.wait(timeout=20)
         wait_until(
             lambda: bool(mirror.follow()) and mirror.is_true()
         )  # the server may still have some of its words to obey
-    assert len(mirror.rows) > 500
     assert stored_rows(client, online.shards, ["prices"]).keys() <= mirror.rows.keys()
 
 

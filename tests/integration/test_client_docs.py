@@ -20,7 +20,7 @@ EXAMPLES = CODE.findall(PAGE)
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (0, r"(\d shoe-\d [0-9.]+ \w+\n){8}"),  # of those for at most 80
+        (0, r"(\d shoe-\d [0-9.e-]+ \w+\n){8}"),  # of those for at most 80
         (1, r"Stats\(waiting=0, acknowledged=1, .+\n"),
         (2, r"\(.*\) \(.*\)\n"),
         (3, ""),

@@ -48,9 +48,9 @@ class BundleModel:
             if len(bundled) < len(bundle.items.item_ids):
                 raise ValueError(f"{len(bundle.items.item_ids) - len(bundled)} of its items are not in it")
             content = catalogue.content_of(every, self.content_features)
-            near = Neighbours(bundle.items.neighbours_NK, bundle.items.neighbour_scores_NK, FIRST + bundled)
-            self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content, near)
-            self._bundled = _Places(bundled, len(every))
+            items = bundle.items
+            self._neighbours = Neighbours(items.neighbours_NK, items.neighbour_scores_NK, FIRST + bundled)
+            self._shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, content, self._neighbours)
             self._places = _Places(bundled, len(every))
             self._index = bundle.index
             self._note_changed(every, np.asarray(self._shelf.vectors(every)))
@@ -98,17 +98,17 @@ class BundleModel:
 
     def neighbours(self, rows: Ints, k: int) -> tuple[Ints, Floats]:
         """Up to k items that people turn to around these, the items' shares equal, most similar first."""
-        places = self._bundled.of_rows(rows)
+        places = self._neighbours.places(FIRST + rows)
         places = places[places >= 0]
         if not len(places):
             return np.zeros(0, np.int64), np.zeros(0)
         share = max(1, k // len(places))
-        near = self._bundle.items.neighbours_NK[places, :share].ravel().astype(np.int64)
-        scores = self._bundle.items.neighbour_scores_NK[places, :share].ravel()
+        near = self._neighbours.near_NK[places, :share].ravel().astype(np.int64)
+        scores = self._neighbours.scores_NK[places, :share].ravel()
         order = np.argsort(-scores, kind="stable")
         order = order[near[order] >= 0]
         best = order[firsts(near[order])]
-        return self._bundled.rows[near[best]], scores[best].astype(np.float64)
+        return self._neighbours.row_N[near[best]] - FIRST, scores[best].astype(np.float64)
 
     def similar(self, rows: Ints, k: int, allowed: Mask | None) -> tuple[Ints, Floats]:
         """Items like these, by the cosine of their vectors with the mean direction of theirs."""

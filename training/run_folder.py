@@ -33,6 +33,7 @@ _FINGERPRINTS: Final = "fingerprints.json"
 _SPLIT: Final = "split"
 _TIMES: Final = "times.json"
 _TRACKED_AS: Final = "mlflow_run"
+_ENDED: Final = ".ended"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ class RunFolder:
     ) -> "RunFolder":
         folder = cls(runs / name)
         folder.path.mkdir(parents=True)
+        for left in runs.glob(f".*{_ENDED}"):  # by a process that was killed while it took a run away
+            shutil.rmtree(left, ignore_errors=True)  # or another process is at it
         start = None if warm_start is None else str(warm_start.resolve())
         held = {"config": config.to_json(), "began_us": began_us, "warm_start": start}
         write(folder.path / _CONFIG, json.dumps(held))
@@ -179,7 +182,7 @@ class RunFolder:
 
     def end(self) -> None:
         """Take it away, in one step for those who look for a run."""
-        ended = self.path.with_name(f".{self.name}.ended")
+        ended = self.path.with_name(f".{self.name}{_ENDED}")
         self.path.rename(ended)
         shutil.rmtree(ended)
 

@@ -82,8 +82,8 @@ class RankingModel(nn.Module, ABC):  # type: ignore[misc]
 
     @abstractmethod
     def logits(self, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved) -> Tensor:
-        """Shape (B, N, O). Vectors are `encode`'s, leading shapes (B, N) and (B, L). Of
-        `users.items_BL` only what is 0 counts; what the items are, `history` says. A candidate's logits must not depend on the others.
+        """Shape (B, N, O). Vectors are `encode`'s, leading shapes (B, N) and (B, L). Of `users.items_BL` only what is 0 counts; what the
+        items are, `history` says. A candidate's logits must not depend on the others.
         """
 
     @abstractmethod

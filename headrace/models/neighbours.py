@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.arrays import Floats32, Ints
+from headrace.hash_table import FREE, first_slot, free_table, shift_for
 from headrace.kernel import kernel
 from headrace.models.preprocessing import Catalogue
 
@@ -20,8 +21,6 @@ SCALE: Final = np.float32(100)
 times is not ten times as much.
 """
 NONE: Final = -1
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
-"""2^64 over the golden ratio: a product with it has well-mixed high bits."""
 
 
 class Neighbours:
@@ -38,6 +37,11 @@ class Neighbours:
         """Of a table that has these items alone, in this order, behind its special rows."""
         return cls(near_NK, scores_NK, Catalogue.FIRST + np.arange(len(near_NK)))
 
+    def places(self, rows: Ints) -> Ints:
+        """Where these rows stand among the N items, -1 for a row that is none of them."""
+        places: Ints = _places(self._place_I, rows)
+        return places
+
     def nearness(self, history_BL: Ints, candidates_BN: Ints) -> Floats32:
         """How near each candidate is to a history: log(1 + SCALE * the scores that it has as a neighbour of the history's items, summed,
         each event weighing DECAY of the one after it). Shape (B, N).
@@ -53,16 +57,13 @@ def _nearness(
     near_NK: npt.NDArray[np.int32], scores_NK: Floats32, place_I: Ints, history_BL: Ints, candidates_BN: Ints
 ) -> Floats32:
     batch, count = candidates_BN.shape
-    shift = np.uint64(63)
-    while (np.int64(1) << (np.int64(64) - np.int64(shift))) < 2 * count:
-        shift -= np.uint64(1)
-    size = np.int64(1) << (np.int64(64) - np.int64(shift))
+    shift = shift_for(count)
     found_BN = np.zeros((batch, count), np.float32)
     slot_N = np.empty(count, np.int64)
     for b in range(batch):
         # Candidates by a hash, so that the work is of their number and of the neighbours', not of the catalogue's size.
-        place_S = np.full(size, NONE, np.int64)
-        sum_S = np.zeros(size, np.float32)
+        place_S = free_table(shift)
+        sum_S = np.zeros(len(place_S), np.float32)
         for n in range(count):
             place = _place(place_I, candidates_BN[b, n])
             slot_N[n] = NONE if place < 0 else _slot(place_S, place, shift)
@@ -84,6 +85,14 @@ def _nearness(
 
 
 @kernel
+def _places(place_I: Ints, rows: Ints) -> Ints:
+    places = np.empty(len(rows), np.int64)
+    for i in range(len(rows)):
+        places[i] = _place(place_I, rows[i])
+    return places
+
+
+@kernel
 def _place(place_I: Ints, row: np.int64) -> np.int64:
     if 0 <= row < len(place_I):
         return np.int64(place_I[row])
@@ -93,7 +102,7 @@ def _place(place_I: Ints, row: np.int64) -> np.int64:
 @kernel
 def _slot(place_S: Ints, place: np.int64, shift: np.uint64) -> np.int64:
     """Where it stands, or the free slot where it would."""
-    slot = np.int64((np.uint64(place) * _SPREAD) >> shift)
-    while place_S[slot] != NONE and place_S[slot] != place:
+    slot = first_slot(place, shift)
+    while place_S[slot] != FREE and place_S[slot] != place:
         slot = (slot + 1) & (len(place_S) - 1)
     return slot

@@ -6,6 +6,7 @@ well, so the deadline is a second here, and how late answers are is not looked a
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,10 @@ Try = Callable[..., dict[str, Outcome]]
 @pytest.fixture
 def tried(trials: Trials, request: pytest.FixtureRequest) -> Try:
     """Tries faults on a stack with these settings: no wrong answer, nothing lost. Gives outcomes by the fault's function."""
+    name, tries = re.sub(r"\W+", "-", request.node.name)[-40:], count(1)
 
     def run(*what: Callable[[Any], None], **own: Any) -> dict[str, Outcome]:
-        kept = trials.tried(re.sub(r"\W+", "-", request.node.name)[-40:], what, **own)
+        kept = trials.tried(f"{name}-{next(tries)}", what, **own)
         assert (kept.unmet, kept.lost, kept.doubled, kept.mismatches) == ([], 0, 0, {})
         assert kept.acknowledged > 0
         assert kept.compared > 0

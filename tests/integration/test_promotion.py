@@ -20,6 +20,7 @@ from headrace.events import EVENT_SCHEMA, EventIn, encode_records, to_record
 from headrace.ingest.shop import ShopConfig
 from headrace.ingest.simulator import simulate
 from headrace.models.bundle import Bundle, BundleError
+from headrace.ops.apply import apply
 from headrace.ops.ports import free_port
 from headrace.ops.verify import verify
 from headrace.settings import MICROS, Settings
@@ -245,6 +246,28 @@ def test_a_rollback_to_other_features_is_refused_with_the_version_and_the_sequen
         f"`headrace rollback {version}`"
     )
     assert registry.served() == ["1", version, "1"]
+
+
+def test_after_the_features_changed_the_sequence_that_is_named_puts_the_old_version_back(shop: Shop) -> None:
+    features = shop.settings.feature_repo / "features.py"
+    before = features.read_text()
+    ten_minutes, twenty_minutes = '"10m": (timedelta(minutes=10)', '"10m": (timedelta(minutes=20)'
+    assert before.count(ten_minutes) == 1
+    features.write_text(before.replace(ten_minutes, twenty_minutes))
+    try:
+        apply(shop.settings)
+        trained = train.main(CONFIG.changed(tower_epochs=1), shop.settings)
+        assert trained is not None
+        promote.main(trained.version, shop.settings)
+        assert in_service(shop.settings) == trained.version
+        with pytest.raises(BundleError, match=r"^version 1 cannot be put back as it is: .*`headrace rollback 1`$"):
+            rollback.main("1", shop.settings)
+        assert in_service(shop.settings) == trained.version
+    finally:
+        features.write_text(before)
+        apply(shop.settings)
+    assert rollback.main("1", shop.settings).left == trained.version
+    assert in_service(shop.settings) == "1"
 
 
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:

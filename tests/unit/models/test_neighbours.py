@@ -53,6 +53,13 @@ def test_items_stand_where_the_catalogue_has_them() -> None:
     assert nearness([A, B, C], [9, 4, 6], table) == [0.5, 0, 0]  # row 4 is b
 
 
+def test_rows_have_the_places_of_their_items() -> None:
+    assert TABLE.places(np.array([C, A, 0, C + 1, B])).tolist() == [2, 0, -1, -1, 1]
+    elsewhere = Neighbours(TABLE.near_NK, TABLE.scores_NK, np.array([9, 4, 6]))
+    assert elsewhere.places(np.array([4, 5, 9])).tolist() == [1, -1, 0]
+    assert elsewhere.places(np.zeros(0, np.int64)).tolist() == []
+
+
 def test_numbers_of_any_width_are_rows() -> None:
     found = TABLE.nearness(np.array([[A]], np.int32), np.array([[B, C]], np.int32))
     assert found.tolist() == TABLE.nearness(np.array([[A]]), np.array([[B, C]])).tolist()

@@ -1,6 +1,7 @@
 """What the folder of a run says of how it began."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_a_run_that_ended_is_none_to_go_on_with(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(RunError, match="is another process's"), run.held():
         pytest.fail("it has ended")
+
+
+def test_what_a_kill_left_of_an_ended_run_goes_when_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.begin(tmp_path, "first", small(), 7)
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            folder.end()
+    assert len(list(tmp_path.iterdir())) == 1
+    RunFolder.begin(tmp_path, "second", small(), 8)
+    assert [left.name for left in tmp_path.iterdir()] == ["second"]
 
 
 def test_a_run_that_would_fail_again_goes_and_what_was_learnt_or_interrupted_stays(tmp_path: Path) -> None:

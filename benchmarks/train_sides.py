@@ -282,7 +282,7 @@ def bounded(directory: Path, rows: int, bound_mb: int) -> dict[str, Any]:
 
         with limited, _watched() as peaks:
             began = time.perf_counter()
-            chunks = counted(historical_chunks(ready.store, names.RETRIEVAL_SERVICE, keys, prepare.TOWER_CHUNK))
+            chunks = counted(historical_chunks(ready.store, names.RETRIEVAL_SERVICE, keys, prepare.USER_CHUNK))
             place = ready.folder / "rows"
             windows = write_windows(place, keys, chunks, ready.shop.preprocessing, ready.shop.catalogue.row)
             built, held_by_build = time.perf_counter() - began, peaks["RssAnon"] - before["RssAnon"]

@@ -27,6 +27,7 @@ from training.config import TrainConfig
 T_US: Final = "t_us"
 POSITIVE_TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE, names.RATE)
 LABELS: Final = (CLICK, CART, PURCHASE)
+"""What came of an item: a click is any positive event, a cart or a purchase one of that type."""
 _KEYS: Final = (names.USER_ID, names.ITEM_ID, T_US)
 _EVENT_COLUMNS: Final = (
     names.EVENT_ID,
@@ -161,11 +162,8 @@ def _before(
 
 
 def episodes(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
-    """One row for each episode, in time order. A rating below `min_rating` is no positive."""
-    rated_low = (pl.col(names.TYPE) == names.RATE) & (pl.col("value") < config.min_rating)
-    own = events.filter(pl.col(names.TYPE).is_in(POSITIVE_TYPES) & ~rated_low.fill_null(False)).sort(
-        T_US, names.EVENT_ID
-    )
+    """One row for each episode, in time order."""
+    own = events.filter(is_positive(config)).sort(T_US, names.EVENT_ID)
     pair = [names.USER_ID, names.ITEM_ID]
     starts = (pl.col(T_US).diff() > int(config.outcome_hours * HOUR_US)).fill_null(True).cum_sum().over(pair)
     return (
@@ -189,9 +187,7 @@ def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
         .unique(answer, keep="first", maintain_order=True)
         .select(names.USER_ID, *answer, "position", pl.col("as_of").alias(T_US))
     )
-    done = events.filter(pl.col(names.TYPE).is_in(POSITIVE_TYPES)).select(
-        *answer, names.TYPE, pl.col(T_US).alias("done_us")
-    )
+    done = events.filter(is_positive(config)).select(*answer, names.TYPE, pl.col(T_US).alias("done_us"))
     timely = (pl.col("done_us") - pl.col(T_US)).is_between(0, int(config.outcome_hours * HOUR_US))
     outcomes = shown.join(done, on=answer).filter(timely).group_by(answer).agg(*_labels(pl.col(names.TYPE)))
     return (
@@ -201,7 +197,14 @@ def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
     )
 
 
+def is_positive(config: TrainConfig) -> pl.Expr:
+    """Whether an event says that the user wants the item: a rating below `min_rating` does not."""
+    rated_low = (pl.col(names.TYPE) == names.RATE) & (pl.col("value") < config.min_rating)
+    return pl.col(names.TYPE).is_in(POSITIVE_TYPES) & ~rated_low.fill_null(False)
+
+
 def _labels(types: pl.Expr) -> list[pl.Expr]:
+    """Of positive events of one user and item."""
     return [
         types.is_in(POSITIVE_TYPES).any().cast(pl.Int8).alias(CLICK),
         (types == names.ADD_TO_CART).any().cast(pl.Int8).alias(CART),

@@ -44,7 +44,7 @@ def facts_of(preprocessing: Preprocessing, shop: Catalogue, trained_I: npt.NDArr
     if _CATEGORY in features:
         vocabulary = preprocessing.content_categories[_CATEGORY]
         codes_I = shop.inputs.categories_NC[Catalogue.FIRST :, features.index(_CATEGORY)].numpy()
-        category_I = np.maximum(codes_I - 1 - vocabulary.buckets, NO_CATEGORY)
+        category_I = np.maximum(codes_I - vocabulary.first_known, NO_CATEGORY)
         categories = tuple(vocabulary.values)
     return Facts(smooth_I / smooth_I.sum(), category_I, categories)
 

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
+import torch
 import xxhash
 from feast import FeatureStore
 
@@ -43,8 +44,8 @@ _LISTS: Final = "ranker_lists"
 _HELD_OUT: Final = "held_out"
 _READY: Final = "ready"
 _FITTED_ON: Final = 20_000
-TOWER_CHUNK: Final = 16_384
-"""Rows of the towers whose features are held at once. More take more memory and no less time; the lake is read once for all."""
+USER_CHUNK: Final = 16_384
+"""Users whose features are held at once. More take more memory and no less time; the lake is read once for all."""
 # Codes of a string feature; of items there are as many as were seen.
 _MAX_VALUES: Final = 50_000
 # Of more items the most frequent have a code of their own, and the rest share buckets: a packed item holds no larger codes.
@@ -85,7 +86,7 @@ def tower_rows(folder: Path, positives: pl.DataFrame, shop: Shop, store: Feature
     place = folder / _ROWS
     if not (place / _READY).exists():
         keys = positives.select(names.USER_ID, T_US)
-        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, keys, TOWER_CHUNK)
+        chunks = historical_chunks(store, names.RETRIEVAL_SERVICE, keys, USER_CHUNK)
         write_windows(place, keys, chunks, shop.preprocessing, shop.catalogue.row)
         (place / _READY).touch()
     with reading(place, folder):
@@ -96,8 +97,12 @@ def users_of(requests: Requests, shop: Shop, store: FeatureStore) -> UserInputs:
     """As of each request's time."""
     if not len(requests):
         return shop.preprocessing.users({}, requests.t_us, shop.catalogue.row)
-    table = columns.by_name(user_features(store, requests.rows))
-    return shop.preprocessing.users(table, requests.t_us, shop.catalogue.row)
+    keys, read, parts = requests.rows.select(names.USER_ID, T_US), 0, []
+    for chunk in historical_chunks(store, names.RETRIEVAL_SERVICE, keys, USER_CHUNK):
+        t_us = requests.t_us[read : read + chunk.num_rows]
+        parts.append(shop.preprocessing.users(columns.by_name(chunk), t_us, shop.catalogue.row))
+        read += chunk.num_rows
+    return UserInputs(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def ranker_lists(
@@ -109,8 +114,9 @@ def ranker_lists(
     """
     place, config, shop = run.folder.path / _LISTS, run.config, run.shop
     if not (place / _READY).exists():
-        held = _held_out(requests.rows)
-        learnt, judged = np.flatnonzero(~held)[: config.max_lists], np.flatnonzero(held)[:_MOST_HELD_OUT]
+        held, is_offered = _held_out(requests.rows), (offered_TK == requests.target_T[:, None]).any(axis=1)
+        learnt = np.flatnonzero(~held & is_offered)[: config.max_lists]
+        judged = np.flatnonzero(held & is_offered)[:_MOST_HELD_OUT]
         item_ids, shown = shop.catalogue.item_ids, run.split.validation_impressions
         shown_held = _held_out(shown)
         near = neighbour_table(run.split.train, item_ids)

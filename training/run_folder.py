@@ -6,7 +6,7 @@ fingerprints.json                    the features' definitions that it learns by
 mlflow_run                           the MLflow run that records it
 split/                               episodes and impressions, as they were read
 content.parquet, preprocessing.json  the catalogue at the cut, vocabularies and scales
-rows/, lists/                        what the towers and the ranker learn from, as tensors
+rows/, ranker_lists/                 what the towers and the ranker learn from, as tensors
 towers.pt, ranker.pt                 a checkpoint of each fit
 """
 

@@ -54,7 +54,8 @@ from training.windows import Windows
 logger = logging.getLogger(__name__)
 
 _QUERIES = 2_000
-# Requests of the validation that are kept for each list that the ranker is to learn from: not every one becomes a list.
+# Requests of the validation that are asked for each list that the ranker is to learn from: some are held out, and of the rest only those
+# whose item is among what they are offered become lists.
 _REQUESTS_A_LIST = 4
 
 
@@ -227,7 +228,7 @@ def registered_before(registry: ModelRegistry, bundle_dir: Path) -> str | None:
 
 
 def queries(towers: Towers, shop: Shop, windows: Windows, config: TrainConfig) -> Floats32:
-    """Vectors of some users of the window as they last stood, by which the index is measured. Shape (Q, D)."""
+    """Vectors of some windows' users as they last stood, by which the index is measured. Shape (Q, D)."""
     count = min(len(windows), _QUERIES)
     chosen = np.sort(np.random.default_rng(config.seed).choice(len(windows), count, replace=False))
     vectors_QD: Floats32 = window_vectors(towers, shop.catalogue, windows, chosen)

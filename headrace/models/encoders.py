@@ -43,7 +43,7 @@ class CodeEmbedding(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.table = nn.Embedding(len(vocabulary), width, padding_idx=MISSING)
         nn.init.normal_(self.table.weight, std=BEGINNING)
-        nn.init.zeros_(self.table.weight[: 1 + vocabulary.buckets])
+        nn.init.zeros_(self.table.weight[: vocabulary.first_known])
         self._is_taught_unknown = vocabulary.buckets > 1
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ def _ranker_weights(ranker: Ranker, packing: PackedItems) -> RankerWeights:
         packing.content_at,
         packing.codes_at,
         RECENT_PLACES,
+        _array(ranker.first_known_C),
         *_linear(ranker.key),
         *_linear(ranker.query),
         *_linear(ranker.project_user),

@@ -81,6 +81,7 @@ class RankerWeights(NamedTuple):
     content: int
     codes: int
     recent_places: int
+    first_known_C: Floats32
     key_DD: Floats32
     key_bias_D: Floats32
     query_DD: Floats32
@@ -137,7 +138,7 @@ def read_user(
         lately_P[p] = places_P[p] >= len(items_L) - ranker.recent_places
         for c in range(len(codes_CP)):
             code = table_IW[items_L[places_P[p]], ranker.codes + c]
-            codes_CP[c, p] = code if code > ONE else NO_CODE
+            codes_CP[c, p] = code if code >= ranker.first_known_C[c] else NO_CODE
     return UserState(vector_D, keys_PD, history_PD, codes_CP, lately_P, of_user_X)
 
 

@@ -66,7 +66,7 @@ class Vocabulary:
             raise ValueError(f"buckets is {buckets}: an unseen value needs at least 1")
         self.values = list(values)
         self.buckets = buckets
-        self._codes = {value: 1 + buckets + place for place, value in enumerate(self.values)}
+        self._codes = {value: self.first_known + place for place, value in enumerate(self.values)}
 
     @classmethod
     def fit(cls, counts: Mapping[str, int], max_size: int, buckets: int) -> "Vocabulary":
@@ -74,9 +74,14 @@ class Vocabulary:
         kept = sorted((value for value in counts if value), key=lambda value: (-counts[value], value))
         return cls(kept[:max_size], buckets if len(kept) > max_size else 1)
 
+    @property
+    def first_known(self) -> int:
+        """The lowest code that is one value's own."""
+        return MISSING + 1 + self.buckets
+
     def __len__(self) -> int:
         """Codes in all: rows that an embedding needs."""
-        return 1 + self.buckets + len(self.values)
+        return self.first_known + len(self.values)
 
     def code(self, value: object) -> int:
         if value is None or value == "" or value != value:  # NaN, as pandas writes a missing string
@@ -400,6 +405,12 @@ class Preprocessing:
             lists_NA=torch.from_numpy(self._lists(features, len(ids))),
         )
 
+    def no_items(self) -> ItemInputs:
+        """The rows of a table before its first item: padding, and at UNKNOWN_ITEM any item that the table lacks."""
+        rows = self.items({names.ITEM_ID: [None, ""]}, with_activity=False)
+        rows.id_N[UNKNOWN_ITEM] = MISSING + 1
+        return rows
+
     def users(self, features: Columns, t_us: Ints, code_of_item: Callable[[object], int]) -> UserInputs:
         """B users at times `t_us` (B,). `code_of_item` gives an item's row in the catalogue table (`Catalogue.row`)."""
         items_BL, types_BL, times_BL, present_BL = self.histories(features, len(t_us), code_of_item)
@@ -490,7 +501,7 @@ class Catalogue:
     Row 0 is padding, row 1 any item that the catalogue lacks, the rest are `item_ids` in order.
     """
 
-    FIRST: Final = 2
+    FIRST: Final = UNKNOWN_ITEM + 1
 
     def __init__(self, preprocessing: Preprocessing, features: Columns) -> None:
         given = features[names.ITEM_ID]
@@ -499,10 +510,8 @@ class Catalogue:
         if len(self._rows) != self.FIRST + len(set(self.item_ids)):
             [(twice, _)] = Counter(self.item_ids).most_common(1)
             raise ValueError(f"the catalogue names item {twice!r} twice; keep its newest row alone")
-        first = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
-        first.id_N[1] = 1
         rest = preprocessing.items(features, with_activity=False)
-        self.inputs = ItemInputs(*(torch.cat(pair) for pair in zip(first, rest, strict=True)))
+        self.inputs = ItemInputs(*(torch.cat(pair) for pair in zip(preprocessing.no_items(), rest, strict=True)))
 
     def row(self, item_id: object) -> int:
         return self._rows.code(item_id)

@@ -23,6 +23,8 @@ _PLACE_OF_MATCH = 0
 class Ranker(RankingModel):
     """Crosses of all that is known, and attention of the candidate over the history."""
 
+    first_known_C: Tensor
+
     def __init__(self, preprocessing: Preprocessing, config: ModelConfig) -> None:
         super().__init__(preprocessing, config)
         self.item_encoder = ItemEncoder(preprocessing, config)
@@ -32,7 +34,10 @@ class Ranker(RankingModel):
         self.user_encoder = UserEncoder(preprocessing, config)
         self.query, self.key = nn.Linear(config.width, config.width), nn.Linear(config.width, config.width)
         self.heads, self.width = config.heads, config.width
-        matches = 2 * (1 + len(preprocessing.content_categories))
+        compared = (preprocessing.ids, *preprocessing.content_categories.values())
+        first_known = torch.tensor([vocabulary.first_known for vocabulary in compared])
+        self.register_buffer("first_known_C", first_known, persistent=False)
+        matches = 2 * len(compared)
         dense = preprocessing.content_width + preprocessing.activity_width + matches + 2
         wide = config.cross_width
         # One projection of everything, in two parts: what is said of the user is the same for all candidates.
@@ -55,7 +60,7 @@ class Ranker(RankingModel):
         inputs, item_BND = items
         history_BLD = self.history_encoder(users, history.vectors_ND) + self.places.weight[-users.items_BL.shape[1] :]
         interest_BND = self._attend(item_BND, history_BLD, users.items_BL > 0)
-        shares_BNM = match_shares(users, inputs, history.inputs)
+        shares_BNM = match_shares(users, inputs, history.inputs, self.first_known_C)
         match_BN2 = torch.stack([retrieved.nearness_BN, retrieved.scores_BN * self.width**-0.5], dim=-1)
         of_user_BU = torch.cat([self.user_encoder(users), users.numbers_BF], dim=1)
         of_item_BNK = torch.cat(
@@ -93,14 +98,15 @@ class Ranker(RankingModel):
         return mixed_BND * present_BL.any(dim=1)[:, None, None]
 
 
-def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs) -> Tensor:
+def match_shares(users: UserInputs, items: ItemInputs, history: ItemInputs, first_known_C: Tensor) -> Tensor:
     """Of the history, and of its last RECENT_PLACES, the share with the candidate's ID, category, ...: (B, N, M).
 
-    A missing or unseen value matches nothing. Crosses that matter from the first day, when attention has seen little.
+    A missing or unseen value, a code below the column's `first_known`, matches nothing. Crosses that matter from the first day, when
+    attention has seen little.
     """
     item_BCN = torch.cat([items.id_N[..., None], items.categories_NC], dim=-1).transpose(1, 2)
     past_BCL = torch.cat([history.id_N[..., None], history.categories_NC], dim=-1).transpose(1, 2)
-    past_BCL = past_BCL.masked_fill(past_BCL <= 1, -1)  # which no candidate has
+    past_BCL = past_BCL.masked_fill(past_BCL < first_known_C[:, None], -1)  # which no candidate has
     same_BCNL = item_BCN[..., None] == past_BCL[:, :, None]
     present_BL = (users.items_BL > 0).float()
     lately_BL = present_BL.clone()

@@ -74,8 +74,7 @@ class Shelf:
         self._neighbours = neighbours
         if len(preprocessing.ids) >= MOST_CODES:
             raise ValueError(f"{len(preprocessing.ids)} codes of items, at most {MOST_CODES}: train with fewer ids")
-        special = preprocessing.items({names.ITEM_ID: [None, ""]}, with_activity=False)
-        special.id_N[1] = 1
+        special = preprocessing.no_items()
         has_kernels = type(towers) is TwoTowers and type(ranker) is Ranker
         self._packing = PackedItems(
             towers.width,

@@ -33,9 +33,9 @@ HISTORIES = {
 }
 
 
-def bundle_of(config: ModelConfig) -> Bundle:
+def bundle_of(config: ModelConfig, max_values: int) -> Bundle:
     """With weights that are nowhere zero or one, those of norms included."""
-    fitted = tiny_shop.preprocessing(LENGTH)
+    fitted = tiny_shop.preprocessing(LENGTH, max_values)
     torch.manual_seed(1)
     towers, ranker = TwoTowers(fitted, config).eval(), Ranker(fitted, config).eval()
     for parameter in (*towers.parameters(), *ranker.parameters()):
@@ -55,8 +55,11 @@ def user_with(history: list[str | None]) -> dict[str, object]:
 
 @pytest.mark.parametrize("config", SIZES, ids=lambda config: f"width {config.width}")
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
-def test_vectors_and_scores_are_those_of_the_modules(config: ModelConfig, history: list[str | None]) -> None:
-    bundle = bundle_of(config)
+@pytest.mark.parametrize("max_values", [100, 1], ids=["all values known", "values that share buckets"])
+def test_vectors_and_scores_are_those_of_the_modules(
+    config: ModelConfig, history: list[str | None], max_values: int
+) -> None:
+    bundle = bundle_of(config, max_values)
     content = {name: list(bundle.snapshot.features[name]) for name in bundle.preprocessing.content_features}
     named = {"item_id": ITEMS, **content}
     shelf = Shelf(bundle.preprocessing, bundle.towers, bundle.ranker, named, bundle.neighbours)

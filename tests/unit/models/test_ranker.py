@@ -7,17 +7,17 @@ import torch
 from headrace.models import columns
 from headrace.models.base import NOT_SHOWN
 from headrace.models.inputs import ItemInputs
-from headrace.models.preprocessing import Catalogue
+from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.ranker import Ranker, choice_loss, match_shares, outcome_loss
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
 
 
-def candidates(*item_ids: str) -> ItemInputs:
+def candidates(*item_ids: str, fitted: Preprocessing | None = None) -> ItemInputs:
     table = tiny_shop.catalogue().to_pylist()
     rows = [next(row for row in table if row["item_id"] == item_id) for item_id in item_ids]
     features = {name: [row[name] for row in rows] for name in rows[0]}
-    items = tiny_shop.preprocessing().items(features, with_activity=True)
+    items = (fitted or tiny_shop.preprocessing()).items(features, with_activity=True)
     return ItemInputs(*(field[None] for field in items))
 
 
@@ -25,7 +25,7 @@ def test_matches_are_shares_of_the_history_and_of_its_newest_part() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
-    shares = match_shares(users, candidates("a", "c"), shop.inputs.rows(users.items_BL))
+    shares = match_shares(users, candidates("a", "c"), shop.inputs.rows(users.items_BL), torch.tensor([2, 2, 2]))
     # the history is a and b, both shoes, of brands x and y: shares by id, category and brand, of all and of the last 5
     assert shares[0, 0].tolist() == [0.5, 1.0, 0.5, 0.5, 1.0, 0.5]
     assert shares[0, 1].tolist() == [0.0] * 6
@@ -35,14 +35,18 @@ def test_a_missing_brand_matches_nothing() -> None:
     fitted = tiny_shop.preprocessing()
     shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
     users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([1]))
-    assert match_shares(users, candidates("c"), shop.inputs.rows(users.items_BL))[0, 0].tolist() == [
-        1.0,
-        1.0,
-        0.0,
-        1.0,
-        1.0,
-        0.0,
-    ]
+    shares = match_shares(users, candidates("c"), shop.inputs.rows(users.items_BL), torch.tensor([2, 2, 2]))
+    assert shares[0, 0].tolist() == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+
+
+def test_values_that_share_buckets_match_nothing_not_even_themselves() -> None:
+    fitted = tiny_shop.preprocessing(max_values=1)  # item a, category books, brand x
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    users = fitted.users(columns.by_name(tiny_shop.users()), np.full(3, T_US), shop.row).rows(torch.tensor([0]))
+    known = Ranker(fitted, tiny_shop.MODEL).first_known_C
+    assert known.tolist() == [17, 17, 17]
+    shares = match_shares(users, candidates("a", "b", fitted=fitted), shop.inputs.rows(users.items_BL), known)
+    assert shares[0].tolist() == [[0.5, 0.0, 0.5, 0.5, 0.0, 0.5], [0.0] * 6]
 
 
 def test_a_score_is_the_value_of_the_expected_outcomes() -> None:

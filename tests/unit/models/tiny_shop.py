@@ -53,8 +53,9 @@ def activity() -> pa.Table:
     return pa.table({"item_id": ["a", "b", "c"], "item_activity__views_1h": pa.array([0, 7, None], pa.int64())})
 
 
-def preprocessing(length: int = 3) -> Preprocessing:
-    return Preprocessing.fit(users(), catalogue(), activity(), {"a": 3, "b": 2, "c": 1}, now_us=0, length=length)
+def preprocessing(length: int = 3, max_values: int = 100) -> Preprocessing:
+    seen = {"a": 3, "b": 2, "c": 1}
+    return Preprocessing.fit(users(), catalogue(), activity(), seen, now_us=0, length=length, max_values=max_values)
 
 
 Model = TypeVar("Model", bound=torch.nn.Module)

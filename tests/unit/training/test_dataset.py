@@ -69,6 +69,14 @@ def test_an_impression_is_labelled_by_what_answers_its_request_and_item() -> Non
     ]
 
 
+def test_an_impression_that_was_rated_low_brought_nothing() -> None:
+    log = events(
+        ("u", "a", "impression", 1), ("u", "b", "impression", 1), ("u", "a", "rate", 2), ("u", "b", "rate", 2),
+        request_id=["r"] * 4, value=[None, None, 1.0, 5.0],
+    )  # fmt: skip
+    assert impressions(log, CONFIG).select("item_id", "click").rows() == [("a", 0), ("b", 1)]
+
+
 def test_an_answer_after_the_horizon_does_not_count() -> None:
     log = events(("u", "a", "impression", 1), ("u", "a", "click", 25.1), request_id=["r", "r"])
     assert impressions(log, CONFIG)["click"].to_list() == [0]

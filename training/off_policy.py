@@ -19,8 +19,8 @@ from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training import open_bandit
 from training.dataset import LABELS
 from training.estimators import (
-    Estimate,
     OffPolicyError,
+    Worth,
     clipped,
     doubly_robust,
     ips,
@@ -45,9 +45,9 @@ class Report:
     outcome: str
     impressions: int
     slates: int
-    logged: Estimate
-    estimates: dict[str, Estimate]
-    truth: Estimate | None = None
+    logged: Worth
+    estimates: dict[str, Worth]
+    truth: Worth | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -70,7 +70,7 @@ class Report:
             if number:
                 console.print(f"left out: {number:,} slates {reason}", highlight=False)
 
-    def _rows(self) -> dict[str, Estimate]:
+    def _rows(self) -> dict[str, Worth]:
         seen = {} if self.truth is None else {"target itself": self.truth}
         return {"as logged": self.logged, **self.estimates, **seen}
 

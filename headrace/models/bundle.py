@@ -4,7 +4,7 @@ bundle.json          version, what it was trained on and with, metrics, SHA-256 
 weights.pt           both models
 preprocessing.json   vocabularies and scales
 items.npz            item ids, their vectors, and each item's neighbours
-index.faiss          how the vectors are searched, and how well
+index.faiss          how the vectors are searched, how well, and what was asked
 snapshot.json        catalogue, availability, popularity order
 """
 
@@ -38,7 +38,7 @@ from headrace.room import no_room
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"

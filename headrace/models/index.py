@@ -46,11 +46,14 @@ Results = tuple[Rows, Floats32]
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What was found when the index was built. `count` and `width` are those of the vectors that it fits."""
+    """What was asked of the index and what was found when it was built. `count` and `width` are those of the vectors that it fits."""
 
     kind: Literal["exact", "ivf"]
     count: int
     width: int
+    exact_below: int
+    recall_target: float
+    seed: int
     nlist: int = 0
     nprobe: int = 0
     depth: float = 1.0
@@ -125,26 +128,37 @@ class ItemIndex:
     ) -> "ItemIndex":
         """An index of rows 0..N-1. `queries_QD` are users' vectors; recall of the k best is measured on them.
 
-        One seed gives one index. Raises ValueError for vectors that are not finite, and where N >= exact_below and there
-        are no queries, or a recall_target outside [0.95, 1].
+        One seed gives one index. Raises ValueError for vectors that are not finite, for a recall_target outside [0.95, 1], and
+        where N >= exact_below and there are no queries.
         """
+        if not LEAST_RECALL <= recall_target <= 1:
+            raise ValueError(f"recall_target is {recall_target}: choose from {LEAST_RECALL} to 1")
         vectors_ND, queries_QD = _matrix("item vectors", vectors_ND), _matrix("queries", queries_QD)
         count, width = vectors_ND.shape
+        exact = IndexFacts("exact", count, width, exact_below, recall_target, seed)
         if count < exact_below:
-            return cls(IndexFacts("exact", count, width), vectors_ND, queries_QD, _flat(vectors_ND))
+            return cls(exact, vectors_ND, queries_QD, _flat(vectors_ND))
         if not len(queries_QD):
             raise ValueError(
                 f"no queries: recall of an index of {count} items is measured on users' vectors, give some"
             )
-        if not LEAST_RECALL <= recall_target <= 1:
-            raise ValueError(f"recall_target is {recall_target}: choose from {LEAST_RECALL} to 1")
         faiss.omp_set_num_threads(1)
         nlist = max(1, min(round(4 * count**0.5), count))
         built, list_N = _inverted_lists(vectors_ND, _centres(vectors_ND, nlist, seed))
         best_QK = _flat(vectors_ND).search(queries_QD, min(k, count))[1]
-        lists = cls(IndexFacts("ivf", count, width, nlist), vectors_ND, queries_QD, built)
-        exact = IndexFacts("exact", count, width)
+        lists = cls(replace(exact, kind="ivf", nlist=nlist), vectors_ND, queries_QD, built)
         return lists._reaching(recall_target, list_N, best_QK) or cls(exact, vectors_ND, queries_QD, _flat(vectors_ND))
+
+    def rebuilt(self, vectors_ND: Floats32) -> "ItemIndex":
+        """An index of other vectors, of which the same is asked as of this one, by the same users' vectors."""
+        asked = self.facts
+        return ItemIndex.build(
+            vectors_ND,
+            self.queries_QD,
+            exact_below=asked.exact_below,
+            recall_target=asked.recall_target,
+            seed=asked.seed,
+        )
 
     def __len__(self) -> int:
         """Rows in all, R: those of the build and those that were added."""
@@ -283,14 +297,15 @@ class ItemIndex:
         """
         missable = _LEFT_TO_CODES * (1 - recall_target)
         nprobe = _enough_probes(self._built, list_N, best_QK, self.queries_QD, recall_target + missable)
-        while nprobe <= self.facts.nlist:
+        while True:
             for depth in _DEPTHS:
                 index = replace(self, facts=replace(self.facts, nprobe=nprobe, depth=depth))
                 recall = index.recall(self.queries_QD, best_QK)
                 if recall >= recall_target:
                     return replace(index, facts=replace(index.facts, recall_at_500=recall))
-            nprobe += max(1, nprobe // 8)
-        return None
+            if nprobe >= self.facts.nlist:
+                return None
+            nprobe = min(nprobe + max(1, nprobe // 8), self.facts.nlist)
 
     def _allowing_all(self) -> Allowed:
         if len(self.side_rows_S):

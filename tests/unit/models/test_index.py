@@ -259,6 +259,26 @@ def test_numbers_that_are_not_finite_are_refused_by_what_and_where() -> None:
             refuse()
 
 
+def test_all_lists_are_read_before_an_index_gives_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an eighth more each time, the next number of lists may be more than there are."""
+    monkeypatch.setattr(ItemIndex, "recall", lambda index, *_: float(index.nprobe == index.facts.nlist))
+    index = ItemIndex.build(*clustered(2_000), exact_below=0)
+    assert (index.kind, index.nprobe) == ("ivf", index.facts.nlist)
+
+
+def test_what_was_asked_of_an_index_is_asked_of_the_one_that_takes_its_place(tmp_path: Path) -> None:
+    vectors, queries = clustered(3_000)
+    index = ItemIndex.build(vectors[:2_000], queries, exact_below=2_500, recall_target=0.99, seed=7)
+    assert index.kind == "exact"
+    index.save(tmp_path / "index.faiss")
+    rebuilt = ItemIndex.load(tmp_path / "index.faiss", vectors[:2_000]).rebuilt(vectors)
+    expected = ItemIndex.build(vectors, queries, exact_below=2_500, recall_target=0.99, seed=7)
+    assert rebuilt.facts == expected.facts
+    assert (rebuilt.kind, rebuilt.recall_at_500 >= 0.99) == ("ivf", True)
+    assert np.array_equal(centres(rebuilt), centres(expected))
+    assert ItemIndex.build(vectors, queries, exact_below=10_000).rebuilt(vectors[:10]).facts.exact_below == 10_000
+
+
 def test_what_does_not_fit_is_refused_by_name() -> None:
     vectors = np.ones((3, 2), dtype=np.float32)
     index = ItemIndex.build(vectors, vectors)
@@ -275,7 +295,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no queries"):
         ItemIndex.build(vectors, vectors[:0], exact_below=0)
     with pytest.raises(ValueError, match=r"recall_target is 0\.9: choose from 0\.95 to 1"):
-        ItemIndex.build(vectors, vectors, exact_below=0, recall_target=0.9)
+        ItemIndex.build(vectors, vectors, recall_target=0.9)
 
 
 @pytest.mark.parametrize("width", [16, 15])

@@ -341,13 +341,21 @@ def off_policy(
         str, typer.Argument(help="`lake`: explored slates of this stack; `open-bandit`: that data set's files.")
     ] = "lake",
     path: Annotated[Path | None, typer.Argument(help="The folder of `open-bandit`.")] = None,
-    version: Annotated[str, typer.Option(help="Of `lake`: a registered version; empty: the one in service.")] = "",
-    share: Annotated[float, typer.Option(help="Of `lake`: share of slates that the target policy draws.")] = 0.0,
-    days: Annotated[float, typer.Option(help="Of `lake`: up to the version's last impression.")] = 30.0,
-    outcome: Annotated[str, typer.Option(help="Of `lake`: click, cart or purchase.")] = "click",
-    behaviour: Annotated[str, typer.Option(help="Of `open-bandit`: the policy whose logs are read.")] = "random",
-    target: Annotated[str, typer.Option(help="Of `open-bandit`: the policy that is estimated.")] = "bts",
-    campaign: Annotated[str, typer.Option(help="Of `open-bandit`: women, men or all.")] = "women",
+    version: Annotated[
+        str | None, typer.Option(help="Of `lake`: a registered version; else the one in service.")
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="Of `lake`: share of slates that the target policy draws; else none.")
+    ] = None,
+    days: Annotated[float | None, typer.Option(help="Of `lake`: up to the version's last impression; else 30.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="Of `lake`: click, cart or purchase; else click.")] = None,
+    behaviour: Annotated[
+        str | None, typer.Option(help="Of `open-bandit`: the policy whose logs are read; else random.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Of `open-bandit`: the policy that is estimated; else bts.")
+    ] = None,
+    campaign: Annotated[str | None, typer.Option(help="Of `open-bandit`: women, men or all; else women.")] = None,
     clip: Annotated[float | None, typer.Option(help="The largest weight; left out: as they are.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -356,7 +364,7 @@ def off_policy(
         "version": version, "share": share, "days": days, "outcome": outcome,
         "behaviour": behaviour, "target": target, "campaign": campaign, "clip": clip,
     }  # fmt: skip
-    options = [f"--{name}={value}" for name, value in given.items() if value not in ("", None)]
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     _job("training.off_policy", [source, *([str(path)] if path else []), *options], as_json)
 
 

@@ -37,6 +37,8 @@ SCHEMA_VERSION: Final = 1  # compiled into kernels, as is the next
 MAX_PROPERTIES_BYTES: Final = 8_192
 MAX_NUMBER: Final = 1e15
 """Size of the largest number: sums of squares of products of a few of them are far from what a float64 holds."""
+MODEL_VERSION_CHARS: Final = 128
+"""An impression says so much of the name of the bundle that ranked it."""
 MAX_TEXT_BYTES: Final = 4 * 128 + len(names.ANONYMOUS_PREFIX)
 """UTF-8 of the longest identifier, or key made of one."""
 
@@ -116,7 +118,7 @@ class EventIn(BaseModel):
     position: int | None = Field(None, ge=0, le=2**31 - 1, description="Place in that recommendation, from 0.")
     score: float | None = Field(None, allow_inf_nan=False)
     source: str | None = Field(None, max_length=64)
-    model_version: str | None = Field(None, max_length=128)
+    model_version: str | None = Field(None, max_length=MODEL_VERSION_CHARS)
     as_of: Moment | None = None
     propensity: float | None = Field(None, gt=0, le=1)
     value: float | None = Field(

@@ -11,7 +11,7 @@ from typing import Final
 import orjson
 
 from headrace import names
-from headrace.events import SCHEMA_VERSION, Context
+from headrace.events import MODEL_VERSION_CHARS, SCHEMA_VERSION, Context
 from headrace.identity import user_key
 from headrace.stores.log import LogUnavailableError
 from serving.answers import UNKNOWN
@@ -66,7 +66,7 @@ def lines_of(shown: Shown) -> bytes:
         "timestamp": shown.shown_us,
         "received_at": shown.shown_us,
         "request_id": shown.request_id,
-        "model_version": (slate.model_version or NO_MODEL_VERSION)[:128],
+        "model_version": (slate.model_version or NO_MODEL_VERSION)[:MODEL_VERSION_CHARS],
         "as_of": slate.as_of_us,
         "schema_version": SCHEMA_VERSION,
     }

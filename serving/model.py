@@ -140,9 +140,9 @@ class BundleModel:
         return self._index.side_share > REBUILD_ABOVE
 
     def rebuilt_index(self, count: int) -> tuple[ItemIndex, Ints]:
-        """An index of the first `count` items as they are now, and their rows. Takes long for many."""
+        """An index of the first `count` items as they are now, built as training built the bundle's; and their rows. Takes long."""
         rows = np.arange(count)
-        return ItemIndex.build(np.array(self._shelf.vectors(rows)), self._bundle.index.queries_QD), rows
+        return self._bundle.index.rebuilt(np.array(self._shelf.vectors(rows))), rows
 
     def take_index(self, index: ItemIndex, rows: Ints, changed: Ints) -> None:
         """Search this index from now on; items that came or changed since it was built are noted beside it."""

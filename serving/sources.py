@@ -16,7 +16,7 @@ from serving.state import ServingState, User
 POOL: Final = 300
 """What the two-tower index is asked for, at least: what the ranker sees, and half as many again for filters to take away."""
 # The most that each other source gives.
-SEEDS, NEIGHBOURS, UNFINISHED, TRENDING, NEW = 5, 60, 10, 40, 20
+SEEDS, NEAR, UNFINISHED, TRENDING, NEW = 5, 60, 10, 40, 20
 
 Found = tuple[Ints, Floats]
 _NOTHING: Final[Found] = (np.zeros(0, np.int64), np.zeros(0))
@@ -32,7 +32,7 @@ def retrieve(
     if model is not None and as_read is not None:
         sources += [
             (c.TWO_TOWER, lambda: model.retrieve(as_read, max(POOL, 2 * request.n), allowed)),
-            (c.NEIGHBOURS, lambda: model.neighbours(recent[:SEEDS], NEIGHBOURS)),
+            (c.NEIGHBOURS, lambda: model.neighbours(recent[:SEEDS], NEAR)),
         ]
     sources += [
         (c.UNFINISHED, lambda: by_popularity(catalogue.rows(user.unfinished)[:UNFINISHED], catalogue)),
@@ -65,7 +65,7 @@ def alike(request: RecommendationRequest, state: ServingState, allowed: Mask | N
     elif len(seeds):
         sources += [
             (c.ALIKE, lambda: model.similar(seeds, max(POOL, 2 * request.n), allowed)),
-            (c.NEIGHBOURS, lambda: model.neighbours(seeds, NEIGHBOURS)),
+            (c.NEIGHBOURS, lambda: model.neighbours(seeds, NEAR)),
         ]
     sources += [(c.CATEGORY_TRENDING, lambda: by_popularity(trending_like(seeds, catalogue), catalogue))]
     return gather(sources, trace)

@@ -6,18 +6,14 @@ I items of the catalogue, U users, B or T requests, K neighbours, L places of a 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_array
 
 from headrace import names
-from headrace.arrays import Ints as Places
+from headrace.arrays import Floats32, Ints, Ints32
 from headrace.models.neighbours import DECAY, Neighbours
 from training.dataset import T_US
 from training.requests import Histories, best_of, codes
-
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
 
 # Items whose likeness to all others is held at once: 256 x 100,000 of them are 200 MB where each is like every other.
 _BLOCK = 256
@@ -26,7 +22,7 @@ NEIGHBOURS = 20
 """Of each item, in a bundle and as the ranker reads them."""
 
 
-def popularity(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Floats:
+def popularity(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Floats32:
     """Episodes of each item. Shape (I,)."""
     items = pl.DataFrame({names.ITEM_ID: list(item_ids)})
     counts = items.join(episodes.group_by(names.ITEM_ID).len("n"), on=names.ITEM_ID, how="left", maintain_order="left")
@@ -35,7 +31,7 @@ def popularity(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Floats:
 
 def recent_popularity(
     episodes: pl.DataFrame, item_ids: Sequence[str], half_life_us: float
-) -> Callable[[Places], Floats]:
+) -> Callable[[Ints], Floats32]:
     """Of times (B,), the episodes of each item before each of them, halved in weight with every half-life that has passed: (B, I)."""
     place_E = codes(episodes[names.ITEM_ID], pl.Series(list(item_ids), dtype=pl.String))
     ours = place_E >= 0
@@ -43,7 +39,7 @@ def recent_popularity(
     order = np.argsort(t_E, kind="stable")
     t_E, place_E = t_E[order], place_E[ours][order]
 
-    def scores(t_us: Places) -> Floats:
+    def scores(t_us: Ints) -> Floats32:
         scores_BI = np.zeros((len(t_us), len(item_ids)), np.float32)
         weight_I, done, at_us = np.zeros(len(item_ids)), 0, 0
         for row in np.argsort(t_us, kind="stable"):
@@ -58,7 +54,7 @@ def recent_popularity(
     return scores
 
 
-def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> tuple[Ints, Floats]:
+def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> tuple[Ints32, Floats32]:
     """Of each item, its k nearest by cosine over the users who turned to both (Sarwar et al., WWW 2001): places and scores.
 
     Score: users(a and b) / sqrt(users(a) users(b)); of equals the first in the catalogue. Shapes (I, K); -1 and 0 where there are
@@ -90,8 +86,8 @@ def item_knn(episodes: pl.DataFrame, item_ids: Sequence[str], k: int) -> tuple[I
 
 
 def item_knn_scores(
-    history: Histories, near_IK: Ints, scores_IK: Floats, popularity_I: Floats
-) -> Callable[[slice], Floats]:
+    history: Histories, near_IK: Ints32, scores_IK: Floats32, popularity_I: Floats32
+) -> Callable[[slice], Floats32]:
     """Of some of the requests, likeness to the items of each history, summed, each item once; then popularity: (B, I)."""
     items = len(near_IK)
     there_IK = near_IK >= 0
@@ -99,19 +95,19 @@ def item_knn_scores(
     near_II = csr_array((scores_IK[there_IK], near_IK[there_IK], offsets), shape=(items, items))
     ties_I = _ties(popularity_I)
 
-    def scores(some: slice) -> Floats:
+    def scores(some: slice) -> Floats32:
         asked = history.rows(some)
         cells = np.ones(len(asked.places), np.float32), asked.places, asked.offsets
         history_BI = csr_array(cells, shape=(len(asked), items), copy=True)  # summing sorts in place
         history_BI.sum_duplicates()
         history_BI.data[:] = 1.0
-        scores_BI: Floats = (history_BI @ near_II).toarray() + ties_I
+        scores_BI: Floats32 = (history_BI @ near_II).toarray() + ties_I
         return scores_BI
 
     return scores
 
 
-def neighbours(episodes: pl.DataFrame, item_ids: Sequence[str], k: int, reach: int = 5) -> tuple[Ints, Floats]:
+def neighbours(episodes: pl.DataFrame, item_ids: Sequence[str], k: int, reach: int = 5) -> tuple[Ints32, Floats32]:
     """Of each item, the k items that users most turn to within `reach` episodes of it: places in `item_ids` and scores.
 
     Score: pairs(a, b) / sqrt(pairs(a) pairs(b)). Shapes (I, K); -1 and 0 where there are fewer than k.
@@ -147,12 +143,12 @@ def neighbour_table(episodes: pl.DataFrame, item_ids: Sequence[str]) -> Neighbou
 
 
 def co_occurrence_scores(
-    history_TL: npt.NDArray[np.int64],
-    neighbours_IK: Ints,
-    scores_IK: Floats,
-    popularity_I: Floats,
+    history_TL: Ints,
+    neighbours_IK: Ints32,
+    scores_IK: Floats32,
+    popularity_I: Floats32,
     decay: float = DECAY,
-) -> Floats:
+) -> Floats32:
     """Neighbours of each request's history (places, -1 for none), newer items more, then popularity. (T, I)."""
     requests, length = history_TL.shape
     scores_TI = np.tile(_ties(popularity_I), (requests, 1))
@@ -165,6 +161,6 @@ def co_occurrence_scores(
     return scores_TI
 
 
-def _ties(popularity_I: Floats) -> Floats:
+def _ties(popularity_I: Floats32) -> Floats32:
     """So little that it only settles ties."""
     return (_TIE * popularity_I / max(float(popularity_I.max()), 1.0)).astype(np.float32)

@@ -148,7 +148,7 @@ class TrainConfig:
 
 
 def of_size(name: str, size: int) -> TrainConfig:
-    """Rows, width and history grow with `size`; a pass over the rows costs about size cubed."""
+    """Rows and lists grow with the square of `size`; widths, batches and epochs with it; history, layers and dropout up to a bound."""
     return TrainConfig(
         name=name,
         size=size,

@@ -22,7 +22,7 @@ class OffPolicyError(ValueError):
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Worth:
     """A mean per impression with the bounds of its interval.
 
     `effective` is L. Kish's effective sample size (sum w)^2 / sum w^2 ("Survey Sampling", 1965) of units by their mean weight, `largest`
@@ -73,18 +73,18 @@ def clipped(weights_R: Floats, most: float) -> Floats:
     return np.minimum(weights_R, most)
 
 
-def on_policy(rewards_R: Floats, units_R: Ints | None = None) -> Estimate:
+def on_policy(rewards_R: Floats, units_R: Ints | None = None) -> Worth:
     """What the policy that logged has earned."""
     return ips(rewards_R, np.ones(len(rewards_R)), units_R)
 
 
-def ips(rewards_R: Floats, weights_R: Floats, units_R: Ints | None = None) -> Estimate:
+def ips(rewards_R: Floats, weights_R: Floats, units_R: Ints | None = None) -> Worth:
     """Inverse propensity scoring: the mean of w r (D. G. Horvitz and D. J. Thompson, 1952). Unbiased. Raises OffPolicyError."""
     units_R = _check(rewards_R, weights_R, units_R)
     return _ratio(weights_R * rewards_R, np.ones(len(rewards_R)), weights_R, units_R)
 
 
-def snips(rewards_R: Floats, weights_R: Floats, units_R: Ints | None = None) -> Estimate:
+def snips(rewards_R: Floats, weights_R: Floats, units_R: Ints | None = None) -> Worth:
     """Self-normalised: sum w r / sum w (A. Swaminathan and T. Joachims, "The self-normalized estimator for counterfactual learning",
     2015). Consistent, and never outside the rewards. Raises OffPolicyError.
     """
@@ -99,7 +99,7 @@ def doubly_robust(
     expected_R: Floats,
     units_R: Ints | None = None,
     above_R: Floats | None = None,
-) -> Estimate:
+) -> Worth:
     """The mean of v e + w (r - p): unbiased where the weights are right, whatever the model of rewards says, and the better the model, the
     less it varies (M. Dudik, J. Langford and L. Li, "Doubly robust policy evaluation and learning", 2011).
 
@@ -139,7 +139,7 @@ def _check(rewards_R: Floats, weights_R: Floats, units_R: Ints | None) -> Ints:
     return np.asarray(numbered)
 
 
-def _ratio(top_R: Floats, bottom_R: Floats, weights_R: Floats, units_R: Ints) -> Estimate:
+def _ratio(top_R: Floats, bottom_R: Floats, weights_R: Floats, units_R: Ints) -> Worth:
     """sum top / sum bottom, both of which vary from unit to unit."""
     top_U, bottom_U = np.bincount(units_R, top_R), np.bincount(units_R, bottom_R)
     units, total = len(top_U), bottom_U.sum()
@@ -147,7 +147,7 @@ def _ratio(top_R: Floats, bottom_R: Floats, weights_R: Floats, units_R: Ints) ->
     spread = np.sqrt(((top_U - value * bottom_U) ** 2).sum() * units / (units - 1)) / total
     reach = NormalDist().inv_cdf(0.5 + LEVEL / 2) * spread
     mean_U = np.bincount(units_R, weights_R) / np.bincount(units_R)
-    return Estimate(
+    return Worth(
         value=float(value),
         low=float(value - reach),
         high=float(value + reach),

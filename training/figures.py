@@ -36,7 +36,7 @@ def draw(report: Report, epochs: Mapping[str, Sequence[Epoch]] | None = None) ->
         found[POPULARITY] = plots.groups(
             {name: [group.methods[name][RECALL] for group in ranges] for name in report.methods},
             [f"{group.name}\n({requests_of(group)})" for group in ranges],
-            "how often training saw the item that was right",
+            "how often the item that was right was met before the cut",
             title(RECALL),
         )
     if report.staleness:

@@ -95,21 +95,16 @@ def _ndcg_of_wanted(scores_BN: Tensor, present_BN: Tensor, wanted_B: Tensor, k: 
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def calibrate(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> dict[str, tuple[float, float]]:
+def calibrate(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> None:
     """Scale the outcomes' probabilities by lists that the ranker has not learnt from: shown ones where there are any, whose clicks
-    are what is to be foretold, else retrieved ones, and then they are of an item among those. Returns slope and shift by outcome.
+    are what is to be foretold, else retrieved ones, and then they are of an item among those.
     """
     logits_CO, labels_CO, positions_C = _all(ranker, table, lists, device)
     shown_C = positions_C != NOT_SHOWN
     used_C = shown_C if shown_C.any() else ~shown_C
-    fitted = {
-        name: platt(logits_CO[used_C, place], labels_CO[used_C, place]) for place, name in enumerate(ranker.outcomes)
-    }
-    slopes, shifts = (
-        torch.tensor(each, dtype=torch.float32, device=device) for each in zip(*fitted.values(), strict=True)
-    )
+    fitted = [platt(logits_CO[used_C, place], labels_CO[used_C, place]) for place in range(len(ranker.outcomes))]
+    slopes, shifts = (torch.tensor(each, dtype=torch.float32, device=device) for each in zip(*fitted, strict=True))
     ranker.settle(REFERENCE if shown_C.any() else NOT_SHOWN, slopes, shifts)
-    return fitted
 
 
 def _all(ranker: RankingModel, table: ItemInputs, lists: Lists, device: str) -> tuple[Floats, Floats, Ints]:

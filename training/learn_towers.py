@@ -29,13 +29,13 @@ class TowerBatch(NamedTuple):
 class TowerObjective(nn.Module):  # type: ignore[misc]
     """Cross entropy of each user's item against the catalogue, or against a sample with logQ correction."""
 
-    def __init__(self, towers: Towers, table: ItemInputs, expected_I: Tensor) -> None:
-        """`table` are the catalogue's inputs, its special rows first; `expected_I`: of how many candidates of a batch an item is one."""
+    def __init__(self, towers: Towers, table: ItemInputs, chance_I: Tensor) -> None:
+        """`table` are the catalogue's inputs, its special rows first; `chance_I`: each item's to be among a batch's candidates."""
         super().__init__()
         self.towers = towers
         self._table = table
         self._every = torch.arange(Catalogue.FIRST, len(table.id_N), device=table.id_N.device)
-        self._log_expected_I = expected_I.log()
+        self._log_chance_I = chance_I.log()
 
     def forward(self, batch: TowerBatch) -> Tensor:
         histories, users, window_B, seen_B = batch.windows
@@ -43,12 +43,14 @@ class TowerObjective(nn.Module):  # type: ignore[misc]
         if batch.candidates_S is None:
             return full_softmax_loss(user_BD, self.towers.items(self._table.rows(self._every)), batch.targets_B)
         item_SD = self.towers.items(self._table.rows(batch.candidates_S + Catalogue.FIRST))
-        log_q_S = self._log_expected_I[batch.candidates_S]
+        log_q_S = self._log_chance_I[batch.candidates_S]
         return sampled_softmax_loss(user_BD, item_SD, torch.searchsorted(batch.candidates_S, batch.targets_B), log_q_S)
 
 
-def expected_draws(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor:
-    """Chance that an item is among a batch's candidates: as a target, or drawn uniformly. Shape (I,)."""
+def inclusion_chances(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor:
+    """Chance that an item is among a batch's candidates, as a target or drawn uniformly: 1 - exp(-expected count), as a candidate stands
+    once however often it was drawn. Of a batch of `batch` rows that come each for itself. Shape (I,).
+    """
     rate_I = np.bincount(target_R, minlength=items) / max(len(target_R), 1)
     return torch.from_numpy(-np.expm1(-(batch * rate_I + drawn / items))).float()
 

@@ -15,8 +15,9 @@ import polars as pl
 from headrace import names
 from headrace.arrays import Floats, Ints, Mask
 from headrace.clock import from_micros
+from headrace.events import MODEL_VERSION_CHARS
 from headrace.exploration import log_prefix_chances
-from headrace.settings import DAY_US
+from headrace.settings import DAY_US, HOUR_US
 from headrace.stores.lake import EventLake
 from training.config import small
 from training.dataset import T_US, events_on_items, impressions
@@ -48,18 +49,19 @@ class LoggedSlates:
 
 
 def read_slates(
-    lake: EventLake, version: str, days: float, outcome: str, outcome_hours: float = 24.0, called: str | None = None
+    lake: EventLake, version: str, days: float, outcome: str, outcome_hours: float, called: str | None = None
 ) -> LoggedSlates:
     """Of the last `days` that a model version has shown something in, by the name that impressions have of it; `called` is what errors call
-    it. `outcome`: of `training.dataset.LABELS`.
+    it. `outcome`: of `training.dataset.LABELS`, within `outcome_hours`; what was shown in the last of these before the log ends is left
+    out, as its outcomes may still come.
 
-    Raises OffPolicyError where none of it was explored, DatasetError where there is nothing at all.
+    Raises OffPolicyError where nothing is left, DatasetError where there is nothing at all.
     """
     called = called or f"version {version}"
     events = events_on_items(lake, _SHOWN).sort(T_US, names.EVENT_ID)
     shown = events.filter(
         (pl.col(names.TYPE) == names.IMPRESSION)
-        & (pl.col("model_version") == version[:128])
+        & (pl.col("model_version") == version[:MODEL_VERSION_CHARS])
         & pl.col(_REQUEST).is_not_null()
     ).unique([_REQUEST, names.ITEM_ID], keep="first", maintain_order=True)
     if shown.is_empty():
@@ -68,6 +70,7 @@ def read_slates(
             "version that has"
         )
     end_us = int(shown[T_US].max()) + 1  # type: ignore[arg-type]
+    settled_us = int(events[T_US].max()) - int(outcome_hours * HOUR_US)  # type: ignore[arg-type]
     shown = shown.filter(pl.col(T_US) >= end_us - int(days * DAY_US))
     rows = shown.with_columns(
         pl.col(names.PROPERTIES).str.json_path_match(f"$.{names.DRAWN}").cast(pl.Float64, strict=False).alias("drawn"),
@@ -76,17 +79,19 @@ def read_slates(
     of_slate = rows.group_by(_REQUEST).agg(
         pl.col("drawn").is_not_null().any().alias("explored"),
         ((pl.col("position").n_unique() == pl.len()) & (pl.col("position").max() == pl.len() - 1)).alias("whole"),
+        (pl.coalesce("as_of", T_US).max() <= settled_us).alias("settled"),
     )
-    wanted = of_slate.filter("explored", "whole")
+    wanted = of_slate.filter("explored", "whole", "settled")
     left_out = {
         "not explored": of_slate.filter(~pl.col("explored")).height,
         "with a place missing": of_slate.filter("explored", ~pl.col("whole")).height,
+        "whose outcomes may still come": of_slate.filter("explored", "whole", ~pl.col("settled")).height,
     }
     if wanted.is_empty():
         raise OffPolicyError(
             f"none of {of_slate.height} slates of {called} in the {days:g} days up to {from_micros(end_us).isoformat()} "
-            "was explored with all its places logged: "
-            "serve with HEADRACE_EXPLORATION above 0, or take more days (--days)"
+            f"was explored with all its places logged, {outcome_hours:g} hours or more before the log ends: "
+            "serve with HEADRACE_EXPLORATION above 0, take more days (--days), or wait for the outcomes"
         )
     asked = events.join(wanted.select(_REQUEST), on=_REQUEST, how="semi")
     labels = impressions(asked, small().changed(outcome_hours=outcome_hours)).select(_REQUEST, names.ITEM_ID, outcome)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from headrace import names
-from headrace.arrays import Floats, Ints
+from headrace.arrays import Floats, Ints, Ints32
 from headrace.models.bundle import Bundle
 from headrace.models.preprocessing import RECENT_TIMES, Number, Vocabulary
 from headrace.settings import MICROS
@@ -62,7 +61,7 @@ def _request(bundle: Bundle, candidates: int, rng: np.random.Generator, *, is_ne
     return MadeUp(t_us, user, rows_N, activity_NA.reshape(len(rows_N), len(pre.activity_numbers)))
 
 
-def _candidates(near_LK: npt.NDArray[np.int32], items: int, count: int, rng: np.random.Generator) -> Ints:
+def _candidates(near_LK: Ints32, items: int, count: int, rng: np.random.Generator) -> Ints:
     """Half of them of those that are near, as far as there are so many, the rest of all; in random order."""
     near = rng.permutation(np.unique(near_LK[near_LK >= 0]))[: count // 2]
     both = dict.fromkeys([*near.tolist(), *rng.permutation(items)[:count].tolist()])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -17,10 +18,11 @@ from headrace.settings import Settings
 from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry, RegistryError, read_champion
 from training import open_bandit
+from training.config import TrainConfig
 from training.dataset import LABELS
 from training.estimators import (
-    Estimate,
     OffPolicyError,
+    Worth,
     clipped,
     doubly_robust,
     ips,
@@ -33,6 +35,8 @@ from training.job import run
 from training.logged_slates import cascade_weights, place_rates, read_slates
 
 LAKE, OPEN_BANDIT = "lake", "open-bandit"
+ARGUMENTS = {LAKE: ("version", "share", "days", "outcome"), OPEN_BANDIT: ("path", "behaviour", "target", "campaign")}
+"""What each source alone is asked by."""
 IPS, SNIPS, DOUBLY_ROBUST = "IPS", "SNIPS", "doubly robust"
 
 
@@ -45,9 +49,9 @@ class Report:
     outcome: str
     impressions: int
     slates: int
-    logged: Estimate
-    estimates: dict[str, Estimate]
-    truth: Estimate | None = None
+    logged: Worth
+    estimates: dict[str, Worth]
+    truth: Worth | None = None
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -70,7 +74,7 @@ class Report:
             if number:
                 console.print(f"left out: {number:,} slates {reason}", highlight=False)
 
-    def _rows(self) -> dict[str, Estimate]:
+    def _rows(self) -> dict[str, Worth]:
         seen = {} if self.truth is None else {"target itself": self.truth}
         return {"as logged": self.logged, **self.estimates, **seen}
 
@@ -92,7 +96,8 @@ def of_lake(
     if outcome not in LABELS:
         raise OffPolicyError(f"no outcome is called {outcome!r}: choose one of {', '.join(LABELS)}")
     served = served_as(settings, version)
-    slates = read_slates(EventLake(settings.lake_dir), served.bundle, days, outcome, called=str(served))
+    lake = EventLake(settings.lake_dir)
+    slates = read_slates(lake, served.bundle, days, outcome, served.outcome_hours, called=str(served))
     weights_R, above_R = (_bounded(each, clip) for each in cascade_weights(slates, share))
     rates_R = place_rates(slates)
     rewards_R, units_R = slates.reward_R, slates.slate_R
@@ -114,10 +119,11 @@ def of_lake(
 
 @dataclass(frozen=True)
 class Served:
-    """A registered version, and the bundle by whose name impressions know it."""
+    """A registered version, the bundle by whose name impressions know it, and within how many hours it counts what comes of them."""
 
     version: str
     bundle: str
+    outcome_hours: float
 
     def __str__(self) -> str:
         return f"version {self.version} (bundle {self.bundle})"
@@ -126,23 +132,27 @@ class Served:
 def served_as(settings: Settings, version: str | None) -> Served:
     """A registered version; the one in service for None. Raises RegistryError, BundleError."""
     if version is not None:
-        registered = ModelRegistry(settings).version(version)
-        return Served(version, read_manifest(registered.path).version)
+        return _served(version, ModelRegistry(settings).version(version).path)
     champion = read_champion(settings)
     if champion is None:
         raise RegistryError("no version is in service: name one, or `headrace promote` first")
-    return Served(champion.version, read_manifest(champion.path).version)
+    return _served(champion.version, champion.path)
+
+
+def _served(version: str, bundle: Path) -> Served:
+    manifest = read_manifest(bundle)
+    return Served(version, manifest.version, TrainConfig.from_json(manifest.config).outcome_hours)
 
 
 def of_open_bandit(
-    folder: Path, behaviour: str = "random", target: str = "bts", campaign: str = "women", clip: float | None = None
+    path: Path, behaviour: str = "random", target: str = "bts", campaign: str = "women", clip: float | None = None
 ) -> Report:
-    """One policy of the data set from another's logs, beside what it earned itself.
+    """One policy of the data set in a folder from another's logs, beside what it earned itself.
 
     The target's chances are how often its own logs show each item at each position; that they are counted from a sample is not in the
     intervals. Raises OffPolicyError.
     """
-    both = [open_bandit.read(folder, policy, campaign) for policy in (behaviour, target)]
+    both = [open_bandit.read(path, policy, campaign) for policy in (behaviour, target)]
     (shown, of_target), items, positions = open_bandit.numbered(*both)
     target_PI = open_bandit.chances(of_target, items, positions, target)
     weights_R = _bounded(weights(target_PI[shown.position_R, shown.item_R], shown.propensity_R), clip)
@@ -167,29 +177,41 @@ def _bounded(weights_R: Floats, clip: float | None) -> Floats:
     return weights_R if clip is None else clipped(weights_R, clip)
 
 
+def asked_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What was said of the source that is read. Raises OffPolicyError for what another is asked by."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    for source, own in ARGUMENTS.items():
+        foreign = [name if name == "path" else f"--{name}" for name in own if name in given]
+        if source != options.source and foreign:
+            raise OffPolicyError(
+                f"{options.source} takes no {' and no '.join(foreign)}: leave that out, or ask {source} (`headrace off-policy {source}`)"
+            )
+    return {name: given[name] for name in ARGUMENTS[options.source] if name in given}
+
+
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.off_policy", description=__doc__)
     parser.add_argument("source", nargs="?", default=LAKE, choices=[LAKE, OPEN_BANDIT])
     parser.add_argument("path", nargs="?", type=Path, help="the folder of open-bandit")
     parser.add_argument("--version", help="lake: as `headrace train` printed it; else the one in service")
-    parser.add_argument("--share", type=float, default=0.0, help="lake: share of slates that the target draws")
-    parser.add_argument("--days", type=float, default=30.0, help="lake: up to the version's last impression")
-    parser.add_argument("--outcome", default=CLICK, help=f"lake: {', '.join(LABELS)}")
-    parser.add_argument("--behaviour", default="random", help="open-bandit: whose logs are read")
-    parser.add_argument("--target", default="bts", help="open-bandit: who is estimated")
-    parser.add_argument("--campaign", default="women", help="open-bandit: women, men or all")
+    parser.add_argument("--share", type=float, help="lake: share of slates that the target draws; else none")
+    parser.add_argument("--days", type=float, help="lake: up to the version's last impression; else 30")
+    parser.add_argument("--outcome", help=f"lake: {', '.join(LABELS)}; else {CLICK}")
+    parser.add_argument("--behaviour", help="open-bandit: whose logs are read; else random")
+    parser.add_argument("--target", help="open-bandit: who is estimated; else bts")
+    parser.add_argument("--campaign", help="open-bandit: women, men or all; else women")
     parser.add_argument("--clip", type=float, help="the largest weight; left out: as they are")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
 
     def estimate() -> None:
+        given = asked_of(options)
         if options.source == LAKE:
-            of = (options.version, options.share, options.days, options.outcome, options.clip)
-            report = of_lake(Settings(), *of)
-        elif options.path is None:
+            report = of_lake(Settings(), **given, clip=options.clip)
+        elif "path" not in given:
             raise OffPolicyError("open-bandit needs a path: the folder that holds random/ and bts/")
         else:
-            report = of_open_bandit(options.path, options.behaviour, options.target, options.campaign, options.clip)
+            report = of_open_bandit(**given, clip=options.clip)
         if options.json:
             print(json.dumps(asdict(report)))
         else:

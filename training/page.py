@@ -156,7 +156,7 @@ def _segments(report: Report, drawn: Drawn) -> str:
             [
                 _figure(
                     drawn[figures.POPULARITY],
-                    f"{title(figures.RECALL)} by how often training saw the item, with 95 % intervals.",
+                    f"{title(figures.RECALL)} by how often the item was met before the cut, with 95 % intervals.",
                 )
             ]
             if figures.POPULARITY in drawn

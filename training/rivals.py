@@ -25,9 +25,9 @@ POPULAR, RECENT, ITEM_KNN, CO_OCCURRENCE = "most popular", "recent popular", "it
 RIVALS = (POPULAR, RECENT, ITEM_KNN, CO_OCCURRENCE)
 HALF_LIFE_SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 """Of the time from the window's start to the cut."""
-NEIGHBOURS = (20, 50, 200)
+ITEM_KNN_NEIGHBOURS = (20, 50, 200)
 _UNTUNED = (1 / 16, 50)
-# As many as serving's sources look at; older ones weigh nothing.
+# Of co-occurrence: the newest items of a history that count, and the neighbours of each. Serving's source looks at 5 and 20.
 _WALK = 50
 _NEAR = 100
 _TUNED_ON = 2_000
@@ -76,14 +76,14 @@ def choose_knobs(split: Split, item_ids: Sequence[str], config: TrainConfig) -> 
         recent = recent_popularity(everything, item_ids, share * span_us)
         return lambda some: recent(requests.t_us[some])
 
-    near_IK, scores_IK = item_knn(split.train, item_ids, max(NEIGHBOURS))
+    near_IK, scores_IK = item_knn(split.train, item_ids, max(ITEM_KNN_NEIGHBOURS))
 
     def by_neighbours(k: int) -> Scores:
         return item_knn_scores(requests.history, near_IK[:, :k], scores_IK[:, :k], popularity_I)
 
     return Knobs(
         _best(requests, ((share, by_half_life(share)) for share in HALF_LIFE_SHARES)),
-        _best(requests, ((k, by_neighbours(k)) for k in NEIGHBOURS)),
+        _best(requests, ((k, by_neighbours(k)) for k in ITEM_KNN_NEIGHBOURS)),
         validated=True,
     )
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import torch
@@ -12,7 +11,7 @@ from feast import FeatureStore
 from torch import Tensor
 
 from headrace import names
-from headrace.arrays import Ints
+from headrace.arrays import Floats32, Ints
 from headrace.models import columns
 from headrace.models.base import RankingModel, Towers
 from headrace.models.inputs import ItemInputs, Retrieved, UserInputs
@@ -26,7 +25,6 @@ from training.requests import Requests, best_places
 from training.rows import UserRows
 from training.windows import Windows
 
-Floats = npt.NDArray[np.float32]
 _BATCH = 512
 # Requests whose candidates' features are read at once.
 _RANKED_AT_ONCE = 2_000
@@ -52,7 +50,7 @@ class Slates:
 
     retrieved_TK: Ints
     ranked_RK: Ints
-    item_ID: Floats
+    item_ID: Floats32
 
 
 def answer(
@@ -108,14 +106,14 @@ def items_of(preprocessing: Preprocessing, shop: Catalogue, place_N: Ints, activ
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def user_vectors(towers: Towers, shop: Catalogue, users: UserInputs, device: str) -> Floats:
+def user_vectors(towers: Towers, shop: Catalogue, users: UserInputs, device: str) -> Floats32:
     """Shape (T, D)."""
     table = shop.inputs.to(device)
     return _joined(towers.users(users.rows(batch).to(device), table) for batch in _batches(len(users.items_BL)))
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def vectors_of(towers: Towers, shop: Catalogue, rows: UserRows, device: str) -> Floats:
+def vectors_of(towers: Towers, shop: Catalogue, rows: UserRows, device: str) -> Floats32:
     """Of users whose rows lie on disk. Shape (R, D)."""
     table = shop.inputs.to(device)
     batches = (rows.take(batch.numpy()).to(device) for batch in _batches(len(rows)))
@@ -124,7 +122,7 @@ def vectors_of(towers: Towers, shop: Catalogue, rows: UserRows, device: str) -> 
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def window_vectors(towers: Towers, shop: Catalogue, windows: Windows, chosen: Ints) -> Floats:
+def window_vectors(towers: Towers, shop: Catalogue, windows: Windows, chosen: Ints) -> Floats32:
     """Users at the last row of each of these windows. Shape (len(chosen), D)."""
     parts = []
     for some in np.split(chosen, range(_BATCH, len(chosen), _BATCH)):
@@ -135,14 +133,14 @@ def window_vectors(towers: Towers, shop: Catalogue, windows: Windows, chosen: In
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def item_vectors(towers: Towers, items: ItemInputs, device: str) -> Floats:
+def item_vectors(towers: Towers, items: ItemInputs, device: str) -> Floats32:
     """Shape (N, D)."""
     return _joined(towers.items(items.rows(batch).to(device)) for batch in _batches(len(items.id_N)))
 
 
-def shop_vectors(towers: Towers, shop: Catalogue, device: str) -> Floats:
+def shop_vectors(towers: Towers, shop: Catalogue, device: str) -> Floats32:
     """Vectors of the catalogue's items, its special rows left out. Shape (I, D)."""
-    every_ID: Floats = item_vectors(towers, shop.inputs, device)
+    every_ID: Floats32 = item_vectors(towers, shop.inputs, device)
     return every_ID[Catalogue.FIRST :]
 
 
@@ -166,5 +164,5 @@ def _batches(rows: int) -> Iterator[Tensor]:
     yield from torch.arange(rows).split(_BATCH)
 
 
-def _joined(parts: Iterator[Tensor]) -> Floats:
+def _joined(parts: Iterator[Tensor]) -> Floats32:
     return np.asarray(torch.cat(list(parts)).cpu().numpy())

@@ -4,7 +4,7 @@ bundle.json          version, what it was trained on and with, metrics, SHA-256 
 weights.pt           both models
 preprocessing.json   vocabularies and scales
 items.npz            item ids, their vectors, and each item's neighbours
-index.faiss          how the vectors are searched, and how well
+index.faiss          how the vectors are searched, how well, and what was asked
 snapshot.json        catalogue, availability, popularity order
 """
 
@@ -16,14 +16,14 @@ import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from headrace.arrays import Floats32, Ints32
 from headrace.models.architectures import ArchitectureError, ranker_of, towers_of
 from headrace.models.base import RankingModel, Towers
 from headrace.models.config import ModelConfig
@@ -38,7 +38,7 @@ from headrace.room import no_room
 
 __all__ = ["Bundle", "BundleError", "Items", "Manifest", "Scorer"]
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 MANIFEST: Final = "bundle.json"
 WEIGHTS: Final = "weights.pt"
 PREPROCESSING: Final = "preprocessing.json"
@@ -99,21 +99,9 @@ class Items:
     """Item vectors and the item-to-item table. N items, D wide, K neighbours; -1 pads where there are fewer."""
 
     item_ids: list[str]
-    vectors_ND: npt.NDArray[np.float32]
-    neighbours_NK: npt.NDArray[np.int32]
-    neighbour_scores_NK: npt.NDArray[np.float32]
-    _row: dict[str, int] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_row", {item: row for row, item in enumerate(self.item_ids)})
-
-    def neighbours(self, item_id: str, k: int) -> list[tuple[str, float]]:
-        """Up to k (item, score), most similar first; none for an item that training never saw."""
-        row = self._row.get(item_id)
-        if row is None:
-            return []
-        pairs = zip(self.neighbours_NK[row, :k].tolist(), self.neighbour_scores_NK[row, :k].tolist(), strict=True)
-        return [(self.item_ids[neighbour], score) for neighbour, score in pairs if neighbour >= 0]
+    vectors_ND: Floats32
+    neighbours_NK: Ints32
+    neighbour_scores_NK: Floats32
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Which features weighed in a score: the score's gradient by each input, times the input (Shrikumar et al., 2016).
+"""Which features weighed in a score: the score's gradient by each input, times how far it is from its base (Shrikumar et al., 2016).
 
-To first order it is what the score would lose if the input were at its mean, since inputs are standardised.
+To first order it is what the score would lose if the input were at its base. The base of a number is its mean, since numbers are
+standardised; of the towers' score it is that of the shop's mean item, for this user. Of the rest it is 0: that a number is missing, how
+near the candidate is to the history, the vectors of the history's items.
 """
 
 from collections.abc import Sequence
@@ -15,11 +17,13 @@ from headrace.models.preprocessing import Number, Preprocessing
 
 NEARNESS: Final = "neighbours of the history"
 """What the nearness to the history is called among features."""
+RETRIEVAL: Final = "retrieval"
+"""What the towers' score is called."""
 
 
 class Weights(NamedTuple):
-    """Of R candidates: what each feature of the user, of the content and of the activity, each place of the history, and that people turn
-    to it around those items, adds.
+    """Of R candidates: what each feature of the user, of the content and of the activity, each place of the history, that people turn to
+    it around those items, and the towers' score adds.
     """
 
     user_RF: Tensor
@@ -27,34 +31,46 @@ class Weights(NamedTuple):
     activity_RF: Tensor
     history_RL: Tensor
     nearness_R: Tensor
+    retrieval_R: Tensor
 
 
 def weigh(
-    ranker: RankingModel, users: UserInputs, items: EncodedItems, history: EncodedItems, retrieved: Retrieved
+    ranker: RankingModel,
+    users: UserInputs,
+    items: EncodedItems,
+    history: EncodedItems,
+    retrieved: Retrieved,
+    usual_score: float,
 ) -> Weights:
-    """Of R rows of one candidate each (N = 1); the user stands R times. What a ranker does not read by a gradient adds 0."""
+    """Of R rows of one candidate each (N = 1); the user stands R times. `usual_score` is the base of the towers' score. What a ranker does
+    not read by a gradient adds 0.
+    """
     with torch.enable_grad():
         read = (users.numbers_BF, items.inputs.content_NF, items.inputs.activity_NF, history.vectors_ND)
-        inputs = [each.clone().requires_grad_() for each in (*read, retrieved.nearness_BN)]
-        numbers, content, activity, vectors, nearness = inputs
+        inputs = [each.clone().requires_grad_() for each in (*read, retrieved.nearness_BN, retrieved.scores_BN)]
+        numbers, content, activity, vectors, nearness, scores = inputs
         logits_RNO = ranker.logits(
             users._replace(numbers_BF=numbers),
             EncodedItems(items.inputs._replace(content_NF=content, activity_NF=activity), items.vectors_ND),
             EncodedItems(history.inputs, vectors),
-            retrieved._replace(nearness_BN=nearness),
+            Retrieved(scores, nearness),
         )
         score = ranker.scores(logits_RNO).sum()
         slopes = torch.autograd.grad(score, inputs, allow_unused=True) if score.requires_grad else [None] * len(inputs)
-    user, item_content, item_activity, past, near = (
-        (each * (0 if slope is None else slope)).detach() for each, slope in zip(inputs, slopes, strict=True)
+    bases = [0.0] * len(read) + [0.0, usual_score]
+    user, item_content, item_activity, past, near, found = (
+        ((each - base) * (0 if slope is None else slope)).detach()
+        for each, base, slope in zip(inputs, bases, slopes, strict=True)
     )
-    return Weights(user, item_content[:, 0], item_activity[:, 0], past.sum(dim=-1), near[:, 0])
+    return Weights(user, item_content[:, 0], item_activity[:, 0], past.sum(dim=-1), near[:, 0], found[:, 0])
 
 
 def named(
     weights: Weights, preprocessing: Preprocessing, history: Sequence[str], most: int
 ) -> list[list[dict[str, Any]]]:
-    """For each candidate the features that weighed most. `history`: item ids of the newest places, oldest first."""
+    """For each candidate the features that weighed most, none that added nothing. `history`: item ids of the newest places, oldest
+    first.
+    """
     groups = (
         (preprocessing.user_numbers, weights.user_RF),
         (preprocessing.content_numbers, weights.content_RF),
@@ -65,9 +81,10 @@ def named(
         found = [pair for numbers, table in groups for pair in _by_feature(numbers, table[row].tolist())]
         places = weights.history_RL[row].tolist()[len(weights.history_RL[row]) - len(history) :]
         found += [(f"history: {item}", weight) for item, weight in zip(history, places, strict=True)]
-        found.append((NEARNESS, float(weights.nearness_R[row])))
+        found += [(NEARNESS, float(weights.nearness_R[row])), (RETRIEVAL, float(weights.retrieval_R[row]))]
         found.sort(key=lambda pair: -abs(pair[1]))
-        explained.append([{"feature": name, "weight": round(weight, 6)} for name, weight in found[:most]])
+        rounded = [(name, round(weight, 6)) for name, weight in found[:most]]
+        explained.append([{"feature": name, "weight": weight} for name, weight in rounded if weight])
     return explained
 
 

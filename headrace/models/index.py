@@ -20,6 +20,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from headrace.arrays import Floats32, Ints32
 from headrace.kernel import fast_kernel, kernel
 
 FILE: Final = "index.faiss"
@@ -38,20 +39,21 @@ _BITS: Final = 4
 # Of a float: it is as large as zero.
 _MINUS_ZERO: Final = -(2**31)
 
-Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-Bits = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_] | npt.NDArray[np.uint8]
-Results = tuple[Rows, Floats]
+Results = tuple[Rows, Floats32]
 
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What was found when the index was built. `count` and `width` are those of the vectors that it fits."""
+    """What was asked of the index and what was found when it was built. `count` and `width` are those of the vectors that it fits."""
 
     kind: Literal["exact", "ivf"]
     count: int
     width: int
+    exact_below: int
+    recall_target: float
+    seed: int
     nlist: int = 0
     nprobe: int = 0
     depth: float = 1.0
@@ -98,13 +100,13 @@ class ItemIndex:
     """Immutable and safe for threads: a changed index is another object, which shares the built part."""
 
     facts: IndexFacts
-    vectors_ND: Floats
+    vectors_ND: Floats32
     """The vectors of the build; those of changed rows are in the side."""
-    queries_QD: Floats
+    queries_QD: Floats32
     """Users' vectors that recall was measured on, for whoever builds it anew."""
     _built: Any
     side_rows_S: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    side_SD: Floats = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
+    side_SD: Floats32 = field(default_factory=lambda: np.zeros((0, 0), dtype=np.float32))
     _all: Allowed = field(init=False, repr=False)
     _plain: Any = field(init=False, repr=False)
     """What a search without a mask is told, made once."""
@@ -116,8 +118,8 @@ class ItemIndex:
     @classmethod
     def build(
         cls,
-        vectors_ND: Floats,
-        queries_QD: Floats,
+        vectors_ND: Floats32,
+        queries_QD: Floats32,
         *,
         exact_below: int = EXACT_BELOW,
         k: int = 500,
@@ -126,26 +128,37 @@ class ItemIndex:
     ) -> "ItemIndex":
         """An index of rows 0..N-1. `queries_QD` are users' vectors; recall of the k best is measured on them.
 
-        One seed gives one index. Raises ValueError for vectors that are not finite, and where N >= exact_below and there
-        are no queries, or a recall_target outside [0.95, 1].
+        One seed gives one index. Raises ValueError for vectors that are not finite, for a recall_target outside [0.95, 1], and
+        where N >= exact_below and there are no queries.
         """
+        if not LEAST_RECALL <= recall_target <= 1:
+            raise ValueError(f"recall_target is {recall_target}: choose from {LEAST_RECALL} to 1")
         vectors_ND, queries_QD = _matrix("item vectors", vectors_ND), _matrix("queries", queries_QD)
         count, width = vectors_ND.shape
+        exact = IndexFacts("exact", count, width, exact_below, recall_target, seed)
         if count < exact_below:
-            return cls(IndexFacts("exact", count, width), vectors_ND, queries_QD, _flat(vectors_ND))
+            return cls(exact, vectors_ND, queries_QD, _flat(vectors_ND))
         if not len(queries_QD):
             raise ValueError(
                 f"no queries: recall of an index of {count} items is measured on users' vectors, give some"
             )
-        if not LEAST_RECALL <= recall_target <= 1:
-            raise ValueError(f"recall_target is {recall_target}: choose from {LEAST_RECALL} to 1")
         faiss.omp_set_num_threads(1)
         nlist = max(1, min(round(4 * count**0.5), count))
         built, list_N = _inverted_lists(vectors_ND, _centres(vectors_ND, nlist, seed))
         best_QK = _flat(vectors_ND).search(queries_QD, min(k, count))[1]
-        lists = cls(IndexFacts("ivf", count, width, nlist), vectors_ND, queries_QD, built)
-        exact = IndexFacts("exact", count, width)
+        lists = cls(replace(exact, kind="ivf", nlist=nlist), vectors_ND, queries_QD, built)
         return lists._reaching(recall_target, list_N, best_QK) or cls(exact, vectors_ND, queries_QD, _flat(vectors_ND))
+
+    def rebuilt(self, vectors_ND: Floats32) -> "ItemIndex":
+        """An index of other vectors, of which the same is asked as of this one, by the same users' vectors."""
+        asked = self.facts
+        return ItemIndex.build(
+            vectors_ND,
+            self.queries_QD,
+            exact_below=asked.exact_below,
+            recall_target=asked.recall_target,
+            seed=asked.seed,
+        )
 
     def __len__(self) -> int:
         """Rows in all, R: those of the build and those that were added."""
@@ -170,7 +183,7 @@ class ItemIndex:
         """Rows in the side for each row of the build. Above about 0.05 it is time to build anew."""
         return len(self.side_rows_S) / max(1, self.facts.count)
 
-    def search(self, queries_BD: Floats, k: int, allowed: "Mask | Allowed | None" = None) -> Results:
+    def search(self, queries_BD: Floats32, k: int, allowed: "Mask | Allowed | None" = None) -> Results:
         """The k best rows of each query, best first, and their inner products: (B, K) int64 and float32.
 
         `allowed` is a mask over the R rows, or one that `allowing` has made ready. Where fewer than k rows are found the
@@ -211,7 +224,7 @@ class ItemIndex:
             side_rows_S=self.side_rows_S,
         )
 
-    def with_changed(self, rows_M: Rows | Sequence[int], vectors_MD: Floats) -> "ItemIndex":
+    def with_changed(self, rows_M: Rows | Sequence[int], vectors_MD: Floats32) -> "ItemIndex":
         """An index where these rows have other vectors (M, D). Rows from `len(self)` on are new ones, without a gap.
 
         Raises ValueError for rows that come twice or would leave a gap, and for vectors that are not finite or not D wide.
@@ -235,7 +248,7 @@ class ItemIndex:
             side_SD=np.concatenate([self.side_SD.reshape(-1, self.facts.width)[kept_S], vectors_MD]),
         )
 
-    def recall(self, queries_QD: Floats, best_QK: Rows) -> float:
+    def recall(self, queries_QD: Floats32, best_QK: Rows) -> float:
         """Mean share of the results, as many as K, that score no less than the last of the exact best rows (Q, K)."""
         found_QK = self.search(queries_QD, best_QK.shape[1])[0]
         shares = []
@@ -259,7 +272,7 @@ class ItemIndex:
                 faiss.serialize_index(self._built).tofile(file)
 
     @classmethod
-    def load(cls, path: Path, vectors_ND: Floats) -> "ItemIndex":
+    def load(cls, path: Path, vectors_ND: Floats32) -> "ItemIndex":
         """The index that was saved, over the vectors it was built of. Raises ValueError where they do not fit."""
         vectors_ND = _matrix("item vectors", vectors_ND)
         with path.open("rb") as file:
@@ -284,21 +297,22 @@ class ItemIndex:
         """
         missable = _LEFT_TO_CODES * (1 - recall_target)
         nprobe = _enough_probes(self._built, list_N, best_QK, self.queries_QD, recall_target + missable)
-        while nprobe <= self.facts.nlist:
+        while True:
             for depth in _DEPTHS:
                 index = replace(self, facts=replace(self.facts, nprobe=nprobe, depth=depth))
                 recall = index.recall(self.queries_QD, best_QK)
                 if recall >= recall_target:
                     return replace(index, facts=replace(index.facts, recall_at_500=recall))
-            nprobe += max(1, nprobe // 8)
-        return None
+            if nprobe >= self.facts.nlist:
+                return None
+            nprobe = min(nprobe + max(1, nprobe // 8), self.facts.nlist)
 
     def _allowing_all(self) -> Allowed:
         if len(self.side_rows_S):
             return self.allowing(np.ones(len(self), dtype=np.bool_))
         return Allowed(self.facts.count, None, self.facts.count, None, self.side_rows_S, self.side_rows_S)
 
-    def _search_built(self, queries_BD: Floats, k: int, allowed: Allowed) -> Results:
+    def _search_built(self, queries_BD: Floats32, k: int, allowed: Allowed) -> Results:
         if allowed.built_rows is not None:
             return _best(queries_BD @ self.vectors_ND[allowed.built_rows].T, allowed.built_rows, k)
         faiss.omp_set_num_threads(1)  # OpenMP keeps this for each thread
@@ -320,7 +334,7 @@ class ItemIndex:
         _score(self.vectors_ND, queries_BD, rows_BC, scores_BC)
         return _top(rows_BC, scores_BC, wanted)
 
-    def _probe(self, queries_BD: Floats, k: int, nprobe: int, selector: Any | None) -> Rows:
+    def _probe(self, queries_BD: Floats32, k: int, nprobe: int, selector: Any | None) -> Rows:
         """Rows by their codes, best first; -1 behind the last."""
         parameters = self._plain
         if selector is not None or nprobe != self.nprobe:
@@ -328,7 +342,7 @@ class ItemIndex:
         return self._built.search(queries_BD, k, params=parameters)[1]  # type: ignore[no-any-return]
 
 
-def _matrix(what: str, given: npt.ArrayLike) -> Floats:
+def _matrix(what: str, given: npt.ArrayLike) -> Floats32:
     """Shape (rows, width), float32, in C order and finite, or ValueError."""
     matrix = np.ascontiguousarray(given, dtype=np.float32)
     if matrix.ndim != 2 or not matrix.shape[1]:
@@ -344,13 +358,13 @@ def _selector(allowed_N: npt.NDArray[np.bool_]) -> Any:
     return faiss.IDSelectorBitmap(packed)  # type: ignore[call-arg, arg-type]
 
 
-def _flat(vectors_ND: Floats) -> Any:
+def _flat(vectors_ND: Floats32) -> Any:
     index = faiss.IndexFlatIP(vectors_ND.shape[1])
     index.add(vectors_ND)
     return index
 
 
-def _centres(vectors_ND: Floats, nlist: int, seed: int) -> Floats:
+def _centres(vectors_ND: Floats32, nlist: int, seed: int) -> Floats32:
     """Centres of vectors that lie near each other: by distance, not by product as faiss would find them for this metric. A third to half
     as many lists then do for the same recall (docs/adr/0013-inverted-lists-for-large-catalogues.md).
     """
@@ -362,7 +376,7 @@ def _centres(vectors_ND: Floats, nlist: int, seed: int) -> Floats:
     return np.asarray(means.centroids)
 
 
-def _inverted_lists(vectors_ND: Floats, centres_LD: Floats) -> tuple[Any, Rows]:
+def _inverted_lists(vectors_ND: Floats32, centres_LD: Floats32) -> tuple[Any, Rows]:
     """Lists of the vectors nearest to each centre, to be read in the order of its product with the query; and the list of each, (N,)."""
     count, width = vectors_ND.shape
     by_distance = faiss.IndexFlatL2(width)
@@ -382,7 +396,7 @@ def _inverted_lists(vectors_ND: Floats, centres_LD: Floats) -> tuple[Any, Rows]:
     return built, list_N
 
 
-def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats, recall_target: float) -> int:
+def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats32, recall_target: float) -> int:
     """The fewest lists that hold the wanted share of the best rows, mean over the queries.
 
     A row can be found only where its list is read, and lists are read in the order of the query's product with their centres: so each
@@ -397,7 +411,7 @@ def _enough_probes(built: Any, list_N: Rows, best_QK: Rows, queries_QD: Floats, 
 
 
 @fast_kernel
-def _score(vectors_ND: Floats, queries_BD: Floats, rows_BC: Rows, scores_BC: Floats) -> None:
+def _score(vectors_ND: Floats32, queries_BD: Floats32, rows_BC: Rows, scores_BC: Floats32) -> None:
     """Products of each query with its rows; minus infinity where there is none."""
     for b in range(len(rows_BC)):
         for c in range(rows_BC.shape[1]):
@@ -409,12 +423,12 @@ def _score(vectors_ND: Floats, queries_BD: Floats, rows_BC: Rows, scores_BC: Flo
             scores_BC[b, c] = total
 
 
-def _best(scores_BS: Floats, rows_S: Rows, k: int) -> Results:
+def _best(scores_BS: Floats32, rows_S: Rows, k: int) -> Results:
     """The k best of rows that all queries have scored."""
     return _top(np.repeat(rows_S[None], len(scores_BS), axis=0), scores_BS, k)
 
 
-def _top(rows_BC: Rows, scores_BC: Floats, k: int) -> Results:
+def _top(rows_BC: Rows, scores_BC: Floats32, k: int) -> Results:
     """The k best of each query's rows, best first; equal scores in the order of their rows."""
     keys_BC = np.empty(rows_BC.shape, np.int64)
     _pack(rows_BC, scores_BC.view(np.int32), keys_BC)
@@ -426,7 +440,7 @@ def _top(rows_BC: Rows, scores_BC: Floats, k: int) -> Results:
 
 
 @kernel
-def _pack(rows_BC: Rows, bits_BC: Bits, keys_BC: Rows) -> None:
+def _pack(rows_BC: Rows, bits_BC: Ints32, keys_BC: Rows) -> None:
     """Numbers that sort as scores do, the highest first, and then as rows: they are sorted several times as fast as pairs."""
     for b in range(len(rows_BC)):
         for c in range(rows_BC.shape[1]):
@@ -438,7 +452,7 @@ def _pack(rows_BC: Rows, bits_BC: Bits, keys_BC: Rows) -> None:
 
 
 @kernel
-def _unpack(keys_BK: Rows, rows_BK: Rows, bits_BK: Bits) -> None:
+def _unpack(keys_BK: Rows, rows_BK: Rows, bits_BK: Ints32) -> None:
     for b in range(len(keys_BK)):
         for k in range(keys_BK.shape[1]):
             key = keys_BK[b, k]
@@ -447,7 +461,7 @@ def _unpack(keys_BK: Rows, rows_BK: Rows, bits_BK: Bits) -> None:
             bits_BK[b, k] = np.int32(rising if rising >= 0 else rising ^ np.int64(0x7FFFFFFF))
 
 
-def _ordered(found: tuple[Floats, Rows]) -> Results:
+def _ordered(found: tuple[Floats32, Rows]) -> Results:
     """faiss's results, its own mark for none replaced and ties in the order of rows."""
     scores_BK, rows_BK = found
     _order_ties(scores_BK, rows_BK)
@@ -455,7 +469,7 @@ def _ordered(found: tuple[Floats, Rows]) -> Results:
 
 
 @kernel
-def _order_ties(scores_BK: Floats, rows_BK: Rows) -> None:
+def _order_ties(scores_BK: Floats32, rows_BK: Rows) -> None:
     """In place; scores go down."""
     for b in range(len(rows_BK)):
         scores_K, rows_K = scores_BK[b], rows_BK[b]

@@ -7,9 +7,8 @@ vectors of some ten numbers blur, and it is as new as the events it was counted 
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from headrace.arrays import Floats32, Ints
+from headrace.arrays import Floats32, Ints, Ints32
 from headrace.hash_table import FREE, first_slot, free_table, shift_for
 from headrace.kernel import kernel
 from headrace.models.preprocessing import Catalogue
@@ -26,14 +25,14 @@ NONE: Final = -1
 class Neighbours:
     """The K nearest of each of N items, -1 where there are fewer, and their scores; the items stand in rows of a catalogue's table."""
 
-    def __init__(self, near_NK: npt.NDArray[np.int32], scores_NK: Floats32, row_N: Ints) -> None:
+    def __init__(self, near_NK: Ints32, scores_NK: Floats32, row_N: Ints) -> None:
         """`near_NK` are places of items among these N, `row_N` their rows, each once. No array is copied."""
         self.near_NK, self.scores_NK, self.row_N = near_NK, scores_NK, row_N
         self._place_I = np.full(int(row_N.max(initial=NONE)) + 1, NONE, np.int64)
         self._place_I[row_N] = np.arange(len(row_N))
 
     @classmethod
-    def of_items(cls, near_NK: npt.NDArray[np.int32], scores_NK: Floats32) -> "Neighbours":
+    def of_items(cls, near_NK: Ints32, scores_NK: Floats32) -> "Neighbours":
         """Of a table that has these items alone, in this order, behind its special rows."""
         return cls(near_NK, scores_NK, Catalogue.FIRST + np.arange(len(near_NK)))
 
@@ -53,9 +52,7 @@ class Neighbours:
 
 
 @kernel
-def _nearness(
-    near_NK: npt.NDArray[np.int32], scores_NK: Floats32, place_I: Ints, history_BL: Ints, candidates_BN: Ints
-) -> Floats32:
+def _nearness(near_NK: Ints32, scores_NK: Floats32, place_I: Ints, history_BL: Ints, candidates_BN: Ints) -> Floats32:
     batch, count = candidates_BN.shape
     shift = shift_for(count)
     found_BN = np.zeros((batch, count), np.float32)

@@ -8,18 +8,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from headrace import names
+from headrace.arrays import Floats32
 from headrace.models import columns
 from headrace.models.inputs import ItemInputs, Retrieved, UserInputs
 from headrace.models.preprocessing import Catalogue
 
 if TYPE_CHECKING:
     from headrace.models.bundle import Bundle
-
-Floats = npt.NDArray[np.float32]
 
 
 class Scorer:
@@ -34,19 +32,19 @@ class Scorer:
         self.neighbours = bundle.neighbours
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def user_vector(self, user_features: Mapping[str, Any], t_us: int) -> Floats:
+    def user_vector(self, user_features: Mapping[str, Any], t_us: int) -> Floats32:
         """Shape (D,), of the user at t."""
         vector_BD = self.towers.users(self._user(user_features, t_us), self.catalogue.inputs)
         return np.asarray(vector_BD[0].numpy(), dtype=np.float32)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def item_vectors(self, rows: columns.Columns) -> Floats:
+    def item_vectors(self, rows: columns.Columns) -> Floats32:
         """Shape (N, D), of `item_id` and `item_catalogue__*` columns. Unseen items are embedded by content."""
         inputs = self.preprocessing.items(rows, with_activity=False)
         return np.asarray(self.towers.items(inputs).numpy(), dtype=np.float32)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def rank(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> Floats:
+    def rank(self, user_features: Mapping[str, Any], item_features: columns.Columns, t_us: int) -> Floats32:
         """Scores, shape (N,), of the items in `item_features["item_id"]` for the user at t. Higher is better."""
         items = self.preprocessing.items(item_features, with_activity=True)
         one_user = ItemInputs(*(field[None] for field in items))

@@ -85,6 +85,9 @@ class Shelf:
         )
         self._table_IW = np.concatenate([self._encode(special), self.encode(content).rows_NW])
         self._count = len(self._table_IW)
+        vectors_ID = self._packing.tower(self._table_IW[FIRST:])
+        # Of the items of now: some that come later move it little.
+        self._usual_D = (vectors_ID.sum(axis=0, dtype=np.float64) / max(len(vectors_ID), 1)).astype(np.float32)
         self._models: Any = (Fused if has_kernels else Modules)(towers, ranker, self._packing)
 
     def __len__(self) -> int:
@@ -160,7 +163,7 @@ class Shelf:
     def explain(
         self, user: UserView, rows: Ints, activity_NA: Floats, history: Sequence[str]
     ) -> list[list[dict[str, Any]]]:
-        """For each row the features that weighed most in its score. `history`: item ids of the user's, oldest first."""
+        """For each row up to MOST_EXPLAINED features that weighed most in its score. `history`: item ids of the user's, oldest first."""
         count = len(rows)
         users = user.inputs.batch(count)
         rows_R1W = self._rows(rows + FIRST)[:, None]
@@ -170,5 +173,7 @@ class Shelf:
         retrieved = Retrieved(found_R1, torch.from_numpy(self._nearness(user, rows))[:, None])
         items = self._packing.ranked(rows_R1W, activity_R1F)
         past = self._packing.ranked(past_RLW, past_RLW[..., :0])
-        weights = weigh(self._ranker, users, items, past, retrieved)
+        weights = weigh(
+            self._ranker, users, items, past, retrieved, usual_score=float(self._usual_D @ user.state.vector_D)
+        )
         return named(weights, self.preprocessing, history[-self.preprocessing.length :], MOST_EXPLAINED)

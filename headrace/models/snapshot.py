@@ -32,10 +32,6 @@ class Snapshot:
         """An item of unknown availability is available."""
         return [value is not False for value in self.features.get(AVAILABLE, [None] * len(self.item_id))]
 
-    def popular(self, n: int) -> list[str]:
-        """The n most popular items that are available; fewer where there are fewer."""
-        return [item for item, available in zip(self.item_id, self.available, strict=True) if available][:n]
-
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self)))
 

@@ -36,6 +36,15 @@ def test_what_is_asked_of_an_evaluation_reaches_it(monkeypatch: pytest.MonkeyPat
     assert asked == [("training.evaluate", ["3", *options[:-1]], True), ("training.evaluate", [], False)]
 
 
+def test_what_is_asked_of_an_off_policy_estimate_reaches_it_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(cli, "_job", lambda *arguments: asked.append(arguments))
+    assert CliRunner().invoke(cli.app, ["off-policy", "lake", "x", "--share", "0", "--target", "bts"]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["off-policy"]).exit_code == 0
+    given = ["lake", "x", "--share=0.0", "--target=bts"]
+    assert asked == [("training.off_policy", given, False), ("training.off_policy", ["lake"], False)]
+
+
 def test_what_is_asked_of_a_training_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(cli, "_become", lambda *arguments: asked.append(arguments))

@@ -25,6 +25,8 @@ def test_a_bundle_scores_the_same_after_it_was_saved_and_loaded(tmp_path: Path) 
     assert loaded.manifest == bundle.manifest
     assert loaded.snapshot == bundle.snapshot
     assert loaded.index.facts == bundle.index.facts
+    assert np.array_equal(loaded.items.neighbours_NK, bundle.items.neighbours_NK)
+    assert np.array_equal(loaded.items.neighbour_scores_NK, bundle.items.neighbour_scores_NK)
     assert loaded.index.vectors_ND is loaded.items.vectors_ND
     before, after = bundle.scorer(), loaded.scorer()
     user = tiny_shop.request_of(0)
@@ -185,15 +187,8 @@ def test_items_in_another_order_than_the_snapshots_are_refused(tmp_path: Path) -
         Bundle.load(tmp_path / "mixed")
 
 
-def test_neighbours_come_with_scores_and_end_at_the_padding() -> None:
-    items = tiny_shop.bundle().items
-    assert items.neighbours("a", 5) == [("b", 0.5), ("c", 0.25)]
-    assert items.neighbours("b", 5) == [("a", 0.5)]
-    assert items.neighbours("never seen", 5) == []
-
-
-def test_popular_items_that_are_sold_out_are_left_out() -> None:
-    assert tiny_shop.bundle().snapshot.popular(3) == ["a", "b", "d"]
+def test_an_item_of_unknown_availability_is_available() -> None:
+    assert tiny_shop.bundle().snapshot.available == [True, True, False, True]
 
 
 def test_a_request_without_any_feature_is_still_scored() -> None:

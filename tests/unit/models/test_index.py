@@ -8,14 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from headrace.models.index import FEW, Floats, ItemIndex, Results
+from headrace.arrays import Floats32
+from headrace.models.index import FEW, ItemIndex, Results
 
 # Whole numbers: products are exact whatever the order of their sum, and there are many ties.
 WHOLE = st.integers(-3, 3).map(float)
 NO_QUERIES = np.zeros((0, 8), dtype=np.float32)
 
 
-def clustered(items: int, queries: int = 200, kinds: int = 40, width: int = 16, seed: int = 0) -> tuple[Floats, Floats]:
+def clustered(
+    items: int, queries: int = 200, kinds: int = 40, width: int = 16, seed: int = 0
+) -> tuple[Floats32, Floats32]:
     """Vectors around the centres of their kinds, and users who like two kinds each."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(kinds, width))
@@ -24,13 +27,13 @@ def clustered(items: int, queries: int = 200, kinds: int = 40, width: int = 16, 
     return vectors.astype(np.float32), liked.astype(np.float32)
 
 
-def brute_force(vectors: Floats, query: Floats, k: int, allowed: Any = None) -> list[tuple[int, float]]:
+def brute_force(vectors: Floats32, query: Floats32, k: int, allowed: Any = None) -> list[tuple[int, float]]:
     scores = vectors @ query
     rows = range(len(vectors)) if allowed is None else np.flatnonzero(allowed).tolist()
     return sorted(((row, float(scores[row])) for row in rows), key=lambda pair: (-pair[1], pair[0]))[:k]
 
 
-def assert_best(index: ItemIndex, vectors: Floats, query: Floats, k: int, allowed: Any = None) -> None:
+def assert_best(index: ItemIndex, vectors: Floats32, query: Floats32, k: int, allowed: Any = None) -> None:
     """The results are k best rows in order; of equal scores at the end any may be left out."""
     (rows,), (scores,) = index.search(query[None], k, allowed)
     assert rows.shape == scores.shape == (k,)
@@ -52,7 +55,7 @@ def test_an_exact_search_finds_what_brute_force_finds_under_any_mask_and_after_a
 ) -> None:
     """Law: rows of the build, added ones and changed ones are found alike, best first, none that the mask forbids."""
 
-    def drawn(rows: int) -> Floats:
+    def drawn(rows: int) -> Floats32:
         return data.draw(arrays.arrays(np.float32, (rows, width), elements=WHOLE))
 
     vectors = drawn(count)
@@ -71,13 +74,13 @@ def test_an_exact_search_finds_what_brute_force_finds_under_any_mask_and_after_a
     assert_best(index, vectors, drawn(1)[0], data.draw(st.integers(1, 40)), mask)
 
 
-def extended(index: ItemIndex, new_MD: Floats) -> ItemIndex:
+def extended(index: ItemIndex, new_MD: Floats32) -> ItemIndex:
     """Rows behind the last, as a replica adds items."""
     return index.with_changed(np.arange(len(index), len(index) + len(new_MD)), new_MD)
 
 
 @pytest.fixture(scope="module")
-def built() -> tuple[ItemIndex, Floats, Floats]:
+def built() -> tuple[ItemIndex, Floats32, Floats32]:
     vectors, queries = clustered(20_000)
     return ItemIndex.build(vectors, queries, seed=3), vectors, queries
 
@@ -87,7 +90,7 @@ def assert_same(found: Results, expected: Results) -> None:
     assert np.array_equal(found[1], expected[1])
 
 
-def recall(index: ItemIndex, vectors: Floats, queries: Floats, k: int, allowed: Any = None) -> float:
+def recall(index: ItemIndex, vectors: Floats32, queries: Floats32, k: int, allowed: Any = None) -> float:
     rows, _ = index.search(queries, k, allowed)
     shares = [
         len({row for row, _ in brute_force(vectors, query, k, allowed)} & set(found.tolist())) / k
@@ -97,7 +100,7 @@ def recall(index: ItemIndex, vectors: Floats, queries: Floats, k: int, allowed: 
 
 
 def test_lists_reach_the_recall_that_was_asked_for_by_reading_few_of_them(
-    built: tuple[ItemIndex, Floats, Floats],
+    built: tuple[ItemIndex, Floats32, Floats32],
 ) -> None:
     index, vectors, queries = built
     assert (index.kind, index.facts.nlist) == ("ivf", 566)
@@ -106,7 +109,7 @@ def test_lists_reach_the_recall_that_was_asked_for_by_reading_few_of_them(
     assert recall(index, vectors, queries, 500) == pytest.approx(index.recall_at_500, abs=1e-3)
 
 
-def test_one_probe_less_would_not_reach_it(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_one_probe_less_would_not_reach_it(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     best = np.array([[row for row, _ in brute_force(vectors, query, 500)] for query in queries])
     place = np.argsort(np.argsort(-(queries @ centres(index).T), axis=1), axis=1)
@@ -115,8 +118,8 @@ def test_one_probe_less_would_not_reach_it(built: tuple[ItemIndex, Floats, Float
     assert (need < index.nprobe).mean() >= 0.973 > (need < index.nprobe - 1).mean()
 
 
-def centres(index: ItemIndex) -> Floats:
-    found: Floats = index._built.quantizer.reconstruct_n(0, index.facts.nlist)
+def centres(index: ItemIndex) -> Floats32:
+    found: Floats32 = index._built.quantizer.reconstruct_n(0, index.facts.nlist)
     return found
 
 
@@ -126,14 +129,14 @@ def lists(index: ItemIndex) -> Any:
     return np.argmin(squares - 2 * index.vectors_ND @ centres(index).T, axis=1)
 
 
-def test_one_seed_gives_one_index(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_one_seed_gives_one_index(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     again = ItemIndex.build(vectors, queries, seed=3)
     assert again.facts == index.facts
     assert_same(again.search(queries, 50), index.search(queries, 50))
 
 
-def test_a_mask_that_lets_half_through_costs_no_recall(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_a_mask_that_lets_half_through_costs_no_recall(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     allowed = np.random.default_rng(1).random(20_000) < 0.5
     rows, _ = index.search(queries, 500, allowed)
@@ -141,14 +144,14 @@ def test_a_mask_that_lets_half_through_costs_no_recall(built: tuple[ItemIndex, F
     assert recall(index, vectors, queries, 500, allowed) > 0.97
 
 
-def test_a_mask_that_lets_few_through_is_searched_exactly(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_a_mask_that_lets_few_through_is_searched_exactly(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     allowed = np.zeros(20_000, dtype=np.uint8)
     allowed[np.random.default_rng(1).choice(20_000, FEW - 1, replace=False)] = 1
     assert recall(index, vectors, queries, 500, allowed) == 1.0
 
 
-def test_lists_that_hold_too_few_allowed_rows_are_not_the_end(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_lists_that_hold_too_few_allowed_rows_are_not_the_end(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     farthest = np.argsort(vectors @ queries[0])[:6_000]
     allowed = np.zeros(20_000, dtype=np.bool_)
@@ -158,7 +161,7 @@ def test_lists_that_hold_too_few_allowed_rows_are_not_the_end(built: tuple[ItemI
     assert (np.diff(scores[0]) <= 0).all()
 
 
-def test_a_mask_made_ready_finds_the_same(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_a_mask_made_ready_finds_the_same(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, _, queries = built
     allowed = np.arange(20_000) % 3 > 0
     ready = index.allowing(allowed)
@@ -167,7 +170,7 @@ def test_a_mask_made_ready_finds_the_same(built: tuple[ItemIndex, Floats, Floats
         assert np.array_equal(index.search(queries, 20, ready)[0], index.search(queries, 20, allowed)[0])
 
 
-def test_a_mask_of_another_index_is_refused(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_a_mask_of_another_index_is_refused(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     ready = index.allowing(np.ones(20_000, dtype=np.bool_))
     with pytest.raises(ValueError, match="made ready for another index"):
@@ -177,7 +180,7 @@ def test_a_mask_of_another_index_is_refused(built: tuple[ItemIndex, Floats, Floa
 
 
 def test_rows_beside_the_lists_are_found_and_the_old_vectors_of_changed_ones_are_not(
-    built: tuple[ItemIndex, Floats, Floats],
+    built: tuple[ItemIndex, Floats32, Floats32],
 ) -> None:
     index, vectors, queries = built
     query = queries[0]
@@ -194,7 +197,7 @@ def test_rows_beside_the_lists_are_found_and_the_old_vectors_of_changed_ones_are
     assert best in index.search(query[None], 500)[0]
 
 
-def test_threads_that_search_at_the_same_time_find_what_one_finds(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_threads_that_search_at_the_same_time_find_what_one_finds(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, _, queries = built
     allowed = np.arange(20_000) % 2 == 0
     expected = [index.search(query[None], 100, allowed)[0] for query in queries]
@@ -256,6 +259,26 @@ def test_numbers_that_are_not_finite_are_refused_by_what_and_where() -> None:
             refuse()
 
 
+def test_all_lists_are_read_before_an_index_gives_them_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an eighth more each time, the next number of lists may be more than there are."""
+    monkeypatch.setattr(ItemIndex, "recall", lambda index, *_: float(index.nprobe == index.facts.nlist))
+    index = ItemIndex.build(*clustered(2_000), exact_below=0)
+    assert (index.kind, index.nprobe) == ("ivf", index.facts.nlist)
+
+
+def test_what_was_asked_of_an_index_is_asked_of_the_one_that_takes_its_place(tmp_path: Path) -> None:
+    vectors, queries = clustered(3_000)
+    index = ItemIndex.build(vectors[:2_000], queries, exact_below=2_500, recall_target=0.99, seed=7)
+    assert index.kind == "exact"
+    index.save(tmp_path / "index.faiss")
+    rebuilt = ItemIndex.load(tmp_path / "index.faiss", vectors[:2_000]).rebuilt(vectors)
+    expected = ItemIndex.build(vectors, queries, exact_below=2_500, recall_target=0.99, seed=7)
+    assert rebuilt.facts == expected.facts
+    assert (rebuilt.kind, rebuilt.recall_at_500 >= 0.99) == ("ivf", True)
+    assert np.array_equal(centres(rebuilt), centres(expected))
+    assert ItemIndex.build(vectors, queries, exact_below=10_000).rebuilt(vectors[:10]).facts.exact_below == 10_000
+
+
 def test_what_does_not_fit_is_refused_by_name() -> None:
     vectors = np.ones((3, 2), dtype=np.float32)
     index = ItemIndex.build(vectors, vectors)
@@ -272,7 +295,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="no queries"):
         ItemIndex.build(vectors, vectors[:0], exact_below=0)
     with pytest.raises(ValueError, match=r"recall_target is 0\.9: choose from 0\.95 to 1"):
-        ItemIndex.build(vectors, vectors, exact_below=0, recall_target=0.9)
+        ItemIndex.build(vectors, vectors, recall_target=0.9)
 
 
 @pytest.mark.parametrize("width", [16, 15])
@@ -299,7 +322,7 @@ def test_a_few_far_from_all_centres_are_found_among_many_that_are_near() -> None
     assert (index.kind, index.nprobe < index.facts.nlist) == ("ivf", True)
 
 
-def test_scores_are_those_of_the_vectors(built: tuple[ItemIndex, Floats, Floats]) -> None:
+def test_scores_are_those_of_the_vectors(built: tuple[ItemIndex, Floats32, Floats32]) -> None:
     index, vectors, queries = built
     rows, scores = index.search(queries, 100)
     exact = np.take_along_axis(queries @ vectors.T, rows, axis=1)

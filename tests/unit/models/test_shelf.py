@@ -9,7 +9,8 @@ import torch
 
 from headrace.models import shelf as of_shelf
 from headrace.models.bundle import Bundle
-from headrace.models.explain import NEARNESS
+from headrace.models.config import OUTCOME_VALUES
+from headrace.models.explain import NEARNESS, RETRIEVAL
 from headrace.models.fused import Fused
 from headrace.models.modules import Modules
 from headrace.models.preprocessing import Preprocessing
@@ -23,6 +24,7 @@ from tests.unit.models.tiny_shop import T_US
 BUNDLE = tiny_shop.bundle()
 CONTENT = {name: list(BUNDLE.snapshot.features[name]) for name in ("item_id", *BUNDLE.preprocessing.content_features)}
 ROW_OF = {"a": 0, "b": 1, "c": 2, "d": 3}
+HISTORY_AND_RETRIEVAL = {"history: a", "history: b", NEARNESS, RETRIEVAL}
 
 
 def shelf(content: dict[str, list[object]] = CONTENT) -> Shelf:
@@ -81,11 +83,14 @@ def test_what_weighed_is_named_by_feature_and_by_item_of_the_history_and_every_c
     weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
     assert [len(each) for each in weighed] == [5, 5]
     known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
-    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b", NEARNESS}
+    assert {entry["feature"] for each in weighed for entry in each} <= known | HISTORY_AND_RETRIEVAL
     assert weighed[0] != weighed[1]
 
 
-def test_the_weight_of_an_input_is_what_a_small_change_of_it_does_to_the_score() -> None:
+def test_the_weight_of_an_input_is_what_a_small_change_of_it_does_to_the_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(of_shelf, "MOST_EXPLAINED", 100)
     built = shelf()
     seen = built.user(one_row(0), T_US, ROW_OF)
     number = BUNDLE.preprocessing.activity_numbers[0]
@@ -95,6 +100,21 @@ def test_the_weight_of_an_input_is_what_a_small_change_of_it_does_to_the_score()
     nearby = np.expm1((scaled + 1e-3) * number.std + number.mean)
     slope = (built.rank(seen, np.array([0]), np.array([[nearby]])) - built.rank(seen, np.array([0]), views))[0] / 1e-3
     assert entries["item_activity__views_1h"] == pytest.approx(scaled * slope, abs=2e-3)
+
+
+@pytest.mark.parametrize("towers", [TwoTowers, Mean], ids=lambda kind: kind.__name__)
+def test_of_a_ranker_that_keeps_the_order_of_retrieval_the_towers_score_alone_is_named(towers: type) -> None:
+    """Its weight is the slope of the score times how far the towers' score is from that of the shop's mean item."""
+    bundle = foreign_bundle(towers, Ranker)
+    bundle = replace(bundle, ranker=Ranker(bundle.preprocessing, tiny_shop.MODEL).eval())
+    built, rows = foreign_shelf(bundle), np.arange(4)
+    seen = built.user(one_row(0), T_US, ROW_OF)
+    found = (built.vectors(rows) @ seen.vector[0]).astype(np.float64)
+    slopes = sum(OUTCOME_VALUES[name] for name in tiny_shop.MODEL.outcomes) / (2 + np.exp(found) + np.exp(-found))
+    weighed = built.explain(seen, rows, np.zeros((4, 1)), ["a", "b"])
+    assert [[entry["feature"] for entry in each] for each in weighed] == [[RETRIEVAL]] * 4
+    weights = [entry["weight"] for each in weighed for entry in each]
+    assert weights == pytest.approx((found - found.mean()) * slopes, abs=1e-5)
 
 
 class Renamed(TwoTowers):
@@ -176,11 +196,9 @@ def test_what_weighed_is_told_of_every_architecture(towers: type, ranker: type) 
     weighed = built.explain(seen, np.array([0, 2]), np.array([[5.0], [2.0]]), ["a", "b"])
     assert [len(each) for each in weighed] == [5, 5]
     known = {"user_activity__views_10m", "user_profile__age", "item_catalogue__price", "item_activity__views_1h"}
-    assert {entry["feature"] for each in weighed for entry in each} <= known | {"history: a", "history: b", NEARNESS}
+    assert {entry["feature"] for each in weighed for entry in each} <= known | HISTORY_AND_RETRIEVAL
     if ranker is Line:  # which reads nothing of the history by a gradient
-        assert all(
-            entry["weight"] == 0 for each in weighed for entry in each if entry["feature"].startswith("history: ")
-        )
+        assert not [entry for each in weighed for entry in each if entry["feature"].startswith("history: ")]
 
 
 def test_more_codes_of_items_than_a_packed_row_can_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,14 @@ def test_an_index_of_which_much_has_changed_is_worn_and_built_anew_with_what_cam
     assert model.retrieve(model.read_user(user(), T_US), 10, None)[0].tolist() == found.tolist()
 
 
+def test_an_index_that_is_built_anew_is_asked_for_what_training_asked() -> None:
+    bundle = fitting()
+    vectors = bundle.index.vectors_ND
+    asked = ItemIndex.build(vectors, vectors, exact_below=1_000_000, recall_target=0.99, seed=3)
+    index, _ = BundleModel(replace(bundle, index=asked), shop("x")).rebuilt_index(5)
+    assert index.facts == replace(asked.facts, count=5)
+
+
 def test_what_weighed_is_told_for_each_row() -> None:
     catalogue = shop()
     model = BundleModel(fitting(), catalogue)

@@ -8,7 +8,7 @@ import pytest
 
 from headrace.arrays import Floats, Ints
 from tests.unit.training.shop_slates import PLACES, Policy, Shop, open_shop, visit
-from training.estimators import Estimate, OffPolicyError, clipped, doubly_robust, ips, on_policy, snips, weights
+from training.estimators import OffPolicyError, Worth, clipped, doubly_robust, ips, on_policy, snips, weights
 
 REWARDS = np.array([1.0, 0.0, 1.0, 0.0])
 WEIGHTS = np.array([2.0, 1.0, 0.5, 0.5])
@@ -148,7 +148,7 @@ def logs(seed: int) -> tuple[Ints, Ints, Floats]:
     return visit(shop(), shop().chances(LOGGED), SLATES, np.random.default_rng(seed))
 
 
-def estimates(name: str, seed: int) -> dict[str, Estimate]:
+def estimates(name: str, seed: int) -> dict[str, Worth]:
     visit_S, prefix_S, clicks_SK = logs(seed)
     of, rewards, units = tables(name), clicks_SK.ravel(), np.repeat(np.arange(SLATES), PLACES)
     weighed, above, predicted, expected = (

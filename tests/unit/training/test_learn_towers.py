@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pytest
 import torch
 
 from headrace.models import columns
@@ -13,7 +14,7 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
-from training.learn_towers import TowerObjective, units
+from training.learn_towers import TowerObjective, inclusion_chances, units
 from training.windows import Windows, write_windows
 
 SHOP = Catalogue(tiny_shop.preprocessing(), columns.by_name(tiny_shop.catalogue()))
@@ -32,6 +33,19 @@ def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) ->
         assert torch.equal(first.candidates_S, again.candidates_S)
         assert torch.equal(first.candidates_S, other_process.candidates_S)
         assert set(TARGETS[batch]) <= set(first.candidates_S.tolist())
+
+
+def test_an_item_s_chance_to_be_a_candidate_counts_it_once_however_often_it_is_drawn() -> None:
+    """Of 600 rows half turned to one of 1,000 items: sure to be there. Another one came once."""
+    target_R = np.array([0] * 300 + list(range(1, 301)))
+    chances = inclusion_chances(target_R, items=1_000, batch=60, drawn=500)
+    assert chances[[0, 1, 999]].tolist() == pytest.approx([1.0, 1 - np.exp(-0.6), 1 - np.exp(-0.5)])
+    rng = np.random.default_rng(0)
+    there = [np.unique([*rng.choice(target_R, 60), *rng.integers(1_000, size=500)]) for _ in range(2_000)]
+    shares = np.bincount(np.concatenate(there), minlength=1_000) / 2_000
+    assert shares[0] == 1.0
+    assert shares[1:301].mean() == pytest.approx(1 - np.exp(-0.6), abs=0.01)
+    assert shares[301:].mean() == pytest.approx(1 - np.exp(-0.5), abs=0.01)
 
 
 def test_items_that_nobody_has_met_teach_no_vector_that_all_new_ones_share(tmp_path: Path) -> None:

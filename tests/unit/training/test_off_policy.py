@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from headrace.decoding import decode_payload
 from headrace.events import EVENT_SCHEMA, encode_records
 from headrace.ingest.simulator import click_chance
+from headrace.models.bundle import Bundle
 from headrace.settings import MICROS, Settings
 from headrace.stores.lake import EventLake
 from headrace.stores.models import POINTER, BundleRef, RegistryError, write_pointer
@@ -21,6 +23,7 @@ from serving.explore import Exploration, explore
 from serving.impressions import Shown, lines_of
 from tests import policies
 from tests.integration.tiny_bundle import save_bundle
+from training.config import small
 from training.dataset import DatasetError
 from training.estimators import OffPolicyError
 from training.logged_slates import cascade_weights, place_rates, read_slates
@@ -75,10 +78,14 @@ TWO_SLATES = [
     event("view", "r2", "b", T + 2),
     event("purchase", "r2", "x", T + 3),
 ]
+LONG_AFTER = event("view", "r9", "z", T + 500 * HOUR_US)
 
 
-def slates_of(folder: Path, rows: Iterable[dict[str, Any]], days: float = 30.0, outcome: str = "click") -> Any:
-    return read_slates(lake_of(folder, encode_records(rows)), "v1", days, outcome)
+def slates_of(
+    folder: Path, rows: Iterable[dict[str, Any]], days: float = 30.0, outcome: str = "click", hours: float = 24.0
+) -> Any:
+    """Of a log that goes on long after."""
+    return read_slates(lake_of(folder, encode_records([*rows, LONG_AFTER])), "v1", days, outcome, hours)
 
 
 def test_slates_are_read_by_place_with_what_came_of_them(tmp_path: Path) -> None:
@@ -121,28 +128,45 @@ def test_what_was_not_explored_or_is_not_whole_is_left_out_and_counted(tmp_path:
     ]
     found = slates_of(tmp_path, [*TWO_SLATES, *others])
     assert found.slates == 2
-    assert found.left_out == {"not explored": 1, "with a place missing": 1}
+    assert found.left_out == {"not explored": 1, "with a place missing": 1, "whose outcomes may still come": 0}
+
+
+@pytest.mark.parametrize(("hours", "rewards", "unsettled"), [(0.5, [0, 0], 0), (2.0, [1, 0], 0), (2.1, [1], 1)])
+def test_outcomes_count_within_their_hours_and_a_slate_that_is_not_so_old_is_left_out_and_counted(
+    tmp_path: Path, hours: float, rewards: list[float], unsettled: int
+) -> None:
+    """The second slate was shown two hours before the log ends."""
+    rows = [
+        impression("r1", 0, "a", 0.9, 0.5),
+        event("click", "r1", "a", T + HOUR_US),
+        impression("r2", 0, "b", 0.1, 0.5, timestamp=T + 8 * HOUR_US, as_of=T + 8 * HOUR_US),
+        event("view", "r9", "z", T + 10 * HOUR_US),
+    ]
+    found = read_slates(lake_of(tmp_path, encode_records(rows)), "v1", 1.0, "click", hours)
+    assert found.reward_R.tolist() == rewards
+    assert found.left_out["whose outcomes may still come"] == unsettled
 
 
 def test_the_window_ends_with_the_version_s_last_impression(tmp_path: Path) -> None:
     late = {"timestamp": T + 48 * HOUR_US, "as_of": T + 48 * HOUR_US}
     rows = [*TWO_SLATES, impression("r3", 0, "a", 0.9, 0.5, **late), impression("r4", 0, "b", 0.1, 0.5, **late)]
-    rows.append(event("view", "r9", "z", T + 500 * HOUR_US))
     assert slates_of(tmp_path / "one", rows, days=1.0).slates == 2
     assert slates_of(tmp_path / "two", rows, days=3.0).slates == 4
 
 
 def test_logs_that_say_nothing_are_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="run `headrace ingest` first"):
-        read_slates(EventLake(tmp_path), "v1", 1.0, "click")
+        read_slates(EventLake(tmp_path), "v1", 1.0, "click", 24.0)
     lake = lake_of(tmp_path, encode_records([impression("r3", 0, "a")]))
     with pytest.raises(
         OffPolicyError,
         match=r"holds no impression of version 2 \(bundle v7\): serve slates first, with HEADRACE_EXPLORATION",
     ):
-        read_slates(lake, "v7", 1.0, "click", called="version 2 (bundle v7)")
+        read_slates(lake, "v7", 1.0, "click", 24.0, called="version 2 (bundle v7)")
     with pytest.raises(OffPolicyError, match=r"none of 1 slates of version v1 .* HEADRACE_EXPLORATION above 0"):
-        read_slates(lake, "v1", 1.0, "click")
+        read_slates(lake, "v1", 1.0, "click", 24.0)
+    with pytest.raises(OffPolicyError, match=r"none of 2 slates .* 24 hours or more before .* wait for the outcomes"):
+        read_slates(lake_of(tmp_path / "young", encode_records(TWO_SLATES)), "v1", 1.0, "click", 24.0)
     with pytest.raises(OffPolicyError, match="1 of 1 impressions have no propensity"):
         slates_of(tmp_path / "none", [impression("r1", 0, "a", None, 0.5)])
 
@@ -188,7 +212,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     settings = Settings(data=tmp_path_factory.mktemp("explored"))
     bundle = save_bundle(settings, "v1")
     write_pointer(settings.bundles_dir / POINTER, BundleRef("1", bundle, T))
-    lake_of(settings.lake_dir, served("v1"))
+    lake_of(settings.lake_dir, served("v1") + b"\n" + encode_records([LONG_AFTER]))
     return settings
 
 
@@ -212,6 +236,21 @@ def test_the_policy_as_it_was_is_worth_what_was_logged(stack: Settings) -> None:
     assert report.target == "version 1 (bundle v1) with 0.5 of its slates drawn"
     assert report.estimates[IPS].value == pytest.approx(report.logged.value)
     assert report.estimates[IPS].largest == pytest.approx(1.0)
+
+
+def test_outcomes_count_within_the_hours_of_the_version_that_showed_the_items(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    bundle = Bundle.load(save_bundle(settings, "v0"))
+    of_two_hours = replace(bundle.manifest, version="v1", config=small().changed(outcome_hours=2.0).to_json())
+    replace(bundle, manifest=of_two_hours).save(settings.bundles_dir / "v1")
+    write_pointer(settings.bundles_dir / POINTER, BundleRef("1", settings.bundles_dir / "v1", T))
+    rows = [impression(f"r{number}", 0, "a", 0.9, 0.5) for number in range(2)]
+    rows += [event("click", f"r{number}", "a", T + (1 + 2 * number) * HOUR_US) for number in range(2)]
+    rows.append(impression("r2", 0, "b", 0.9, 0.5, timestamp=T + 2 * HOUR_US, as_of=T + 2 * HOUR_US))
+    lake_of(settings.lake_dir, encode_records(rows))
+    report = of_lake(settings)
+    assert (report.slates, report.logged.value) == (2, 0.5)
+    assert report.left_out["whose outcomes may still come"] == 1
 
 
 def test_a_clipped_report_has_no_larger_weight(stack: Settings) -> None:
@@ -241,3 +280,23 @@ def test_the_command_prints_one_object_or_one_line_of_error(
     )
     assert command(["open-bandit"]) == 1
     assert capsys.readouterr().err.startswith("error: open-bandit needs a path")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["lake", "logs"], "lake takes no path: leave that out, or ask open-bandit"),
+        (["--behaviour=bts", "--target=random"], "lake takes no --behaviour and no --target: leave"),
+        (["lake", "--campaign", "all"], "lake takes no --campaign: leave"),
+        (["open-bandit", "logs", "--version=3", "--days=1"], "open-bandit takes no --version and no --days: leave"),
+        (
+            ["open-bandit", "logs", "--share=0", "--outcome=cart"],
+            "open-bandit takes no --share and no --outcome: leave",
+        ),
+    ],
+)
+def test_what_the_other_source_is_asked_by_is_refused_by_name(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(arguments) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")

@@ -44,7 +44,8 @@ class TowerObjective(nn.Module):  # type: ignore[misc]
             return full_softmax_loss(user_BD, self.towers.items(self._table.rows(self._every)), batch.targets_B)
         item_SD = self.towers.items(self._table.rows(batch.candidates_S + Catalogue.FIRST))
         log_q_S = self._log_chance_I[batch.candidates_S]
-        return sampled_softmax_loss(user_BD, item_SD, torch.searchsorted(batch.candidates_S, batch.targets_B), log_q_S)
+        place_B = torch.searchsorted(batch.candidates_S, batch.targets_B)
+        return sampled_softmax_loss(user_BD, item_SD, place_B, log_q_S, window_B)
 
 
 def inclusion_chances(target_R: Ints, items: int, batch: int, drawn: int) -> Tensor:

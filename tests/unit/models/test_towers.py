@@ -34,9 +34,25 @@ def test_the_catalogues_cross_entropy_and_its_gradients_are_those_of_all_logits(
 
 def test_log_q_takes_back_how_often_an_item_is_drawn() -> None:
     users, items = torch.tensor([[1.0], [1.0]]), torch.tensor([[math.log(2.0)], [0.0]])
-    loss = sampled_softmax_loss(users, items, torch.tensor([0, 1]), torch.log(torch.tensor([0.5, 0.25])))
+    log_q = torch.log(torch.tensor([0.5, 0.25]))
+    loss = sampled_softmax_loss(users, items, torch.tensor([0, 1]), log_q, torch.tensor([0, 1]))
     # logits: log 2 - log 0.5 = log 4, and 0 - log 0.25 = log 4
     assert loss.item() == pytest.approx(-math.log(1 / 2))
+
+
+def test_what_another_row_of_the_window_is_of_was_sure_to_be_a_candidate() -> None:
+    users, items = torch.zeros(3, 1), torch.zeros(2, 1)
+    log_q, place = torch.log(torch.tensor([0.5, 0.25])), torch.tensor([0, 1, 1])
+
+    def loss(*windows: int) -> float:
+        return sampled_softmax_loss(users, items, place, log_q, torch.tensor(windows)).item()
+
+    apart = [math.log(6 / 2), math.log(6 / 4), math.log(6 / 4)]  # 1 / 0.5 against 1 / 0.25
+    assert loss(0, 1, 2) == pytest.approx(sum(apart) / 3)
+    first_two = [math.log(3 / 2), math.log(5 / 4)]  # the other one's item weighs 1
+    assert loss(0, 0, 1) == pytest.approx((sum(first_two) + apart[2]) / 3)
+    last_two = math.log(3 / 1)  # of one item: it was sure to be there, whichever row is asked
+    assert loss(0, 1, 1) == pytest.approx((apart[0] + 2 * last_two) / 3)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import NEIGHBOURS, neighbour_table, neighbours, popularity
 from training.config import TrainConfig
-from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
+from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split, views_read
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
 from training.learn import RANKER, TOWERS, learn_ranking, learn_retrieval, offer
@@ -95,7 +95,8 @@ def main(
         # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
         say("reading events and catalogue")
         views = compile_views(store, int(settings.lateness_horizon_s * MICROS))
-        defined = {name: spec.fingerprint for name, spec in views.items()}
+        read = views_read(store)
+        defined = {name: spec.fingerprint for name, spec in views.items() if name in read}
         fingerprints = us.in_turn(lambda: folder.fingerprints(defined))
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
         track.data(split, fingerprints)
@@ -143,7 +144,6 @@ def main(
             created_us=began.began_us,
             model=model,
             config=config.to_json(),
-            services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
             fingerprints=fingerprints,
             window_us=(split.start_us, split.end_us),
             validation_us=split.validation_us,

@@ -241,9 +241,12 @@ class Refresher:
                 logger.exception("a refresh failed; the old state stays in service")
 
     def _check_fit(self, bundle: Bundle) -> None:
-        """Raises BundleError when the bundle was trained on other definitions than the store holds."""
-        streams = self.live.readers.definitions.streams if self.live.readers else {}
-        check_fit(bundle.manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
+        """Raises BundleError when the bundle was trained on other definitions than the store holds. What it holds is not known before
+        there are readers; `_check_model` asks again once there are.
+        """
+        if self.live.readers is not None:
+            streams = self.live.readers.definitions.streams
+            check_fit(bundle.manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
 
     def _check_model(self) -> None:
         """Where the state is of another definition than before, a model that was refused may fit, and one in service not."""

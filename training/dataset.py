@@ -236,6 +236,12 @@ def item_activity(store: FeatureStore, rows: pl.DataFrame) -> pa.Table:
     return _features(store, wanted, rows.select(names.ITEM_ID, T_US)) if wanted else rows.select(T_US).to_arrow()
 
 
+def views_read(store: FeatureStore) -> set[str]:
+    """Views that the models' services take anything of."""
+    services = (store.get_feature_service(name) for name in (names.RETRIEVAL_SERVICE, names.RANKER_SERVICE))
+    return {projection.name for service in services for projection in service.feature_view_projections}
+
+
 def _of_views(store: FeatureStore, views: Sequence[str]) -> list[str]:
     """What the ranker's service takes of these views."""
     return [

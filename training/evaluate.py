@@ -23,7 +23,7 @@ from headrace.settings import Settings
 from headrace.stores.feature_store import quieten_feast
 from headrace.stores.models import ModelRegistry, read_champion
 from training.baselines import popularity
-from training.champion import Champion, check_features, read_opponent
+from training.champion import Champion, InService, NoChampion, champion_of, check_features, read_in_service
 from training.changes import parse_changes
 from training.config import TrainConfig
 from training.dataset import Split
@@ -196,20 +196,21 @@ def main(
     say(f"reading what has happened since the cut of version {chosen.version}")
     window = window_of(bundle, config, settings)
     split, shop = window.split, window.models.shop
-    opponent = read_opponent(
-        settings, window.content, window.models.neighbours, cut_us, chosen.version, window.config.device
-    )
+    found = read_in_service(settings, chosen.version, window.config.device)
+    opponent = None
+    if isinstance(found, InService):
+        opponent = champion_of(found, window.content, window.models.neighbours, cut_us)
     report = evaluate(
         window.models,
         split,
         window.store,
         window.config,
-        champion=None if isinstance(opponent, str) else opponent,
+        champion=opponent,
         lags=lags,
-        notes=[opponent] if isinstance(opponent, str) else [],
+        notes=[f"no champion: {found.said}"] if isinstance(found, NoChampion) else [],
         say=say,
     )
-    champion = "not compared" if isinstance(opponent, str) else f"version {opponent.version}"
+    champion = "not compared" if opponent is None else f"version {opponent.version}"
     header = {
         "version": f"{chosen.version} ({bundle.version})",
         "champion": champion,

@@ -3,7 +3,7 @@
 Files and definitions come first: without them nothing else can be asked.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +20,21 @@ from headrace.ops.verify import VerifyError, VerifyReport, verify
 from headrace.settings import Settings
 from headrace.stores.lake import LakeBehindError
 from headrace.stores.lake_files import DamagedLakeError
-from headrace.stores.models import read_champion
 from headrace.stores.redis_client import StoreAddressError
 from headrace.stores.shards import DeploymentError
-from training.champion import check_features, read_opponent
+from training.champion import NoChampion, Why, champion_of, check_features, read_in_service
 from training.config import TrainConfig
 from training.dataset import DatasetError
-from training.gate_measures import Comparison, Differences, Stopwatch, compare, differences, shelf_of, time_models
+from training.gate_measures import (
+    Comparison,
+    Differences,
+    Stopwatch,
+    compare,
+    differences,
+    judged_by,
+    shelf_of,
+    time_models,
+)
 from training.window import window_of
 
 FILES, DEFINITIONS, QUALITY, FEATURES, SCORES, LATENCY = (
@@ -36,11 +44,20 @@ SCORE_TOLERANCE: Final = 1e-4
 """How far served scores, and item and user vectors for each unit of their length, may be from those of the modules."""
 LEAST_USERS: Final = 10
 """Of whom the versions are compared: of fewer nearly any difference lies within the interval."""
+LEAST_REQUESTS: Final = 50
+"""On which they are compared. By the intervals of `benchmarks/results/quality` a difference on 50 is known to 0.04 to 0.07: of fewer the
+gate would let through a version that has lost most of an NDCG@10 of 0.07, which sparse shops have."""
 SAMPLE: Final = 200
 """Entities of each view whose features are compared."""
 _FEATURES_BOUND: Final = "no mismatch between online store and lake, nothing waiting for a backfill"
 _SCORES_BOUND: Final = f"served scores and vectors within {SCORE_TOLERANCE:g} of the modules'"
 _LAKE_WAIT_S: Final = 30.0
+# What is to be done where the champion cannot be asked and may be better all the same. Of one that no replica would take, or that this
+# version of the code cannot read, nothing is lost.
+_ASK_IT: Final[Mapping[Why, str]] = {
+    Why.DAMAGED: "put its files back, or `headrace rollback` to the version before it; --force promotes this one unseen",
+    Why.NO_ARCHITECTURE: "run this where Python finds that module, as the replicas do; --force promotes this one unseen",
+}
 # What makes a comparison of the store with the lake impossible; each says itself what to do.
 _NOT_COMPARABLE: Final = (
     VerifyError, LakeBehindError, DamagedLakeError, DefinitionError, DeploymentError, TooEarlyError,
@@ -90,6 +107,9 @@ def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Ite
     except BundleError as error:
         yield Verdict(DEFINITIONS, False, str(error), "features as they are applied", "train again")
         return
+    except DefinitionError as error:
+        yield Verdict(DEFINITIONS, False, str(error), "features as they are applied", "run `headrace apply`")
+        return
     yield Verdict(DEFINITIONS, True, f"{len(bundle.manifest.fingerprints)} views fit", "features as they are applied")
     yield check_quality(bundle, version, settings)
     yield check_served_features(settings, clock)
@@ -106,30 +126,29 @@ def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Ite
 def check_quality(bundle: Bundle, version: str, settings: Settings) -> Verdict:
     """Against the champion, on what has happened since the version's cut."""
     bound = "not worse than the champion beyond the 95 % interval"
-    champion = read_champion(settings)
-    if champion is None:
-        return Verdict(QUALITY, True, "no champion to compare with: no version is in service", bound)
-    if champion.version == version:
-        return Verdict(QUALITY, True, f"version {version} itself is in service", bound)
-    config = TrainConfig.from_json(bundle.manifest.config).changed(device="cpu")
+    found = read_in_service(settings, version)
+    if isinstance(found, NoChampion):
+        remedy = _ASK_IT.get(found.why, "")
+        return Verdict(QUALITY, not remedy, f"no champion to compare with: {found.said}", bound, remedy)
+    config = judged_by(TrainConfig.from_json(bundle.manifest.config), found.bundle.manifest.config)
     try:
-        window = window_of(bundle, config, settings)
-        opponent = read_opponent(settings, window.content, window.models.neighbours, bundle.manifest.cut_us, version)
-        if isinstance(opponent, str):
-            return Verdict(QUALITY, True, opponent, bound)
-        return judge_quality(compare(window, opponent))
+        window = window_of(bundle, config.changed(device="cpu"), settings)
+        champion = champion_of(found, window.content, window.models.neighbours, bundle.manifest.cut_us)
+        return judge_quality(compare(window, champion))
     except DatasetError as error:
         remedy = "let more happen, or promote it unseen with --force"
-        return Verdict(QUALITY, False, f"cannot be compared with version {champion.version}: {error}", bound, remedy)
+        return Verdict(QUALITY, False, f"cannot be compared with version {found.ref.version}: {error}", bound, remedy)
 
 
 def judge_quality(found: Comparison) -> Verdict:
     """Worse only where the whole interval of the paired difference lies below zero: the gate does not ask for a gain.
 
-    Of too few users an interval is too wide to refuse anything, and of one there is none: then nothing is known, and nothing is passed.
+    Of too few users or requests an interval is too wide to refuse anything, and of one user there is none: then nothing is known, and
+    nothing is passed.
     """
     gain = found.gain
-    high = None if found.users < LEAST_USERS else gain.high
+    is_enough = found.users >= LEAST_USERS and found.requests >= LEAST_REQUESTS
+    high = gain.high if is_enough else None
     passed = high is not None and high >= 0
     sign = "" if gain.value < 0 else "+"
     alike = ", every request alike" if gain.value == gain.low == gain.high == 0 else ""
@@ -139,7 +158,7 @@ def judge_quality(found: Comparison) -> Verdict:
     )
     remedy = "train on more or newer data, or see `headrace evaluate`; --force puts it in service all the same"
     if high is None:
-        said = f"{said}: that takes {LEAST_USERS} users at least"
+        said = f"{said}: that takes {LEAST_REQUESTS} requests of {LEAST_USERS} users at least"
         remedy = (
             "let more users do more since its cut or train with a larger test_share, or promote it unseen with --force"
         )

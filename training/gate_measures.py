@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +26,9 @@ from training.window import Window
 
 CANDIDATES: Final = 200
 _JUDGED_BY: Final = ("max_test", "max_ranked_requests", "seed", "resamples", "candidates")
+"""The same of all, as `default()` has it."""
+_COUNTED_BY: Final = ("outcome_hours", "min_rating")
+"""What makes an episode of the test, as the champion has it: of a shop whose ratings go up to 10 another number is right."""
 _REQUESTS: Final = 32
 _TIMED: Final = 100
 _ROUNDS: Final = 5
@@ -47,13 +50,10 @@ class Comparison:
 
 
 def compare(window: Window, champion: Champion) -> Comparison:
-    """Both answer the same requests of the time after the version's cut. Raises DatasetError where there is none.
-
-    A version does not choose how it is judged: how many requests, drawn by what seed, how many candidates are ranked and how many resamples
-    make the interval is the same of all, as `default()` has it, whatever the version was trained with. The offer too is held alike, since
-    what ranks more of them would otherwise be asked something easier.
+    """Both answer the same requests of the time after the version's cut, by a window of `judged_by`. Raises DatasetError where there is
+    none.
     """
-    config, split = judged_by(window.config), window.split
+    config, split = window.config, window.split
     asked = read_requests(split.test, split.everything, window.models.shop.item_ids, config.max_test, config.seed).head(
         config.max_ranked_requests
     )
@@ -76,10 +76,17 @@ def compare(window: Window, champion: Champion) -> Comparison:
     )
 
 
-def judged_by(trained: TrainConfig) -> TrainConfig:
-    """The version's own config, with the gate's numbers in all that decides how it is measured."""
+def judged_by(trained: TrainConfig, champion: Mapping[str, Any]) -> TrainConfig:
+    """The version's own config, with numbers of the gate and of the champion's config in all that decides how it is measured.
+
+    A version does not choose how it is judged: how many requests, drawn by what seed, how many candidates are ranked and how many resamples
+    make the interval is the same of all, whatever the version was trained with. The offer too is held alike, since what ranks more of them
+    would otherwise be asked something easier; and so is what counts as turning to an item. The cut alone is the version's: what came before
+    it is what it learnt from.
+    """
     own = default()
-    return trained.changed(**{name: getattr(own, name) for name in _JUDGED_BY})
+    counted = {name: champion[name] for name in _COUNTED_BY if name in champion}
+    return trained.changed(**{name: getattr(own, name) for name in (*_JUDGED_BY, *_COUNTED_BY)} | counted)
 
 
 @dataclass(frozen=True)

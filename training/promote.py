@@ -33,7 +33,8 @@ def main(
 ) -> BundleRef:
     """Promote a version that passes the gate; each verdict is told to `note`. With `force`, files and definitions alone are checked.
 
-    What came of it stands in the version's tag `gate`. Raises NotPromotedError, RegistryError or BundleError; then the champion stays.
+    What came of it stands in the version's tag `gate`. Raises NotPromotedError, RegistryError, BundleError or
+    DefinitionError; then the champion stays.
     """
     registry = ModelRegistry(settings, clock)
     chosen = choose(version, registry)

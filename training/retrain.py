@@ -20,16 +20,16 @@ from rich.console import Console
 
 from headrace import names
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import BundleError, read_manifest
+from headrace.models.bundle import Manifest, read_manifest
 from headrace.ops.api import Api
 from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.ops.keys import with_kept_keys
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import quieten_feast
 from headrace.stores.lake import EventLake
-from headrace.stores.models import BundleRef, read_champion
+from headrace.stores.models import BundleRef
 from training import drift, promote, train
-from training.champion import check_manifest
+from training.champion import InService, NoChampion, Why, read_in_service
 from training.changes import parse_changes
 from training.config import TrainConfig, configured
 from training.dataset import POSITIVE_TYPES
@@ -86,29 +86,32 @@ def once(
     progress: bool = False,
 ) -> Round:
     """One round; it trains where something is new, or `always`; with `on_drift` only where the champion's data is not like what has come
-    since.
+    since. Where the champion can be asked no more, or serves by definitions that are not applied any more, it trains whatever else is so.
 
     Raises what training and promotion raise, but for a refusal by the gate: that is a round that did not promote.
     """
     began_us, seconds = clock(), dict[str, float]()
-    champion = read_champion(settings)
-    if on_drift is not None and champion is not None:
+    champion = read_in_service(settings)
+    if isinstance(champion, NoChampion):
+        say(champion.said)
+    elif on_drift is not None:
         with _timed("look for drift", seconds, say):
             found = drift.measure(settings, on_drift)
         if not found.drifted:
             say(f"no drift, no training: {found.note or f'{len(found.signals)} signals are as before'}")
             return Round(seconds=seconds)
         say(f"drifted: {', '.join(signal.name for signal in found.signals if signal.drifted)}")
-    elif champion is not None and not always and nothing_new(champion, settings):
-        say(f"nothing new since version {champion.version}: no training; --always trains all the same")
+    elif not always and nothing_new(champion.bundle.manifest, settings):
+        say(f"nothing new since version {champion.ref.version}: no training; --always trains all the same")
         return Round(seconds=seconds)
-    start = None if champion is None else champion.path
-    said = "from nothing: none is in service" if champion is None else f"from version {champion.version}"
+    start = begins_as(champion)
+    said = "from nothing" if start is None else f"from version {start.version}"
     with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
-        result = train.main(config, settings, own.clock, progress=progress, warm_start=start)
+        weights = None if start is None else start.path
+        result = train.main(config, settings, own.clock, progress=progress, warm_start=weights)
     assert result is not None, "a round is one process"
-    if champion is not None and learnt_nothing(result.epochs):
-        say(f"no epoch was better than the start: version {result.version} is version {champion.version} over again")
+    if start is not None and learnt_nothing(result.epochs):
+        say(f"no epoch was better than the start: version {result.version} is version {start.version} over again")
     age_s = (began_us - read_manifest(result.bundle_dir).window_us[1]) / MICROS
     verdicts: list[Verdict] = []
     try:
@@ -125,22 +128,21 @@ def once(
     return done
 
 
-def nothing_new(champion: BundleRef, settings: Settings) -> bool:
-    """Whether a training would read what the champion has learnt from: no interaction since its window, and the same features. Raises
-    BundleError.
-    """
-    manifest = read_manifest(champion.path)
-    try:
-        check_manifest(manifest, settings)
-    except BundleError:
-        return False  # it can serve no more, and what is trained now can
+def begins_as(champion: InService | NoChampion) -> BundleRef | None:
+    """Whose weights a round begins with: the champion's where they can be read, and so by whatever definitions it learnt."""
+    can_be_read = isinstance(champion, InService) or champion.why is Why.OTHER_DEFINITIONS
+    return champion.ref if can_be_read else None
+
+
+def nothing_new(champion: Manifest, settings: Settings) -> bool:
+    """Whether a training would read the interactions that the champion has learnt from: none has come since its window."""
     new = (
         EventLake(settings.lake_dir)
         .scan([names.TYPE, names.ITEM_ID, names.TIMESTAMP])
         .filter(
             pl.col(names.TYPE).is_in(list(POSITIVE_TYPES))
             & pl.col(names.ITEM_ID).is_not_null()
-            & (pl.col(names.TIMESTAMP).dt.epoch("us") >= manifest.window_us[1])
+            & (pl.col(names.TIMESTAMP).dt.epoch("us") >= champion.window_us[1])
         )
     )
     return new.head(1).collect().is_empty()

@@ -21,7 +21,7 @@ from training.promote import as_json
 
 
 def main(version: str | None, settings: Settings, clock: Clock = system_clock) -> RolledBack:
-    """What is in service now. Raises RegistryError or BundleError; then the champion stays."""
+    """What is in service now. Raises RegistryError, BundleError or DefinitionError; then the champion stays."""
     return ModelRegistry(settings, clock).rollback(version, lambda target: check_target(target, settings))
 
 

@@ -9,6 +9,7 @@ import logging
 import shlex
 import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from headrace import names
 from headrace.clock import Clock, from_micros
 from headrace.models.bundle import MANIFEST
 from headrace.settings import Settings
-from headrace.stores.models import ModelRegistry
+from headrace.stores.models import ModelRegistry, first_line, taken_by_mlflow
 from training.config import TrainConfig
 from training.dataset import Split
 from training.fit import Epoch
@@ -46,6 +47,8 @@ _ROOT: Final = Path(__file__).resolve().parent.parent
 class Track:
     """The MLflow run of a training run, as a context: FINISHED at its end, FAILED with the error as a tag where one is raised, KILLED where
     it is interrupted. Of several processes the first one alone has it; in the others it takes what it is told and does nothing.
+
+    `begin`, `data`, `made` and `reported` raise RegistryError where MLflow does not take what they tell. Epochs and the end can wait.
     """
 
     run_id: str = ""
@@ -71,9 +74,8 @@ class Track:
         try:
             self._end(error)
         except _mlflow_errors() as problem:
-            if error is None:
-                raise
-            logger.warning("MLflow run %s could not be ended as one that failed: %s", self.run_id, problem)
+            # What it ended with stands: an error goes on its way, and a version that is registered needs no more of MLflow.
+            logger.warning("MLflow does not know that run %s has ended: %s", self.run_id, first_line(problem))
 
     def _end(self, error: BaseException | None) -> None:
         status = "FINISHED"
@@ -87,16 +89,21 @@ class Track:
         if not self._is_first:
             return
         kept = folder.tracked_as()
-        if kept is None or not self._go_on(kept):
-            tags = {"mlflow.source.name": "headrace train", "mlflow.source.type": "LOCAL"}
-            run = self._client.create_run(self._experiment, self._now_ms(), tags, run_name=folder.name)
-            self.run_id = run.info.run_id
-            folder.track_as(self.run_id)
+        with self._telling("that a run begins"):
+            if kept is None or not self._go_on(kept):
+                tags = {"mlflow.source.name": "headrace train", "mlflow.source.type": "LOCAL"}
+                run = self._client.create_run(self._experiment, self._now_ms(), tags, run_name=folder.name)
+                self.run_id = run.info.run_id
+        folder.track_as(self.run_id)
         commit = commit_of(_ROOT)
-        if commit:
-            self._client.set_tag(self.run_id, "mlflow.source.git.commit", commit)
         more = {"git_commit": commit} if commit else {}
-        self._say({**config.to_json(), **facts, "code_version": installed_version(names.PROJECT), **more})
+        with self._telling("what a run begins with"):
+            if commit:
+                self._client.set_tag(self.run_id, "mlflow.source.git.commit", commit)
+            self._say({**config.to_json(), **facts, "code_version": installed_version(names.PROJECT), **more})
+
+    def _telling(self, what: str) -> AbstractContextManager[None]:
+        return taken_by_mlflow(what, self._settings)
 
     def _go_on(self, run_id: str) -> bool:
         """Whether MLflow still has that run, which then runs again."""
@@ -142,13 +149,14 @@ class Track:
             "cut": split.cut_us,
             "window_end": split.end_us,
         }
-        self._say(
-            {
-                **{key: from_micros(us).isoformat() for key, us in moments.items()},
-                "services": ", ".join((names.RETRIEVAL_SERVICE, names.RANKER_SERVICE)),
-                **{f"fingerprint_{view}": value for view, value in fingerprints.items()},
-            }
-        )
+        with self._telling("what a run learns from"):
+            self._say(
+                {
+                    **{key: from_micros(us).isoformat() for key, us in moments.items()},
+                    "services": ", ".join((names.RETRIEVAL_SERVICE, names.RANKER_SERVICE)),
+                    **{f"fingerprint_{view}": value for view, value in fingerprints.items()},
+                }
+            )
 
     def noted(self, name: str, epoch: Epoch) -> None:
         """An epoch of one of the models, the step being its number. What MLflow does not take now it is told with the next one."""
@@ -164,7 +172,7 @@ class Track:
         try:
             self._flush()
         except _mlflow_errors() as problem:
-            logger.warning("MLflow does not take epoch %d of the %s now: %s", epoch.number, name, problem)
+            logger.warning("MLflow does not take epoch %d of the %s now: %s", epoch.number, name, first_line(problem))
 
     def _flush(self) -> None:
         if self._waiting:
@@ -173,18 +181,21 @@ class Track:
 
     def made(self, bundle_dir: Path, report: Mapping[str, Any], figures: Mapping[str, str]) -> None:
         """What came of it: where the bundle lies, the report as JSON, figures as SVG by name."""
-        self._flush()
         manifest = (bundle_dir / MANIFEST).read_bytes()
-        self._client.set_tag(self.run_id, BUNDLE, str(bundle_dir.resolve()))
-        self._client.set_tag(self.run_id, BUNDLE_HASH, hashlib.sha256(manifest).hexdigest())
-        self._client.log_text(self.run_id, manifest.decode(), MANIFEST)
-        self._client.log_dict(self.run_id, dict(report), "report.json")
-        for name, text in figures.items():
-            self._client.log_text(self.run_id, text, f"plots/{name}.svg")
+        with self._telling("what came of a run"):
+            self._flush()
+            self._client.set_tag(self.run_id, BUNDLE, str(bundle_dir.resolve()))
+            self._client.set_tag(self.run_id, BUNDLE_HASH, hashlib.sha256(manifest).hexdigest())
+            self._client.log_text(self.run_id, manifest.decode(), MANIFEST)
+            self._client.log_dict(self.run_id, dict(report), "report.json")
+            for name, text in figures.items():
+                self._client.log_text(self.run_id, text, f"plots/{name}.svg")
 
     def reported(self, page: Path) -> None:
         """The report as a page."""
-        self._client.log_text(self.run_id, page.read_text(encoding="utf-8"), "report.html")
+        text = page.read_text(encoding="utf-8")
+        with self._telling("the report of a run"):
+            self._client.log_text(self.run_id, text, "report.html")
 
     def _now_ms(self) -> int:
         return self._clock() // 1_000

@@ -34,7 +34,7 @@ from headrace.stores.lake import EventLake
 from headrace.stores.models import ModelRegistry
 from training.baselines import NEIGHBOURS, neighbour_table, neighbours, popularity
 from training.config import TrainConfig
-from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split
+from training.dataset import LABELS, T_US, Split, catalogue, items_known_at, newest, read_split, views_read
 from training.evaluate import Models, evaluate, header_of, page_of
 from training.figures import draw
 from training.learn import RANKER, TOWERS, learn_ranking, learn_retrieval, offer
@@ -44,7 +44,7 @@ from training.processes import device_of, processes, said_by_first
 from training.requests import new_to_their_users
 from training.result import TrainResult
 from training.run import Run, Shop
-from training.run_folder import RunFolder
+from training.run_folder import RunError, RunFolder
 from training.scoring import item_vectors, window_vectors
 from training.stages import aloud, silent
 from training.track import Track
@@ -80,15 +80,17 @@ def main(
     started_us = clock()
     with ExitStack() as ends:
         resumed = ends.enter_context(resumed_run(settings.runs_dir, resume)) if resume else None
-        config = config if resumed is None else resumed.began().config
+        if resumed is not None:
+            began = resumed.began()
+            config, warm_start = began.config, began.warm_start
         check_names(config.towers, config.ranker)
+        champion = None if warm_start is None else start_of(warm_start, resumed)
         device = device_of(config.device)
         store = store or open_feature_store(settings)
         us = ends.enter_context(processes(device))
         track = ends.enter_context(Track(settings, clock, us.is_first))
         folder = resumed or ends.enter_context(new_run(settings.runs_dir, config, clock, warm_start))
         began = folder.began()
-        champion = None if began.warm_start is None else Bundle.load(began.warm_start)
         track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)
         say = aloud if progress and us.is_first else silent
@@ -96,7 +98,8 @@ def main(
         # Data: episodes, split by time; features of their users at their times; the catalogue when the test begins.
         say("reading events and catalogue")
         views = compile_views(store, int(settings.lateness_horizon_s * MICROS))
-        defined = {name: spec.fingerprint for name, spec in views.items()}
+        read = views_read(store)
+        defined = {name: spec.fingerprint for name, spec in views.items() if name in read}
         fingerprints = us.in_turn(lambda: folder.fingerprints(defined))
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
         track.data(split, fingerprints)
@@ -144,7 +147,6 @@ def main(
             created_us=began.began_us,
             model=model,
             config=config.to_json(),
-            services=(names.RETRIEVAL_SERVICE, names.RANKER_SERVICE),
             fingerprints=fingerprints,
             window_us=(split.start_us, split.end_us),
             validation_us=split.validation_us,
@@ -174,6 +176,23 @@ def main(
         return TrainResult(
             version, bundle_dir, report, index.facts, windows.rows, lists, epochs, seconds, page, track.run_id
         )
+
+
+def start_of(folder: Path, resumed: RunFolder | None) -> Bundle:
+    """The bundle whose weights a run begins with. Read before there is a run, which would be met by `--resume` and fail again. Raises
+    BundleError, and RunError for a run that has begun.
+    """
+    try:
+        return Bundle.load(folder)
+    except BundleError as error:
+        if resumed is None:
+            raise BundleError(
+                f"there are no weights to begin with ({error}): leave --warm-start out, or promote a version that can be read"
+            ) from error
+        raise RunError(
+            f"run {resumed.name} began with weights that cannot be read any more ({error}): put that bundle back, or delete "
+            f"{resumed.path} and start anew with `headrace train`"
+        ) from error
 
 
 @contextmanager

@@ -50,11 +50,30 @@ class BundleError(RuntimeError):
     """A bundle that cannot be used; the message names the file and what is wrong with it."""
 
 
+class OtherDefinitionsError(BundleError):
+    """A whole bundle whose features are defined otherwise by now, or not at all."""
+
+
+class OtherFormatError(BundleError):
+    """A bundle that another version of this code wrote."""
+
+
+class NoSuchArchitectureError(BundleError):
+    """A whole bundle whose models are of a class that this process does not find."""
+
+
 def check_fit(fingerprints: Mapping[str, int | str], registered: Mapping[str, int]) -> None:
-    """Raises BundleError when a bundle was trained on another definition of a view than the one that is registered."""
+    """Raises OtherDefinitionsError when a bundle was trained on another definition of a view than the one that is registered, or on
+    one that is not there. Whoever does not know what is registered does not ask.
+    """
     for view, fingerprint in fingerprints.items():
-        if view in registered and str(registered[view]) != str(fingerprint):
-            raise BundleError(
+        if view not in registered:
+            raise OtherDefinitionsError(
+                f"it was trained on view {view} (fingerprint {fingerprint}), which is not there: train again, or apply the features it "
+                "was trained on and run `headrace backfill`"
+            )
+        if str(registered[view]) != str(fingerprint):
+            raise OtherDefinitionsError(
                 f"it was trained on another definition of view {view} (fingerprint {fingerprint}, registered is "
                 f"{registered[view]}): train again, or apply the features it was trained on"
             )
@@ -68,8 +87,8 @@ class Manifest:
     created_us: int
     model: ModelConfig
     config: Mapping[str, Any]
-    services: tuple[str, ...]
     fingerprints: Mapping[str, int | str]
+    """Of each stream view that the models read."""
     window_us: tuple[int, int]
     validation_us: int
     """Where the validation part began, which ended at the cut."""
@@ -88,7 +107,6 @@ class Manifest:
             **{
                 **kept,
                 "model": ModelConfig.from_json(state["model"]),
-                "services": tuple(state["services"]),
                 "window_us": tuple(state["window_us"]),
             }
         )
@@ -169,7 +187,7 @@ class Bundle:
         try:
             towers, ranker = towers_of(preprocessing, manifest.model), ranker_of(preprocessing, manifest.model)
         except ArchitectureError as error:
-            raise BundleError(f"bundle {folder} cannot be run here: {error}") from error
+            raise NoSuchArchitectureError(f"bundle {folder} cannot be run here: {error}") from error
         with _naming(folder / WEIGHTS):
             weights = torch.load(folder / WEIGHTS, map_location=device, weights_only=True)
             _fill("towers", towers, weights["towers"])
@@ -206,7 +224,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _check_format(folder: Path, said: object) -> None:
     if said != FORMAT:
-        raise BundleError(
+        raise OtherFormatError(
             f"bundle {folder} has format {said}, this version reads {FORMAT}: train again, or promote one that this version has trained"
         )
 
@@ -226,6 +244,8 @@ def _naming(path: Path) -> Iterator[None]:
     """Library errors become a BundleError that names the file."""
     try:
         yield
+    except BundleError:
+        raise
     except FileNotFoundError as error:
         raise BundleError(f"bundle file {path} is missing: train again or promote another version") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:

@@ -139,7 +139,8 @@ class ModelRegistry:
         run_id: str | None = None,
     ) -> str:
         """Record a bundle folder with what it measured; returns its version, "1" and up. It waits as the challenger: nothing is put in
-        service. `run_id` is the MLflow run that made it, which goes on; without one there is a run of this record alone.
+        service. `run_id` is the MLflow run that made it, which goes on; without one there is a run of this record alone. Raises
+        RegistryError.
         """
         from mlflow.entities import Metric, Param
 
@@ -147,16 +148,17 @@ class ModelRegistry:
         if not path.is_dir():
             raise RegistryError(f"{path} is no folder: save the bundle before it is registered")
         (client, experiment), now_ms = self.tracking(), self._clock() // 1_000
-        run = run_id or client.create_run(experiment, start_time=now_ms, run_name=path.name).info.run_id
-        client.log_batch(
-            run,
-            metrics=[Metric(key, float(value), now_ms, 0) for key, value in metrics.items()],
-            params=[Param(key, str(value)) for key, value in (params or {}).items()],
-        )
-        if run_id is None:
-            client.set_terminated(run, end_time=now_ms)
-        version = client.create_model_version(names.REGISTERED_MODEL, source=str(path), run_id=run)
-        self.challenge(str(version.version))
+        with taken_by_mlflow(f"bundle {path.name}", self._settings):
+            run = run_id or client.create_run(experiment, start_time=now_ms, run_name=path.name).info.run_id
+            client.log_batch(
+                run,
+                metrics=[Metric(key, float(value), now_ms, 0) for key, value in metrics.items()],
+                params=[Param(key, str(value)) for key, value in (params or {}).items()],
+            )
+            if run_id is None:
+                client.set_terminated(run, end_time=now_ms)
+            version = client.create_model_version(names.REGISTERED_MODEL, source=str(path), run_id=run)
+            self.challenge(str(version.version))
         return str(version.version)
 
     def tracking(self) -> tuple["MlflowClient", str]:
@@ -338,6 +340,25 @@ def _called(ref: BundleRef | None) -> str:
 
 
 @contextmanager
+def taken_by_mlflow(what: str, settings: Settings) -> Iterator[None]:
+    """What MLflow says where it does not take what a training tells it becomes a RegistryError with the remedy."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise RegistryError(
+            f"MLflow does not take {what} ({first_line(error)}): see whether {settings.mlflow_uri} is held by another process, and "
+            f"whether there is room in {settings.data}; then `headrace train --resume` goes on"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """Of what MLflow says of its database, whose other lines are the statement."""
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Of all processes and threads, one at a time; the others wait. A process that dies lets go."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -394,9 +415,7 @@ def _connect(settings: Settings) -> "MlflowClient":
                         raise
                     client.create_registered_model(names.REGISTERED_MODEL)
         except (MlflowException, SQLAlchemyError) as error:
-            raise RegistryError(
-                f"MLflow cannot use {settings.mlflow_uri} ({str(error).splitlines()[0]}): {_BROKEN}"
-            ) from error
+            raise RegistryError(f"MLflow cannot use {settings.mlflow_uri} ({first_line(error)}): {_BROKEN}") from error
     return client
 
 

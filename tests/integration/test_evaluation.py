@@ -21,7 +21,7 @@ from headrace.stores.models import BundleRef, ModelRegistry, read_pointer, write
 from tests.integration.conftest import feast_applied
 from tests.integration.test_training import fill_lake
 from training import evaluate, promote, train
-from training.champion import check_features, read_opponent
+from training.champion import InService, NoChampion, Why, champion_of, check_features, read_in_service
 from training.config import small
 from training.dataset import catalogue, items_known_at
 from training.evaluate import Evaluation
@@ -192,19 +192,20 @@ def test_a_champion_says_what_it_has_seen_and_one_that_does_not_fit_says_why(
         Neighbours.of_items(np.full((1, 1), -1, np.int32), np.zeros((1, 1), np.float32)),
     )
     promote.main(result.version, settings, clock=lambda: STARTED_US)
-    found = read_opponent(settings, content, nobodys, cut_us)
-    assert not isinstance(found, str)
-    assert found.note is None
-    earlier = read_opponent(settings, content, nobodys, cut_us - 1)
-    assert not isinstance(earlier, str)
-    assert earlier.note is not None
-    assert "has seen part of the test" in earlier.note
+    found = read_in_service(settings)
+    assert isinstance(found, InService)
+    assert champion_of(found, content, nobodys, cut_us).note is None
+    note = champion_of(found, content, nobodys, cut_us - 1).note
+    assert note is not None
+    assert "has seen part of the test" in note
 
     champion = read_pointer(pointer)
     assert champion is not None
     write_pointer(pointer, BundleRef(champion.version, tmp_path / "gone", champion.promoted_at))
-    refused = read_opponent(settings, content, nobodys, cut_us)
+    refused = read_in_service(settings)
+    unread = evaluate.main(ModelRegistry(settings).register(result.bundle_dir, {}), settings).report
     write_pointer(pointer, champion)
-    assert isinstance(refused, str)
-    assert "is missing: train again or promote another version" in refused
-    assert names.CHAMPION in refused
+    assert isinstance(refused, NoChampion)
+    assert refused.why is Why.DAMAGED
+    assert "is missing: train again or promote another version" in refused.said
+    assert f"no champion: {refused.said}" in unread.notes

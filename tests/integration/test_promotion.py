@@ -47,6 +47,7 @@ CONFIG = small().changed(
     max_ranked_requests=200,
     resamples=200,
 )
+QUICK = CONFIG.changed(tower_epochs=1)
 CHECKS = [FILES, DEFINITIONS, QUALITY, FEATURES, SCORES, LATENCY]
 
 
@@ -172,7 +173,7 @@ def test_a_version_that_takes_too_long_is_refused_by_its_latency_and_not_compare
     with pytest.raises(NotPromotedError, match=r"^not promoted: latency$"):
         promote.main("1", hasty, note=verdicts.append)
     said = {verdict.check: verdict for verdict in verdicts}
-    assert said[QUALITY].measured == "version 1 itself is in service"
+    assert said[QUALITY].measured == "no champion to compare with: version 1 itself is in service"
     assert said[LATENCY].bound == "p99 at most 0.001 ms (HEADRACE_MODEL_SHARE of HEADRACE_DEADLINE_MS)"
     promote.main("1", shop.settings)  # its tag again
 
@@ -256,18 +257,42 @@ def test_after_the_features_changed_the_sequence_that_is_named_puts_the_old_vers
     features.write_text(before.replace(ten_minutes, twenty_minutes))
     try:
         apply(shop.settings)
-        trained = train.main(CONFIG.changed(tower_epochs=1), shop.settings)
+        trained = train.main(QUICK, shop.settings)
         assert trained is not None
         promote.main(trained.version, shop.settings)
         assert in_service(shop.settings) == trained.version
         with pytest.raises(BundleError, match=r"^version 1 cannot be put back as it is: .*`headrace rollback 1`$"):
             rollback.main("1", shop.settings)
         assert in_service(shop.settings) == trained.version
+        ModelRegistry(shop.settings).promote("1")
+        said: list[str] = []
+        followed = retrain.once(QUICK, shop.settings, say=said.append, on_drift=DriftConfig())
+        assert "it was trained on another definition of view " in said[0]
+        assert (followed.promoted, in_service(shop.settings)) == (True, followed.version)
     finally:
         features.write_text(before)
         apply(shop.settings)
-    assert rollback.main("1", shop.settings).left == trained.version
+    assert rollback.main("1", shop.settings).left == followed.version
     assert in_service(shop.settings) == "1"
+
+
+def test_a_champion_that_cannot_be_read_is_followed_by_a_training_from_nothing_that_waits_for_force(
+    shop: Shop, forgetful: str
+) -> None:
+    promote.main(forgetful, shop.settings, force=True)
+    weights = registered(shop.settings, forgetful).path / "weights.pt"
+    content = weights.read_bytes()
+    weights.write_bytes(b"")
+    said: list[str] = []
+    try:
+        found = retrain.once(QUICK, shop.settings, say=said.append, on_drift=DriftConfig())
+        assert found.version is not None
+        assert (found.promoted, failed(found.verdicts), in_service(shop.settings)) == (False, [QUALITY], forgetful)
+        assert promote.main(found.version, shop.settings, force=True).version == found.version
+    finally:
+        weights.write_bytes(content)
+    assert "weights.pt is damaged" in said[0]
+    assert said[1].endswith("s train, from nothing")
 
 
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
@@ -293,12 +318,10 @@ def test_without_anything_new_nothing_is_trained(
     monkeypatch.setattr(train, "main", refuse)
     with pytest.raises(ValueError, match="asked to train"):
         retrain.once(CONFIG, shop.settings, always=True)
-    champion = read_champion(shop.settings)
-    assert champion is not None
-    assert retrain.nothing_new(champion, shop.settings)
-    manifest = Bundle.load(champion.path).manifest
-    monkeypatch.setattr(retrain, "read_manifest", lambda _: replace(manifest, fingerprints={names.USER_ACTIVITY: 12}))
-    assert not retrain.nothing_new(champion, shop.settings)
+    manifest = Bundle.load(registered(shop.settings, "1").path).manifest
+    assert retrain.nothing_new(manifest, shop.settings)
+    start_us, end_us = manifest.window_us
+    assert not retrain.nothing_new(replace(manifest, window_us=(start_us, end_us - 24 * 3_600 * MICROS)), shop.settings)
 
 
 def refuse(*_: object, **__: object) -> None:

@@ -539,6 +539,10 @@ def test_a_bundle_of_other_features_is_refused_while_the_old_one_goes_on(shop: S
         assert service.version == "v1"
         assert "another definition of view user_activity" in service.problems["champion"]
         assert service.ask().model_version == "v1"
+        promote(shop, tiny_bundle.save_bundle(shop, "v3", ITEMS[:3], {"sessions": 7}))
+        service.refresher.refresh_model()
+        assert service.version == "v1"
+        assert "trained on view sessions (fingerprint 7), which is not there" in service.problems["champion"]
 
 
 def test_a_bundle_that_cannot_rank_is_refused_before_it_meets_a_request(

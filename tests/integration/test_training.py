@@ -24,7 +24,7 @@ from headrace.events import EVENT_SCHEMA, EventIn, encode_records, to_record
 from headrace.ingest.shop import ShopConfig
 from headrace.ingest.simulator import simulate
 from headrace.models import columns
-from headrace.models.bundle import Bundle
+from headrace.models.bundle import Bundle, BundleError
 from headrace.models.neighbours import Neighbours
 from headrace.models.scorer import Scorer
 from headrace.settings import MICROS, Settings
@@ -124,7 +124,6 @@ def test_the_bundle_says_what_it_was_trained_on_and_with(settings: Settings, bun
     manifest = bundle.manifest
     assert TrainConfig.from_json(manifest.config) == CONFIG
     assert manifest.created_us == STARTED_US
-    assert manifest.services == (names.RETRIEVAL_SERVICE, names.RANKER_SERVICE)
     assert set(manifest.fingerprints) == {names.USER_ACTIVITY, names.ITEM_ACTIVITY}
     assert manifest.window_us[0] < manifest.cut_us < manifest.window_us[1] <= SHOP.end_us
     assert bundle.items.item_ids == bundle.snapshot.item_id
@@ -436,8 +435,29 @@ def test_a_run_whose_features_were_defined_anew_does_not_go_on(
         patch.setattr(train, "compile_views", anew)
         with pytest.raises(RunError, match=f"began with another definition of view {names.ITEM_ACTIVITY} "):
             train.main(QUICK, settings, clock=lambda: STARTED_US + 22, resume=True)
+    monkeypatch.setattr(train, "compile_views", lambda *them: {**compiled(*them), "of no service": None})
     resumed = train.main(QUICK, settings, clock=lambda: STARTED_US + 23, resume=True)
     assert Bundle.load(resumed.bundle_dir).manifest.fingerprints == Bundle.load(result.bundle_dir).manifest.fingerprints
+
+
+def test_a_run_whose_start_cannot_be_read_does_not_begin_and_one_that_has_begun_says_so(
+    settings: Settings, result: train.TrainResult, tmp_path: Path
+) -> None:
+    start = tmp_path / "start"
+    shutil.copytree(result.bundle_dir, start)
+    path = killed_at((train, "learn_retrieval"), settings, STARTED_US + 26, start).path
+    (start / "weights.pt").write_bytes(b"")
+    with pytest.raises(
+        RunError,
+        match=rf"run {path.name} began with weights .*weights\.pt is damaged.*: put that bundle back, or delete {path}",
+    ):
+        train.main(QUICK, settings, clock=lambda: STARTED_US + 27, resume=True)
+    shutil.rmtree(path)
+    with pytest.raises(
+        BundleError, match=r"^there are no weights to begin with \(.*weights\.pt is damaged.*\): leave --warm-start out"
+    ):
+        train.main(QUICK, settings, clock=lambda: STARTED_US + 28, warm_start=start)
+    assert list(settings.runs_dir.iterdir()) == []
 
 
 def test_rows_that_were_cut_short_are_named_with_the_remedy(settings: Settings, result: train.TrainResult) -> None:

@@ -41,7 +41,7 @@ def save_bundle(
         vectors = towers.items(fitted.items(content, with_activity=False)).numpy()
     near = np.array([[1, 2], [0, -1], [0, -1]], dtype=np.int32)
     items = Items(list(item_ids), vectors, near, np.ones((3, 2), dtype=np.float32))
-    manifest = Manifest(version, 1, model, {}, (), dict(fingerprints or {}), (0, 1), 1, 1, {}, "0")
+    manifest = Manifest(version, 1, model, {}, dict(fingerprints or {}), (0, 1), 1, 1, {}, "0")
     folder = settings.bundles_dir / version
     index = ItemIndex.build(vectors, vectors)
     Bundle(manifest, fitted, towers, ranker, items, index, Snapshot(1, content)).save(folder)

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 
 from headrace.models.architectures import ranker_of, towers_of
-from headrace.models.bundle import FILES, FORMAT, MANIFEST, Bundle, BundleError, _digest, check_fit
+from headrace.models.bundle import (
+    FILES,
+    FORMAT,
+    MANIFEST,
+    Bundle,
+    BundleError,
+    NoSuchArchitectureError,
+    OtherDefinitionsError,
+    OtherFormatError,
+    _digest,
+    check_fit,
+)
 from headrace.models.index import ItemIndex
 from headrace.models.preprocessing import Vocabulary
 from tests.conftest import ROOT
@@ -83,7 +94,9 @@ def rewritten(folder: Path, **changes: object) -> None:
 def test_a_bundle_of_an_older_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
     tiny_shop.bundle().save(tmp_path / "first")
     rewritten(tmp_path / "first", format=FORMAT - 1)
-    with pytest.raises(BundleError, match=rf"first has format {FORMAT - 1}, this version reads {FORMAT}: train again"):
+    with pytest.raises(
+        OtherFormatError, match=rf"^bundle .*first has format {FORMAT - 1}, this version reads {FORMAT}: train again"
+    ):
         Bundle.load(tmp_path / "first")
 
 
@@ -114,7 +127,9 @@ def test_a_bundle_of_an_architecture_that_is_not_installed_is_refused_with_the_r
     bundle = tiny_shop.bundle()
     bundle.save(tmp_path / "first")
     rewritten(tmp_path / "first", model={**bundle.manifest.model.to_json(), "towers": "not_here:Own"})
-    with pytest.raises(BundleError, match=r"first cannot be run here: no towers 'not_here:Own': .* on PYTHONPATH"):
+    with pytest.raises(
+        NoSuchArchitectureError, match=r"first cannot be run here: no towers 'not_here:Own': .* on PYTHONPATH"
+    ):
         Bundle.load(tmp_path / "first")
 
 
@@ -210,7 +225,11 @@ def test_nulls_and_nan_are_still_scored() -> None:
     assert np.isfinite(tiny_shop.bundle().scorer().rank(user, items, T_US)).all()
 
 
-def test_a_bundle_of_another_definition_is_refused_by_view() -> None:
-    check_fit({"user_activity": 1, "gone": 7}, {"user_activity": 1, "item_activity": 2})
-    with pytest.raises(BundleError, match="another definition of view user_activity"):
+def test_a_bundle_of_another_definition_or_of_a_view_that_is_not_there_is_refused_by_view() -> None:
+    check_fit({"user_activity": 1}, {"user_activity": 1, "item_activity": 2})
+    with pytest.raises(OtherDefinitionsError, match="another definition of view user_activity"):
         check_fit({"user_activity": 1}, {"user_activity": 3})
+    with pytest.raises(
+        OtherDefinitionsError, match=r"trained on view gone \(fingerprint 7\), which is not there: train"
+    ):
+        check_fit({"user_activity": 1, "gone": 7}, {"user_activity": 1})

@@ -75,7 +75,7 @@ def bundle(version: str = "first") -> Bundle:
     torch.manual_seed(0)
     return Bundle(
         manifest=Manifest(
-            version=version, created_us=T_US, model=MODEL, config={"size": 1}, services=("retrieval_v1", "ranker_v1"),
+            version=version, created_us=T_US, model=MODEL, config={"size": 1},
             fingerprints={"user_activity": 2**64 - 1}, window_us=(1, 4), validation_us=2, cut_us=3, metrics={"ndcg_at_10": 0.5},
             code_version="0.1.0",
         ),

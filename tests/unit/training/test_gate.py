@@ -10,8 +10,10 @@ import torch
 from headrace.ops.verify import Mismatch, VerifyReport
 from headrace.settings import Settings
 from tests.unit.models import tiny_shop
+from tests.unit.training.test_champion import fitting, rewritten, serve
 from training.config import default, small
 from training.gate import (
+    DEFINITIONS,
     FEATURES,
     FILES,
     Verdict,
@@ -68,26 +70,76 @@ def test_a_refusal_says_what_was_measured_on_what() -> None:
 def test_of_too_few_users_nothing_is_passed_and_the_remedy_is_more_of_them() -> None:
     verdict = judge_quality(replace(compared(-0.1, None, None), requests=40, users=1))
     assert verdict.measured == (
-        "NDCG@10 0.1000, champion version 7 0.2000: -0.1000 on 40 requests of 1 users: that takes 10 users at least"
+        "NDCG@10 0.1000, champion version 7 0.2000: -0.1000 on 40 requests of 1 users: that takes 50 requests of 10 users at least"
     )
     assert verdict.remedy == (
         "let more users do more since its cut or train with a larger test_share, or promote it unseen with --force"
     )
     assert not judge_quality(replace(compared(-0.1, -0.2, 0.0), users=9)).passed
     assert judge_quality(replace(compared(-0.1, -0.2, 0.0), users=10)).passed
+    assert not judge_quality(replace(compared(-0.1, -0.2, 0.0), users=40, requests=49)).passed
+    assert judge_quality(replace(compared(-0.1, -0.2, 0.0), users=40, requests=50)).passed
 
 
 def test_a_version_does_not_choose_how_it_is_judged() -> None:
     lenient = small().changed(max_test=1, max_ranked_requests=1, seed=5, resamples=0, candidates=2, width=64)
-    judged, own = judged_by(lenient), default()
+    judged, own = judged_by(lenient, {}), default()
     for name in ("max_test", "max_ranked_requests", "seed", "resamples", "candidates"):
         assert getattr(judged, name) == getattr(own, name)
     assert judged.width == 64
 
 
+def test_what_counts_as_turning_to_an_item_is_the_champions_word() -> None:
+    lenient = small().changed(outcome_hours=0.01, min_rating=0.0)
+    judged = judged_by(lenient, {"outcome_hours": 48.0, "min_rating": 7.0, "of another version of the code": 1})
+    assert (judged.outcome_hours, judged.min_rating) == (48.0, 7.0)
+    of_none = judged_by(lenient, {})
+    assert (of_none.outcome_hours, of_none.min_rating) == (default().outcome_hours, default().min_rating)
+
+
 def test_without_a_champion_there_is_none_to_be_worse_than(settings: Settings) -> None:
     verdict = check_quality(tiny_shop.bundle(), "1", settings)
     assert (verdict.passed, verdict.measured) == (True, "no champion to compare with: no version is in service")
+
+
+def test_a_champion_that_cannot_be_read_is_not_taken_for_one_that_is_worse(settings: Settings) -> None:
+    """It may be better, so it takes whoever puts its files back, or says --force."""
+    champion, candidate = fitting(settings, "user_activity"), tiny_shop.bundle("second")
+    folder = serve(settings, champion)
+    whole = (folder / "bundle.json").read_text()
+    rewritten(folder, model={**champion.manifest.model.to_json(), "towers": "not_here:Own"})
+    elsewhere = check_quality(candidate, "8", settings)
+    assert not elsewhere.passed
+    assert "no towers 'not_here:Own'" in elsewhere.measured
+    assert elsewhere.remedy.startswith("run this where Python finds that module")
+
+    (folder / "bundle.json").write_text(whole)
+    (folder / "weights.pt").write_bytes(b"")
+    damaged = check_quality(candidate, "8", settings)
+    assert not damaged.passed
+    assert damaged.measured.startswith("no champion to compare with: version 7, which is in service, cannot be asked")
+    assert damaged.remedy.startswith("put its files back, or `headrace rollback`")
+
+
+def test_of_a_champion_that_no_replica_would_take_any_more_nothing_is_lost(settings: Settings) -> None:
+    champion, candidate = fitting(settings, "user_activity"), tiny_shop.bundle("second")
+    old = replace(champion, manifest=replace(champion.manifest, fingerprints={"user_activity": 12}))
+    folder = serve(settings, old)
+    other = check_quality(candidate, "8", settings)
+    assert (other.passed, other.remedy) == (True, "")
+    assert "another definition of view user_activity" in other.measured
+    rewritten(folder, format=1)
+    older = check_quality(candidate, "8", settings)
+    assert (older.passed, older.remedy) == (True, "")
+    assert "has format 1" in older.measured
+
+
+def test_without_registered_features_no_definition_is_said_to_fit(settings: Settings, tmp_path: Path) -> None:
+    tiny_shop.bundle().save(tmp_path / "first")
+    whole, definitions = gate("1", tmp_path / "first", settings)
+    assert (whole.check, whole.passed) == (FILES, True)
+    assert (definitions.check, definitions.passed, definitions.remedy) == (DEFINITIONS, False, "run `headrace apply`")
+    assert "no features are registered in" in definitions.measured
 
 
 def test_without_a_store_there_is_nothing_served_to_compare(settings: Settings) -> None:

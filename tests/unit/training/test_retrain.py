@@ -12,9 +12,13 @@ import pytest
 from headrace.ops.interrupts import Interrupted
 from headrace.ops.ports import free_port
 from headrace.settings import Settings
+from headrace.stores.models import BundleRef
+from training import drift, retrain, train
+from training.champion import NoChampion, Why
 from training.config import small
+from training.drift_signals import DriftConfig
 from training.fit import Epoch
-from training.retrain import Round, _OwnRun, command, keep_on, learnt_nothing, wait_until_served
+from training.retrain import Round, _OwnRun, command, keep_on, learnt_nothing, once, wait_until_served
 from training.run_folder import RunFolder
 from training.spans import span_us
 
@@ -85,6 +89,45 @@ def test_a_run_that_cannot_be_taken_away_is_named_and_hides_no_other_error(
     with pytest.raises(ValueError, match="the lake is empty"):
         failing()
     assert "own is left of a training that did not end ([Errno 13] Permission denied:" in caplog.text
+
+
+class AskedToTrain(Exception):
+    """With the weights that it was to begin with."""
+
+
+@pytest.mark.parametrize("on_drift", [None, DriftConfig()])
+@pytest.mark.parametrize(
+    ("why", "begins_as"),
+    [
+        (Why.OTHER_DEFINITIONS, Path("bundles/seven")),
+        (Why.OTHER_FORMAT, None),
+        (Why.NO_ARCHITECTURE, None),
+        (Why.DAMAGED, None),
+    ],
+)
+def test_a_champion_that_cannot_be_asked_is_followed_by_a_training_whatever_drift_says(
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    why: Why,
+    begins_as: Path | None,
+    on_drift: DriftConfig | None,
+) -> None:
+    found = NoChampion(
+        why, "version 7, which is in service, cannot be asked: so it is", BundleRef("7", Path("bundles/seven"))
+    )
+    monkeypatch.setattr(retrain, "read_in_service", lambda _: found)
+    monkeypatch.setattr(drift, "measure", lambda *_: pytest.fail("what drifts from a model that nobody can take?"))
+
+    def training(*_: object, warm_start: Path | None, **__: object) -> None:
+        raise AskedToTrain(warm_start)
+
+    monkeypatch.setattr(train, "main", training)
+    said: list[str] = []
+    with pytest.raises(AskedToTrain) as asked:
+        once(small(), settings, say=said.append, on_drift=on_drift)
+    assert asked.value.args == (begins_as,)
+    assert said[0] == found.said
+    assert said[1].endswith("s train, from nothing" if begins_as is None else "s train, from version 7")
 
 
 def epochs(*judged: float) -> list[Epoch]:

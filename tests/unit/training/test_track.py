@@ -167,6 +167,59 @@ def test_an_epoch_that_mlflow_does_not_take_is_told_with_the_next(
     assert steps(settings, track.run_id, "towers/loss") == [(1, 2.0), (2, 2.0)]
 
 
+LOCKED = MlflowException("(sqlite3.OperationalError) database is locked\n[SQL: INSERT INTO tags]")
+IS_SAID = (
+    r"^MLflow does not take {what} \(\(sqlite3.OperationalError\) database is locked\): see whether sqlite:.*; "
+    r"then `headrace train --resume` goes on$"
+)
+
+
+def refused(*_: object, **__: object) -> None:
+    raise LOCKED
+
+
+@pytest.mark.parametrize("method", ["create_run", "log_batch"])
+def test_a_run_that_mlflow_does_not_take_as_it_begins_is_an_error_with_the_remedy(
+    settings: Settings, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(MlflowClient, method, refused)
+    what = "that a run begins" if method == "create_run" else "what a run begins with"
+    with pytest.raises(RegistryError, match=IS_SAID.format(what=what)):
+        begun(settings, folder)
+
+
+def test_what_mlflow_does_not_take_at_the_end_of_a_run_is_an_error_with_the_remedy_and_the_run_can_go_on(
+    settings: Settings, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle.json").write_text("{}")
+    page = tmp_path / "report.html"
+    page.write_text("a page")
+    track, bundle = begun(settings, folder), tmp_path / "tmp"
+    bundle.mkdir()
+    with monkeypatch.context() as locked:
+        for method in ("log_text", "set_tag", "log_batch"):
+            locked.setattr(MlflowClient, method, refused)
+        with pytest.raises(RegistryError, match=IS_SAID.format(what="what came of a run")):
+            track.made(tmp_path, {}, {})
+        with pytest.raises(RegistryError, match=IS_SAID.format(what="the report of a run")):
+            track.reported(page)
+        with pytest.raises(RegistryError, match=IS_SAID.format(what="bundle tmp")):
+            ModelRegistry(settings).register(bundle, {"ndcg_at_10": 0.5}, run_id=track.run_id)
+    track.made(tmp_path, {}, {})
+    track.reported(page)
+    assert read(settings, track.run_id).data.tags["bundle"] == str(tmp_path.resolve())
+
+
+def test_a_run_whose_end_mlflow_does_not_take_has_ended_all_the_same(
+    settings: Settings, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(MlflowClient, "set_terminated", refused)
+    with Track(settings, lambda: NOW_US) as track:
+        track.begin(folder, small(), FACTS)
+    said = f"MLflow does not know that run {track.run_id} has ended: (sqlite3.OperationalError) database is locked"
+    assert caplog.messages[-1] == said
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]

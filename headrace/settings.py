@@ -95,10 +95,10 @@ class Settings(BaseSettings):
         description="Share of slates whose order is drawn, to learn from; `headrace up` takes 0.05 where it is not set.",
     )
     exploration_temperature: float = Field(
-        0.25,
+        0.05,
         ge=0.01,
         le=100,
-        description="Of the drawing: an item worth twice as much is 2^(1/temperature) times as likely.",
+        description="Of the drawing: an item worth 1.1 times as much is 1.1^(1/temperature) times as likely.",
     )
 
     @property

@@ -19,7 +19,7 @@ from headrace.events import MODEL_VERSION_CHARS
 from headrace.exploration import log_prefix_chances
 from headrace.settings import DAY_US, HOUR_US
 from headrace.stores.lake import EventLake
-from training.config import small
+from training.config import TrainConfig
 from training.dataset import T_US, events_on_items, impressions
 from training.estimators import OffPolicyError, check_propensities
 
@@ -49,11 +49,11 @@ class LoggedSlates:
 
 
 def read_slates(
-    lake: EventLake, version: str, days: float, outcome: str, outcome_hours: float, called: str | None = None
+    lake: EventLake, version: str, days: float, outcome: str, config: TrainConfig, called: str | None = None
 ) -> LoggedSlates:
     """Of the last `days` that a model version has shown something in, by the name that impressions have of it; `called` is what errors call
-    it. `outcome`: of `training.dataset.LABELS`, within `outcome_hours`; what was shown in the last of these before the log ends is left
-    out, as its outcomes may still come.
+    it. `outcome`: of `training.dataset.LABELS`, as `config` counts them; what was shown in the last of its `outcome_hours` before the log
+    ends is left out, as its outcomes may still come.
 
     Raises OffPolicyError where nothing is left, DatasetError where there is nothing at all.
     """
@@ -70,7 +70,7 @@ def read_slates(
             "version that has"
         )
     end_us = int(shown[T_US].max()) + 1  # type: ignore[arg-type]
-    settled_us = int(events[T_US].max()) - int(outcome_hours * HOUR_US)  # type: ignore[arg-type]
+    settled_us = int(events[T_US].max()) - int(config.outcome_hours * HOUR_US)  # type: ignore[arg-type]
     shown = shown.filter(pl.col(T_US) >= end_us - int(days * DAY_US))
     rows = shown.with_columns(
         pl.col(names.PROPERTIES).str.json_path_match(f"$.{names.DRAWN}").cast(pl.Float64, strict=False).alias("drawn"),
@@ -90,11 +90,11 @@ def read_slates(
     if wanted.is_empty():
         raise OffPolicyError(
             f"none of {of_slate.height} slates of {called} in the {days:g} days up to {from_micros(end_us).isoformat()} "
-            f"was explored with all its places logged, {outcome_hours:g} hours or more before the log ends: "
+            f"was explored with all its places logged, {config.outcome_hours:g} hours or more before the log ends: "
             "serve with HEADRACE_EXPLORATION above 0, take more days (--days), or wait for the outcomes"
         )
     asked = events.join(wanted.select(_REQUEST), on=_REQUEST, how="semi")
-    labels = impressions(asked, small().changed(outcome_hours=outcome_hours)).select(_REQUEST, names.ITEM_ID, outcome)
+    labels = impressions(asked, config).select(_REQUEST, names.ITEM_ID, outcome)
     rows = rows.join(wanted.select(_REQUEST), on=_REQUEST, how="semi").join(labels, on=[_REQUEST, names.ITEM_ID])
     rows = rows.sort(_REQUEST, "position")
     check_propensities(rows["propensity"].fill_null(float("nan")).to_numpy())

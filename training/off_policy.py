@@ -97,7 +97,7 @@ def of_lake(
         raise OffPolicyError(f"no outcome is called {outcome!r}: choose one of {', '.join(LABELS)}")
     served = served_as(settings, version)
     lake = EventLake(settings.lake_dir)
-    slates = read_slates(lake, served.bundle, days, outcome, served.outcome_hours, called=str(served))
+    slates = read_slates(lake, served.bundle, days, outcome, served.config, called=str(served))
     weights_R, above_R = (_bounded(each, clip) for each in cascade_weights(slates, share))
     rates_R = place_rates(slates)
     rewards_R, units_R = slates.reward_R, slates.slate_R
@@ -119,11 +119,11 @@ def of_lake(
 
 @dataclass(frozen=True)
 class Served:
-    """A registered version, the bundle by whose name impressions know it, and within how many hours it counts what comes of them."""
+    """A registered version, the bundle by whose name impressions know it, and the config by which it counts what comes of them."""
 
     version: str
     bundle: str
-    outcome_hours: float
+    config: TrainConfig
 
     def __str__(self) -> str:
         return f"version {self.version} (bundle {self.bundle})"
@@ -141,7 +141,7 @@ def served_as(settings: Settings, version: str | None) -> Served:
 
 def _served(version: str, bundle: Path) -> Served:
     manifest = read_manifest(bundle)
-    return Served(version, manifest.version, TrainConfig.from_json(manifest.config).outcome_hours)
+    return Served(version, manifest.version, TrainConfig.from_json(manifest.config))
 
 
 def of_open_bandit(

@@ -85,7 +85,9 @@ def slates_of(
     folder: Path, rows: Iterable[dict[str, Any]], days: float = 30.0, outcome: str = "click", hours: float = 24.0
 ) -> Any:
     """Of a log that goes on long after."""
-    return read_slates(lake_of(folder, encode_records([*rows, LONG_AFTER])), "v1", days, outcome, hours)
+    return read_slates(
+        lake_of(folder, encode_records([*rows, LONG_AFTER])), "v1", days, outcome, small().changed(outcome_hours=hours)
+    )
 
 
 def test_slates_are_read_by_place_with_what_came_of_them(tmp_path: Path) -> None:
@@ -142,7 +144,9 @@ def test_outcomes_count_within_their_hours_and_a_slate_that_is_not_so_old_is_lef
         impression("r2", 0, "b", 0.1, 0.5, timestamp=T + 8 * HOUR_US, as_of=T + 8 * HOUR_US),
         event("view", "r9", "z", T + 10 * HOUR_US),
     ]
-    found = read_slates(lake_of(tmp_path, encode_records(rows)), "v1", 1.0, "click", hours)
+    found = read_slates(
+        lake_of(tmp_path, encode_records(rows)), "v1", 1.0, "click", small().changed(outcome_hours=hours)
+    )
     assert found.reward_R.tolist() == rewards
     assert found.left_out["whose outcomes may still come"] == unsettled
 
@@ -156,17 +160,17 @@ def test_the_window_ends_with_the_version_s_last_impression(tmp_path: Path) -> N
 
 def test_logs_that_say_nothing_are_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="run `headrace ingest` first"):
-        read_slates(EventLake(tmp_path), "v1", 1.0, "click", 24.0)
+        read_slates(EventLake(tmp_path), "v1", 1.0, "click", small())
     lake = lake_of(tmp_path, encode_records([impression("r3", 0, "a")]))
     with pytest.raises(
         OffPolicyError,
         match=r"holds no impression of version 2 \(bundle v7\): serve slates first, with HEADRACE_EXPLORATION",
     ):
-        read_slates(lake, "v7", 1.0, "click", 24.0, called="version 2 (bundle v7)")
+        read_slates(lake, "v7", 1.0, "click", small(), called="version 2 (bundle v7)")
     with pytest.raises(OffPolicyError, match=r"none of 1 slates of version v1 .* HEADRACE_EXPLORATION above 0"):
-        read_slates(lake, "v1", 1.0, "click", 24.0)
+        read_slates(lake, "v1", 1.0, "click", small())
     with pytest.raises(OffPolicyError, match=r"none of 2 slates .* 24 hours or more before .* wait for the outcomes"):
-        read_slates(lake_of(tmp_path / "young", encode_records(TWO_SLATES)), "v1", 1.0, "click", 24.0)
+        read_slates(lake_of(tmp_path / "young", encode_records(TWO_SLATES)), "v1", 1.0, "click", small())
     with pytest.raises(OffPolicyError, match="1 of 1 impressions have no propensity"):
         slates_of(tmp_path / "none", [impression("r1", 0, "a", None, 0.5)])
 

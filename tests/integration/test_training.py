@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from mlflow.entities import Run
 
 from headrace import names
@@ -25,6 +26,7 @@ from headrace.ingest.shop import ShopConfig
 from headrace.ingest.simulator import simulate
 from headrace.models import columns
 from headrace.models.bundle import Bundle, BundleError
+from headrace.models.inputs import UserInputs
 from headrace.models.neighbours import Neighbours
 from headrace.models.scorer import Scorer
 from headrace.settings import MICROS, Settings
@@ -321,6 +323,39 @@ def test_one_seed_gives_one_report(settings: Settings) -> None:
         train.main(QUICK, settings, clock=lambda at=at: at).report for at in (STARTED_US + 1, STARTED_US + 2)
     )  # type: ignore[misc]
     assert first == again
+
+
+def test_as_many_lists_are_learnt_from_as_asked_for_whatever_else_the_towers_offer(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 240 requests with 60 of 200 items offered each, most are of an item that is not among these."""
+    chosen = []
+
+    def counting(*given: Any) -> Any:
+        learnt, held = prepare.ranker_lists(*given)
+        assert learnt is not None
+        chosen.append(int(learnt.choices_R.sum()))
+        return learnt, held
+
+    monkeypatch.setattr(train, "ranker_lists", counting)
+    train.main(QUICK.changed(max_lists=60, candidates=60), settings, clock=lambda: STARTED_US + 31)
+    assert chosen == [60]
+
+
+def test_users_of_requests_are_the_same_however_many_are_read_at_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def twice(*given: Any) -> UserInputs:
+        together = prepare.users_of(*given)
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "USER_CHUNK", 7)
+            parts = prepare.users_of(*given)
+        assert len(together.items_BL) > 7
+        assert all(torch.equal(whole, part) for whole, part in zip(together, parts, strict=True))
+        return together
+
+    monkeypatch.setattr(train, "users_of", twice)
+    train.main(QUICK, settings, clock=lambda: STARTED_US + 32)
 
 
 def killed_at(at: tuple[object, str], settings: Settings, began_us: int, warm_start: Path | None = None) -> RunFolder:

@@ -181,8 +181,8 @@ def padded(directory: Path, config: TrainConfig) -> dict[str, Any]:
     """Rows/s of the towers by windows, and with a history for each row, both cut to what a batch of like lengths needs."""
     with _prepared(directory, config) as ready:
         windows, table = ready.rows("windows"), ready.shop.catalogue.inputs
-        target_R, chance_I = ready.shop.places(ready.positives), torch.ones(ready.shop.items)
-        ours = learn_towers.TowerObjective(ready.towers(), table, chance_I)
+        target_R = ready.shop.places(ready.positives)
+        ours = learn_towers.TowerObjective(ready.towers(), table)
         units = learn_towers.units(windows, target_R, ready.shop.items, None, "cpu")
         batch = max(1, round(config.batch * len(windows) / windows.rows))
         some = ready.positives.sample(min(_PADDED_ROWS, ready.positives.height), seed=config.seed)
@@ -286,8 +286,7 @@ def bounded(directory: Path, rows: int, bound_mb: int) -> dict[str, Any]:
             place = ready.folder / "rows"
             windows = write_windows(place, keys, chunks, ready.shop.preprocessing, ready.shop.catalogue.row)
             built, held_by_build = time.perf_counter() - began, peaks["RssAnon"] - before["RssAnon"]
-            chance_I = learn_towers.inclusion_chances(target_R, ready.shop.items, config.batch, config.drawn_items)
-            objective = learn_towers.TowerObjective(ready.towers(), ready.shop.catalogue.inputs, chance_I)
+            objective = learn_towers.TowerObjective(ready.towers(), ready.shop.catalogue.inputs)
             units = learn_towers.units(windows, target_R, ready.shop.items, config.drawn_items, "cpu")
             batch = max(1, round(config.batch * len(windows) / windows.rows))
             epochs = ready.fitted(objective, units, batch, epochs=1)

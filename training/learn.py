@@ -35,7 +35,6 @@ def learn_retrieval(
     if run.warm_start is not None:
         begin_from(run.warm_start, run.warm_start.towers, towers, shop.preprocessing, run.model)
     target_R, drawn = shop.places(positives), None if shop.items <= config.full_softmax_items else config.drawn_items
-    chance_I = learn_towers.inclusion_chances(target_R, shop.items, config.batch, drawn or 0).to(device)
     judged = asked.head(min(config.max_validation or len(asked), len(asked)))
     judged_users = users.rows(torch.arange(len(judged)))
 
@@ -47,7 +46,7 @@ def learn_retrieval(
     epochs = fit(
         TOWERS,
         towers,
-        learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device), chance_I),
+        learn_towers.TowerObjective(towers, shop.catalogue.inputs.to(device)),
         learn_towers.units(windows, target_R, shop.items, drawn, device),
         schedule_of(config, config.tower_epochs, max(1, round(config.batch * len(windows) / windows.rows))),
         judge=quality if len(judged) else None,

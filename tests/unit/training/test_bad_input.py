@@ -77,7 +77,7 @@ def learnt_towers(folder: Path) -> tuple[TwoTowers, Preprocessing, Catalogue]:
     windows = write_windows(folder / "rows", rows, iter([odd_users()]), fitted, shop.row)
     torch.manual_seed(0)
     towers, targets = TwoTowers(fitted, MODEL), np.array([2, 0, 3])
-    objective = learn_towers.TowerObjective(towers, shop.inputs, torch.ones(4))
+    objective = learn_towers.TowerObjective(towers, shop.inputs)
     losses = learn(towers, objective, learn_towers.units(windows, targets, 4, None, "cpu"), folder / "towers.pt")
     assert np.isfinite(losses).all()
     return towers, fitted, shop
@@ -172,7 +172,7 @@ def test_a_shop_of_one_item_and_a_user_without_a_history_have_a_loss_of_nothing(
     rows = pl.DataFrame({"user_id": ["w"], "t_us": [T_US]})
     windows = write_windows(tmp_path / "rows", rows, iter([odd_users().slice(2)]), fitted, shop.row)
     towers = TwoTowers(fitted, MODEL)
-    objective = learn_towers.TowerObjective(towers, shop.inputs, torch.ones(1))
+    objective = learn_towers.TowerObjective(towers, shop.inputs)
     units = learn_towers.units(windows, np.array([0]), 1, None, "cpu")
     losses = learn(towers, objective, units, tmp_path / "towers.pt")
     assert losses == pytest.approx([0.0] * 3, abs=1e-6)

@@ -30,15 +30,24 @@ def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) ->
     read = units(windows(tmp_path), TARGETS, 4, 2, "cpu").read
     for batch in (np.array([0, 1]), np.array([1, 2]), np.array([2, 0])):
         first, again, other_process = read(batch, batch), read(batch, batch), read(batch, batch[:1])
-        assert torch.equal(first.candidates_S, again.candidates_S)
-        assert torch.equal(first.candidates_S, other_process.candidates_S)
-        assert set(TARGETS[batch]) <= set(first.candidates_S.tolist())
+        for other in (again, other_process):
+            assert all(torch.equal(*pair) for pair in zip(first.candidates, other.candidates, strict=True))
+        assert set(TARGETS[batch]) <= set(first.candidates.places_S.tolist())
+
+
+def test_chances_are_those_of_the_rows_that_the_batch_has(tmp_path: Path) -> None:
+    read = units(windows(tmp_path), TARGETS, 4, 2, "cpu").read
+    for batch in (np.array([1]), np.array([0, 1, 2])):
+        candidates = read(batch, batch).candidates
+        share_S = np.array([1 / 3, 0, 1 / 3, 1 / 3])[candidates.places_S]
+        assert candidates.log_q_S.exp().tolist() == pytest.approx(1 - np.exp(-len(batch) * share_S - 2 / 4))
 
 
 def test_an_item_s_chance_to_be_a_candidate_counts_it_once_however_often_it_is_drawn() -> None:
     """Of 600 rows half turned to one of 1,000 items: sure to be there. Another one came once."""
     target_R = np.array([0] * 300 + list(range(1, 301)))
-    chances = inclusion_chances(target_R, items=1_000, batch=60, drawn=500)
+    share_I = np.bincount(target_R, minlength=1_000) / 600
+    chances = inclusion_chances(share_I, items=1_000, rows=60, drawn=500)
     assert chances[[0, 1, 999]].tolist() == pytest.approx([1.0, 1 - np.exp(-0.6), 1 - np.exp(-0.5)])
     rng = np.random.default_rng(0)
     there = [np.unique([*rng.choice(target_R, 60), *rng.integers(1_000, size=500)]) for _ in range(2_000)]
@@ -55,7 +64,7 @@ def test_items_that_nobody_has_met_teach_no_vector_that_all_new_ones_share(tmp_p
     shop = Catalogue(seen, columns.by_name(tiny_shop.catalogue()))
     torch.manual_seed(0)
     towers = tiny_shop.stirred(TwoTowers(seen, tiny_shop.MODEL))
-    objective = TowerObjective(towers, shop.inputs, torch.ones(4))
+    objective = TowerObjective(towers, shop.inputs)
     read = units(windows(tmp_path), np.zeros(3, np.int64), 4, None, "cpu").read
     objective(read(np.arange(3), np.arange(3))).backward()
     taught = towers.item_encoder.ids.table.weight.grad.any(dim=1)

@@ -3,13 +3,14 @@
 `python -m benchmarks.quality --data FOLDER [--sets beauty,...] [--seeds 0,1,2]`; FOLDER has a folder for each set.
 
 A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json`, with its command, commit and settings, and is not
-made again while these and the code that trains are the same; the table is of the sets and seeds that were asked for.
+made again while these, the data and the code that trains are the same; the table is of the sets and seeds that were asked for.
 
 beauty, sports   Amazon 5-core in their order: each user's last interaction is the test, the one before it the validation; all items are
                  ranked, those that the user has met left out.
 ml-100k          by time: weights from before 80 % of the ratings, each later one predicted from everything before its own time.
 cold             beauty with 5 % of the items held out: of these the data has nothing but last interactions, which are to be foretold.
 simulator        a simulated shop, where the ranker has impressions to learn from.
+NAME:FORMAT      data of one's own in FOLDER/NAME, in a format of `headrace ingest`: sequences as beauty, all else as ml-100k.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import xxhash
 from benchmarks.recommend_site import SERVING, digest
 from benchmarks.report import CONSOLE, RESULTS, circumstances, publish
 from headrace.clock import system_clock
+from headrace.ingest.formats import FORMATS
 from headrace.ingest.load import ingest
 from headrace.ingest.movielens import MovieLens
 from headrace.ingest.sequences import END_US, Sequences
@@ -44,6 +46,7 @@ from training.measures import RANKED, TOWERS
 from training.rivals import ITEM_KNN, POPULAR
 
 _LEAVE_ONE_OUT: Final = ("test_days=1", "validation_days=1")
+_BY_TIME: Final = ("test_share=0.2",)
 _EVERYTHING: Final = (
     "days=1000",
     "max_positives=1000000",
@@ -104,11 +107,39 @@ SETS: Final = {
     for each in (
         DataSet("beauty", Sequences, _LEAVE_ONE_OUT),
         DataSet("sports", Sequences, _LEAVE_ONE_OUT),
-        DataSet("ml-100k", MovieLens, ("test_share=0.2",)),
+        DataSet("ml-100k", MovieLens, _BY_TIME),
         DataSet("cold", WithoutColdItems, _LEAVE_ONE_OUT, folder="beauty"),
         DataSet("simulator", lambda _: simulate(SHOP), ()),
     )
 }
+
+
+def set_called(name: str) -> DataSet:
+    """One of SETS, or one of one's own. Raises ValueError."""
+    folder, _, form = name.partition(":")
+    if name in SETS:
+        return SETS[name]
+    if not folder or form not in FORMATS:
+        raise ValueError(
+            f"no set is called {name!r}: choose of {', '.join(SETS)}, or NAME:FORMAT of {', '.join(FORMATS)}"
+        )
+    return DataSet(folder, FORMATS[form], _LEAVE_ONE_OUT if FORMATS[form] is Sequences else _BY_TIME)
+
+
+def data_of(which: DataSet, data: Path) -> Path:
+    """Its folder, which a simulated set has no use for."""
+    return data / (which.folder or which.name)
+
+
+def content_digest(folder: Path) -> str:
+    """Of the names and bytes of all files."""
+    digest = xxhash.xxh3_128()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as content:
+            while block := content.read(2**24):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def run(which: DataSet, changes: Sequence[str], data: Path) -> dict[str, Any]:
@@ -118,7 +149,7 @@ def run(which: DataSet, changes: Sequence[str], data: Path) -> dict[str, Any]:
         server.start()
         try:
             settings = Settings(data=Path(folder) / "var", redis_url=server.url)
-            ingest(which.open(data / (which.folder or which.name)), settings, bulk=True, clock=system_clock)
+            ingest(which.open(data_of(which, data)), settings, bulk=True, clock=system_clock)
             apply(settings)
             return train(settings, changes)
         finally:
@@ -136,9 +167,13 @@ def train(settings: Settings, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def measured(which: DataSet, seed: int, data: Path, results: Path) -> dict[str, Any]:
-    """From its file where that is of the code and the settings as they stand, else by a run."""
+    """From its file where that is of the data, the code and the settings as they stand, else by a run."""
     file = results / f"{which.name}-{seed}.json"
-    made_of = {"code": digest(_CODE, _AFTER), "changes": [*_EVERYTHING, *which.changes, f"seed={seed}"]}
+    made_of = {
+        "data": content_digest(data_of(which, data)),
+        "code": digest(_CODE, _AFTER),
+        "changes": [*_EVERYTHING, *which.changes, f"seed={seed}"],
+    }
     if file.exists():
         kept: dict[str, Any] = json.loads(file.read_text())
         if all(kept.get(name) == value for name, value in made_of.items()):
@@ -179,13 +214,20 @@ def figures(found: Mapping[str, Any]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder that holds beauty/, sports/, ml-100k/")
-    parser.add_argument("--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}")
+    parser.add_argument(
+        "--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}, or NAME:FORMAT of {', '.join(FORMATS)}"
+    )
     parser.add_argument("--seeds", default="0,1,2")
     options = parser.parse_args(arguments)
-    results, runs = RESULTS / "quality", []
-    for name in options.sets.split(","):
-        for seed in map(int, options.seeds.split(",")):
-            runs.append(measured(SETS[name], seed, options.data, results))
+    try:
+        sets = [set_called(name) for name in options.sets.split(",")]
+    except ValueError as error:
+        parser.error(str(error))
+    runs = [
+        measured(which, seed, options.data, (RESULTS if which in SETS.values() else RESULTS / "smaller") / "quality")
+        for which in sets
+        for seed in map(int, options.seeds.split(","))
+    ]
     publish("quality", ["set", "seeds", *RELEVANCE, *GAINS], *summary(runs))
 
 

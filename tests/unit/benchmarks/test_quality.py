@@ -76,6 +76,19 @@ def test_a_kept_run_counts_while_code_and_settings_are_as_they_were(
     file.write_text(json.dumps({**json.loads(file.read_text()), "code": "another"}))
     quality.measured(which, 0, tmp_path, tmp_path)
     assert len(made) == 3
+    (tmp_path / "ml-100k").mkdir()
+    (tmp_path / "ml-100k" / "ratings.csv").write_text("of another shop")
+    quality.measured(which, 0, tmp_path, tmp_path)
+    assert len(made) == 4
+
+
+def test_a_set_of_ones_own_is_left_one_out_where_it_has_order_alone_and_split_by_time_where_it_has_times() -> None:
+    books, shop = quality.set_called("books:sequences"), quality.set_called("shop:jsonl")
+    assert (books.name, books.changes) == ("books", quality.SETS["beauty"].changes)
+    assert (shop.name, shop.changes) == ("shop", quality.SETS["ml-100k"].changes)
+    for unknown in ("books", "books:csv", ":jsonl"):
+        with pytest.raises(ValueError, match=f"no set is called '{unknown}': choose of beauty"):
+            quality.set_called(unknown)
 
 
 def test_one_item_in_twenty_is_held_out_whichever_file_it_is_of() -> None:

@@ -21,6 +21,7 @@ from headrace import names
 from headrace.arrays import Floats
 from headrace.clock import system_clock
 from headrace.exploration import log_weights
+from headrace.identity import user_key
 from headrace.models import columns
 from headrace.models.bundle import Bundle
 from headrace.ops.interrupts import Interrupts
@@ -57,7 +58,8 @@ def scores_of(settings: Settings, shop: Shop, count: int) -> Iterator[Floats]:
     assert champion is not None, "the site has a promoted model"
     bundle, store, now_us = Bundle.load(champion.path), open_feature_store(settings), system_clock()
     scorer, content = bundle.scorer(), bundle.snapshot.features
-    who = [next(iter(visitor.values())) for visitor in visitors(settings, count, shop.seed)]
+    asked = visitors(settings, count, shop.seed)
+    who = [user_key(visitor.get("user_id"), visitor.get("anonymous_id")) for visitor in asked]
     keys = pl.DataFrame({names.USER_ID: who, T_US: now_us})
     users = columns.by_name(user_features(store, keys))
     everything = pl.DataFrame({names.ITEM_ID: bundle.items.item_ids, T_US: now_us})

@@ -123,7 +123,9 @@ def set_called(name: str) -> DataSet:
         raise ValueError(
             f"no set is called {name!r}: choose of {', '.join(SETS)}, or NAME:FORMAT of {', '.join(FORMATS)}"
         )
-    return DataSet(folder, FORMATS[form], _LEAVE_ONE_OUT if FORMATS[form] is Sequences else _BY_TIME)
+    return DataSet(
+        f"{folder}-{form}", FORMATS[form], _LEAVE_ONE_OUT if FORMATS[form] is Sequences else _BY_TIME, folder
+    )
 
 
 def data_of(which: DataSet, data: Path) -> Path:
@@ -132,9 +134,9 @@ def data_of(which: DataSet, data: Path) -> Path:
 
 
 def content_digest(folder: Path) -> str:
-    """Of the names and bytes of all files."""
+    """Of the names and bytes of all files; of a single file as well."""
     digest = xxhash.xxh3_128()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+    for file in sorted(file for file in (folder, *folder.rglob("*")) if file.is_file()):
         digest.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as content:
             while block := content.read(2**24):

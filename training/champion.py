@@ -13,9 +13,11 @@ from headrace.models import columns
 from headrace.models.bundle import (
     Bundle,
     BundleError,
+    Manifest,
+    NewerFormatError,
     NoSuchArchitectureError,
+    OlderFormatError,
     OtherDefinitionsError,
-    OtherFormatError,
     check_fit,
 )
 from headrace.models.neighbours import Neighbours
@@ -34,7 +36,9 @@ class Why(Enum):
     """It is the version that is to be compared with it."""
     OTHER_DEFINITIONS = auto()
     """Of features: no replica that starts would serve it."""
-    OTHER_FORMAT = auto()
+    OLDER_FORMAT = auto()
+    NEWER_FORMAT = auto()
+    """This process is of older code; a replica may be of newer."""
     NO_ARCHITECTURE = auto()
     """This process does not find the class of its models; a replica may."""
     DAMAGED = auto()
@@ -42,7 +46,8 @@ class Why(Enum):
 
 _WHY: Final[Mapping[type[BundleError], Why]] = {
     OtherDefinitionsError: Why.OTHER_DEFINITIONS,
-    OtherFormatError: Why.OTHER_FORMAT,
+    OlderFormatError: Why.OLDER_FORMAT,
+    NewerFormatError: Why.NEWER_FORMAT,
     NoSuchArchitectureError: Why.NO_ARCHITECTURE,
 }
 
@@ -73,14 +78,14 @@ class Champion:
     note: str | None
 
 
-def check_features(bundle: Bundle, settings: Settings) -> None:
-    """Raises OtherDefinitionsError where it was trained on other definitions of the features than those that are applied, and
+def check_features(manifest: Manifest, settings: Settings) -> None:
+    """Raises OtherDefinitionsError where a bundle was trained on other definitions of the features than those that are applied, and
     DefinitionError where nobody can tell.
     """
     if not is_registered(settings):
         raise DefinitionError(f"no features are registered in {settings.registry_path}: run `headrace apply`")
     streams = load_definitions(settings).streams
-    check_fit(bundle.manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
+    check_fit(manifest.fingerprints, {name: spec.fingerprint for name, spec in streams.items()})
 
 
 def read_in_service(settings: Settings, version: str | None = None, device: str = "cpu") -> InService | NoChampion:
@@ -92,7 +97,7 @@ def read_in_service(settings: Settings, version: str | None = None, device: str 
         return NoChampion(Why.ITSELF, f"version {version} itself is in service", ref)
     try:
         bundle = Bundle.load(ref.path, device)
-        check_features(bundle, settings)
+        check_features(bundle.manifest, settings)
     except BundleError as error:
         why = _WHY.get(type(error), Why.DAMAGED)
         return NoChampion(why, f"version {ref.version}, which is in service, cannot be asked: {error}", ref)

@@ -190,7 +190,7 @@ def main(
     in_service = read_champion(settings)
     chosen = choose(version or (in_service.version if in_service else None), ModelRegistry(settings))
     bundle = Bundle.load(chosen.path)
-    check_features(bundle, settings)
+    check_features(bundle.manifest, settings)
     cut_us = bundle.manifest.cut_us
     config = changed(TrainConfig.from_json(bundle.manifest.config), changes or {})
     say(f"reading what has happened since the cut of version {chosen.version}")

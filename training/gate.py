@@ -56,6 +56,7 @@ _LAKE_WAIT_S: Final = 30.0
 # version of the code cannot read, nothing is lost.
 _ASK_IT: Final[Mapping[Why, str]] = {
     Why.DAMAGED: "put its files back, or `headrace rollback` to the version before it; --force promotes this one unseen",
+    Why.NEWER_FORMAT: "run this by the version of the code that wrote it, as the replicas do; --force promotes this one unseen",
     Why.NO_ARCHITECTURE: "run this where Python finds that module, as the replicas do; --force promotes this one unseen",
 }
 # What makes a comparison of the store with the lake impossible; each says itself what to do.
@@ -103,7 +104,7 @@ def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Ite
         return
     yield Verdict(FILES, True, f"{path.name} is whole", "every file whole, by its SHA-256")
     try:
-        check_features(bundle, settings)
+        check_features(bundle.manifest, settings)
     except BundleError as error:
         yield Verdict(DEFINITIONS, False, str(error), "features as they are applied", "train again")
         return

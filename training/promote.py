@@ -39,7 +39,7 @@ def main(
     registry = ModelRegistry(settings, clock)
     chosen = choose(version, registry)
     if force:
-        check_features(Bundle.load(chosen.path), settings)
+        check_features(Bundle.load(chosen.path).manifest, settings)
         registry.tag(chosen.version, GATE_TAG, "skipped: --force")
         return registry.promote(chosen.version)
     judged_against = registry.champion()

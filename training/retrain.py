@@ -19,17 +19,18 @@ import polars as pl
 from rich.console import Console
 
 from headrace import names
+from headrace.aggregates.spec import DefinitionError
 from headrace.clock import Clock, system_clock
-from headrace.models.bundle import Manifest, read_manifest
+from headrace.models.bundle import BundleError, read_manifest
 from headrace.ops.api import Api
 from headrace.ops.interrupts import Interrupted, Interrupts
 from headrace.ops.keys import with_kept_keys
 from headrace.settings import MICROS, Settings
 from headrace.stores.feature_store import quieten_feast
 from headrace.stores.lake import EventLake
-from headrace.stores.models import BundleRef
+from headrace.stores.models import BundleRef, ModelRegistry, RegisteredVersion
 from training import drift, promote, train
-from training.champion import InService, NoChampion, Why, read_in_service
+from training.champion import InService, NoChampion, Why, check_features, read_in_service
 from training.changes import parse_changes
 from training.config import TrainConfig, configured
 from training.dataset import POSITIVE_TYPES
@@ -52,7 +53,8 @@ Hold = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Round:
-    """One round. `version` is what it trained, None where nothing gave a reason to; `seconds` are of its steps, in order.
+    """One round. `version` is what it trained, or what waited for the gate, None where there was a reason for neither; `seconds` are of its
+    steps, in order.
 
     `data_age_s`: how old the newest event of the data window was when the round began. `served`: whether a recommender answers by the new
     version; None where none runs.
@@ -91,7 +93,8 @@ def once(
     Raises what training and promotion raise, but for a refusal by the gate: that is a round that did not promote.
     """
     began_us, seconds = clock(), dict[str, float]()
-    champion = read_in_service(settings)
+    with _timed("read what is in service", seconds, say):
+        champion = in_service(settings)
     if isinstance(champion, NoChampion):
         say(champion.said)
     elif on_drift is not None:
@@ -101,48 +104,84 @@ def once(
             say(f"no drift, no training: {found.note or f'{len(found.signals)} signals are as before'}")
             return Round(seconds=seconds)
         say(f"drifted: {', '.join(signal.name for signal in found.signals if signal.drifted)}")
-    elif not always and nothing_new(champion.bundle.manifest, settings):
+    elif not always and nothing_new(champion.window_us[1], settings):
         say(f"nothing new since version {champion.ref.version}: no training; --always trains all the same")
         return Round(seconds=seconds)
-    start = begins_as(champion)
-    said = "from nothing" if start is None else f"from version {start.version}"
-    with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
-        weights = None if start is None else start.path
-        result = train.main(config, settings, own.clock, progress=progress, warm_start=weights)
-    assert result is not None, "a round is one process"
-    if start is not None and learnt_nothing(result.epochs):
-        say(f"no epoch was better than the start: version {result.version} is version {start.version} over again")
-    age_s = (began_us - read_manifest(result.bundle_dir).window_us[1]) / MICROS
+    waiting = None if always else waits_for_the_gate(champion, settings, clock)
+    if waiting is not None:
+        version, folder = waiting.version, waiting.path
+        say(f"nothing new since version {version}, which waits: it is asked about again; --always trains all the same")
+    else:
+        start = begins_as(champion)
+        said = "from nothing" if start is None else f"from version {start.version}"
+        with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
+            weights = None if start is None else start.path
+            result = train.main(config, settings, own.clock, progress=progress, warm_start=weights)
+        assert result is not None, "a round is one process"
+        version, folder = result.version, result.bundle_dir
+        if start is not None and learnt_nothing(result.epochs):
+            say(f"no epoch was better than the start: version {version} is version {start.version} over again")
+    age_s = (began_us - read_manifest(folder).window_us[1]) / MICROS
     verdicts: list[Verdict] = []
     try:
-        with _timed(f"ask the gate, promote version {result.version}", seconds, say), held():
-            promote.main(result.version, settings, clock, note=verdicts.append)
+        with _timed(f"ask the gate, promote version {version}", seconds, say), held():
+            promote.main(version, settings, clock, note=verdicts.append)
     except promote.NotPromotedError as error:
-        say(f"version {result.version} is {error}; the champion stays")
-        return Round(result.version, False, verdicts, seconds, age_s)
+        say(f"version {version} is {error}; the champion stays")
+        return Round(version, False, verdicts, seconds, age_s)
     with _timed("wait for a recommender to answer by it", seconds, say):
-        served = wait_until_served(settings, result.bundle_dir.name, say)
-    done = Round(result.version, True, verdicts, seconds, age_s, served)
+        served = wait_until_served(settings, folder.name, say)
+    done = Round(version, True, verdicts, seconds, age_s, served)
     end = "the new model serving" if served else "the new version in the pointer"
     say(f"from new data to {end}: {done.total_s:.1f} s; the newest event was {age_s:,.0f} s old at the start")
     return done
 
 
-def begins_as(champion: InService | NoChampion) -> BundleRef | None:
+@dataclass(frozen=True)
+class Serving:
+    """What is in service and can be asked, and the time that it learnt from, in Unix microseconds."""
+
+    ref: BundleRef
+    window_us: tuple[int, int]
+
+
+def in_service(settings: Settings) -> Serving | NoChampion:
+    """`read_in_service` without the models, which nobody needs while others are trained."""
+    found = read_in_service(settings)
+    return Serving(found.ref, found.bundle.manifest.window_us) if isinstance(found, InService) else found
+
+
+def waits_for_the_gate(champion: Serving | NoChampion, settings: Settings, clock: Clock) -> RegisteredVersion | None:
+    """The newest version, where it is not in service and a training would make it over again. What the gate refused it for may be mended
+    by now: a backfill is done, a damaged champion is rolled back.
+    """
+    known = ModelRegistry(settings, clock).versions()
+    if not known or (champion.ref is not None and known[-1].version == champion.ref.version):
+        return None
+    newest = known[-1]
+    try:
+        manifest = read_manifest(newest.path)
+        check_features(manifest, settings)
+    except (BundleError, DefinitionError):
+        return None  # it cannot be promoted, and what is trained now can
+    return newest if nothing_new(manifest.window_us[1], settings) else None
+
+
+def begins_as(champion: Serving | NoChampion) -> BundleRef | None:
     """Whose weights a round begins with: the champion's where they can be read, and so by whatever definitions it learnt."""
-    can_be_read = isinstance(champion, InService) or champion.why is Why.OTHER_DEFINITIONS
+    can_be_read = isinstance(champion, Serving) or champion.why is Why.OTHER_DEFINITIONS
     return champion.ref if can_be_read else None
 
 
-def nothing_new(champion: Manifest, settings: Settings) -> bool:
-    """Whether a training would read the interactions that the champion has learnt from: none has come since its window."""
+def nothing_new(since_us: int, settings: Settings) -> bool:
+    """Whether a training would read no interaction at or after this time, the end of another one's window."""
     new = (
         EventLake(settings.lake_dir)
         .scan([names.TYPE, names.ITEM_ID, names.TIMESTAMP])
         .filter(
             pl.col(names.TYPE).is_in(list(POSITIVE_TYPES))
             & pl.col(names.ITEM_ID).is_not_null()
-            & (pl.col(names.TIMESTAMP).dt.epoch("us") >= champion.window_us[1])
+            & (pl.col(names.TIMESTAMP).dt.epoch("us") >= since_us)
         )
     )
     return new.head(1).collect().is_empty()

@@ -29,7 +29,7 @@ def check_target(target: BundleRef, settings: Settings) -> None:
     """Raises BundleError for what no replica would take."""
     bundle = Bundle.load(target.path)
     try:
-        check_features(bundle, settings)
+        check_features(bundle.manifest, settings)
     except BundleError as error:
         raise BundleError(
             f"version {target.version} cannot be put back as it is: {error}; to go back to it, restore that definition in "

@@ -184,7 +184,7 @@ class RunFolder:
         """Take it away, in one step for those who look for a run."""
         ended = self.path.with_name(f".{self.name}{_ENDED}")
         self.path.rename(ended)
-        shutil.rmtree(ended)
+        shutil.rmtree(ended, ignore_errors=True)  # what stays, or what another run's beginning took first, is no harm
 
 
 def _frame(file: Path) -> pl.DataFrame:

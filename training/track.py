@@ -63,7 +63,8 @@ class Track:
         """Raises RegistryError where MLflow cannot be written to: better now than at the end."""
         if self._is_first:
             self._client, self._experiment = ModelRegistry(self._settings, self._clock).tracking()
-            self._client.set_experiment_tag(self._experiment, *_KIND)
+            with taken_by_mlflow("what kind of experiment this is", self._settings):
+                self._client.set_experiment_tag(self._experiment, *_KIND)
         return self
 
     def __exit__(

@@ -54,8 +54,12 @@ class OtherDefinitionsError(BundleError):
     """A whole bundle whose features are defined otherwise by now, or not at all."""
 
 
-class OtherFormatError(BundleError):
-    """A bundle that another version of this code wrote."""
+class OlderFormatError(BundleError):
+    """A bundle that an older version of this code wrote: no replica of this one would take it."""
+
+
+class NewerFormatError(BundleError):
+    """A bundle that a newer version of this code wrote, and that replicas of that one take."""
 
 
 class NoSuchArchitectureError(BundleError):
@@ -223,8 +227,12 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _check_format(folder: Path, said: object) -> None:
+    if isinstance(said, int) and said > FORMAT:
+        raise NewerFormatError(
+            f"bundle {folder} has format {said}, this version reads {FORMAT}: use the version that wrote it"
+        )
     if said != FORMAT:
-        raise OtherFormatError(
+        raise OlderFormatError(
             f"bundle {folder} has format {said}, this version reads {FORMAT}: train again, or promote one that this version has trained"
         )
 

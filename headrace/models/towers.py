@@ -177,11 +177,12 @@ def sampled_softmax_loss(
 
     `log_q_S` is the log of each one's chance to be a candidate: it is subtracted, so that an item is not pushed down for being
     drawn often (Bengio and Senecal, 2008; Yi et al., RecSys 2019). A candidate stands once, so none of the others is a hit. Rows of one
-    window come together, by `window_B`, so that what one of them is of is a candidate of the others for sure, with a log of 0: else a
-    user's own items would be pushed down as if so many others stood behind each.
+    window come together, by `window_B`, so that what one of them is of is a candidate of the others for sure, with a log of 0 (the P pairs
+    below): else a user's own items would be pushed down as if so many others stood behind each.
     """
-    of_window_WS = item_SD.new_zeros(int(window_B.max()) + 1, len(item_SD), dtype=torch.int32)
-    of_window_WS.index_put_((window_B, place_B), of_window_WS.new_ones(len(place_B)), accumulate=True)
-    of_others_BS = of_window_WS[window_B]
-    of_others_BS[torch.arange(len(place_B), device=place_B.device), place_B] -= 1
-    return F.cross_entropy(user_BD @ item_SD.T - log_q_S.masked_fill(of_others_BS > 0, 0.0), place_B)
+    logits_BS = user_BD @ item_SD.T - log_q_S
+    row_P, other_P = (window_B[:, None] == window_B).fill_diagonal_(False).nonzero(as_tuple=True)
+    sure_P = torch.unique(row_P * len(item_SD) + place_B[other_P])
+    candidate_P = sure_P % len(item_SD)
+    logits_BS.index_put_((sure_P // len(item_SD), candidate_P), log_q_S[candidate_P].to(logits_BS), accumulate=True)
+    return F.cross_entropy(logits_BS, place_B)

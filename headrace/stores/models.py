@@ -248,11 +248,13 @@ class ModelRegistry:
 
     def challenge(self, version: str) -> None:
         """Say that this version is the next that may be promoted."""
-        self._client().set_registered_model_alias(names.REGISTERED_MODEL, names.CHALLENGER, version)
+        with _for_people(f"that version {version} is the challenger"):
+            self._client().set_registered_model_alias(names.REGISTERED_MODEL, names.CHALLENGER, version)
 
     def tag(self, version: str, key: str, value: str) -> None:
         """Note something of a version."""
-        self._client().set_model_version_tag(names.REGISTERED_MODEL, version, key, value)
+        with _for_people(f"the tag {key} of version {version}"):
+            self._client().set_model_version_tag(names.REGISTERED_MODEL, version, key, value)
 
     def version(self, version: str) -> RegisteredVersion:
         """Raises RegistryError where it is not there, or its folder is gone."""
@@ -271,11 +273,8 @@ class ModelRegistry:
         return champion
 
     def _note_in_mlflow(self, version: str, previous: str | None) -> None:
-        """The aliases are for people who look there: where they cannot be moved it is told, and the version serves all the same."""
-        from mlflow.exceptions import MlflowException
-
         model = names.REGISTERED_MODEL
-        try:
+        with _for_people(f"that version {version} is in service"):
             client = self._client()
             client.set_registered_model_alias(model, names.CHAMPION, version)
             if previous is not None:
@@ -284,8 +283,6 @@ class ModelRegistry:
                 client.delete_registered_model_alias(model, names.PREVIOUS)
             if str(client.get_registered_model(model).aliases.get(names.CHALLENGER)) == version:
                 client.delete_registered_model_alias(model, names.CHALLENGER)
-        except (RegistryError, MlflowException) as error:
-            logger.warning("version %s is in service, and MLflow does not know: %s", version, error)
 
     def champion(self) -> BundleRef | None:
         """The bundle in service, None before the first promotion."""
@@ -340,6 +337,17 @@ def _called(ref: BundleRef | None) -> str:
 
 
 @contextmanager
+def _for_people(what: str) -> Iterator[None]:
+    """What is for people who look at MLflow, and for nobody else: where it cannot be noted that is told, and all goes on."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (RegistryError, MlflowException) as error:
+        logger.warning("MLflow does not know %s: %s", what, error)
+
+
+@contextmanager
 def taken_by_mlflow(what: str, settings: Settings) -> Iterator[None]:
     """What MLflow says where it does not take what a training tells it becomes a RegistryError with the remedy."""
     from mlflow.exceptions import MlflowException
@@ -349,7 +357,7 @@ def taken_by_mlflow(what: str, settings: Settings) -> Iterator[None]:
     except (MlflowException, OSError) as error:
         raise RegistryError(
             f"MLflow does not take {what} ({first_line(error)}): see whether {settings.mlflow_uri} is held by another process, and "
-            f"whether there is room in {settings.data}; then `headrace train --resume` goes on"
+            f"whether there is room in {settings.data}; what `headrace train` began goes on with --resume then"
         ) from error
 
 

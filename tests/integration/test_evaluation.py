@@ -98,10 +98,10 @@ def test_no_request_is_for_an_item_that_its_user_knows(settings: Settings, resul
 
 def test_a_version_of_other_feature_definitions_is_refused(settings: Settings, result: train.TrainResult) -> None:
     bundle = Bundle.load(result.bundle_dir)
-    check_features(bundle, settings)
+    check_features(bundle.manifest, settings)
     other = replace(bundle, manifest=replace(bundle.manifest, fingerprints={names.USER_ACTIVITY: 1}))
     with pytest.raises(BundleError, match="trained on another definition of view user_activity"):
-        check_features(other, settings)
+        check_features(other.manifest, settings)
 
 
 class Links(HTMLParser):

@@ -267,7 +267,7 @@ def test_after_the_features_changed_the_sequence_that_is_named_puts_the_old_vers
         ModelRegistry(shop.settings).promote("1")
         said: list[str] = []
         followed = retrain.once(QUICK, shop.settings, say=said.append, on_drift=DriftConfig())
-        assert "it was trained on another definition of view " in said[0]
+        assert "it was trained on another definition of view " in said[1]
         assert (followed.promoted, in_service(shop.settings)) == (True, followed.version)
     finally:
         features.write_text(before)
@@ -277,7 +277,7 @@ def test_after_the_features_changed_the_sequence_that_is_named_puts_the_old_vers
 
 
 def test_a_champion_that_cannot_be_read_is_followed_by_a_training_from_nothing_that_waits_for_force(
-    shop: Shop, forgetful: str
+    shop: Shop, forgetful: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote.main(forgetful, shop.settings, force=True)
     weights = registered(shop.settings, forgetful).path / "weights.pt"
@@ -288,11 +288,16 @@ def test_a_champion_that_cannot_be_read_is_followed_by_a_training_from_nothing_t
         found = retrain.once(QUICK, shop.settings, say=said.append, on_drift=DriftConfig())
         assert found.version is not None
         assert (found.promoted, failed(found.verdicts), in_service(shop.settings)) == (False, [QUALITY], forgetful)
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "main", refuse)
+            again = retrain.once(QUICK, shop.settings, say=said.append)
+        assert (again.version, again.promoted, failed(again.verdicts)) == (found.version, False, [QUALITY])
+        assert f"nothing new since version {found.version}, which waits: it is asked about again" in " ".join(said)
         assert promote.main(found.version, shop.settings, force=True).version == found.version
     finally:
         weights.write_bytes(content)
-    assert "weights.pt is damaged" in said[0]
-    assert said[1].endswith("s train, from nothing")
+    assert "weights.pt is damaged" in said[1]
+    assert said[2].endswith("s train, from nothing")
 
 
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
@@ -313,15 +318,16 @@ def test_without_anything_new_nothing_is_trained(
     use(shop.settings, monkeypatch)
     before = len(ModelRegistry(shop.settings).versions())
     assert retrain.command(["--once"]) == 0
-    assert capsys.readouterr().out == "nothing new since version 1: no training; --always trains all the same\n"
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "nothing new since version 1: no training; --always trains all the same"
+    ]
     assert len(ModelRegistry(shop.settings).versions()) == before
     monkeypatch.setattr(train, "main", refuse)
     with pytest.raises(ValueError, match="asked to train"):
         retrain.once(CONFIG, shop.settings, always=True)
-    manifest = Bundle.load(registered(shop.settings, "1").path).manifest
-    assert retrain.nothing_new(manifest, shop.settings)
-    start_us, end_us = manifest.window_us
-    assert not retrain.nothing_new(replace(manifest, window_us=(start_us, end_us - 24 * 3_600 * MICROS)), shop.settings)
+    _, end_us = Bundle.load(registered(shop.settings, "1").path).manifest.window_us
+    assert retrain.nothing_new(end_us, shop.settings)
+    assert not retrain.nothing_new(end_us - 24 * 3_600 * MICROS, shop.settings)
 
 
 def refuse(*_: object, **__: object) -> None:

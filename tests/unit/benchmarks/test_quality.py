@@ -84,8 +84,8 @@ def test_a_kept_run_counts_while_code_and_settings_are_as_they_were(
 
 def test_a_set_of_ones_own_is_left_one_out_where_it_has_order_alone_and_split_by_time_where_it_has_times() -> None:
     books, shop = quality.set_called("books:sequences"), quality.set_called("shop:jsonl")
-    assert (books.name, books.changes) == ("books", quality.SETS["beauty"].changes)
-    assert (shop.name, shop.changes) == ("shop", quality.SETS["ml-100k"].changes)
+    assert (books.name, books.folder, books.changes) == ("books-sequences", "books", quality.SETS["beauty"].changes)
+    assert (shop.name, shop.folder, shop.changes) == ("shop-jsonl", "shop", quality.SETS["ml-100k"].changes)
     for unknown in ("books", "books:csv", ":jsonl"):
         with pytest.raises(ValueError, match=f"no set is called '{unknown}': choose of beauty"):
             quality.set_called(unknown)

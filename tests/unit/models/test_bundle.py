@@ -15,8 +15,8 @@ from headrace.models.bundle import (
     Bundle,
     BundleError,
     NoSuchArchitectureError,
+    OlderFormatError,
     OtherDefinitionsError,
-    OtherFormatError,
     _digest,
     check_fit,
 )
@@ -95,7 +95,7 @@ def test_a_bundle_of_an_older_format_is_refused_with_the_remedy(tmp_path: Path) 
     tiny_shop.bundle().save(tmp_path / "first")
     rewritten(tmp_path / "first", format=FORMAT - 1)
     with pytest.raises(
-        OtherFormatError, match=rf"^bundle .*first has format {FORMAT - 1}, this version reads {FORMAT}: train again"
+        OlderFormatError, match=rf"^bundle .*first has format {FORMAT - 1}, this version reads {FORMAT}: train again"
     ):
         Bundle.load(tmp_path / "first")
 

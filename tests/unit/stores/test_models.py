@@ -216,7 +216,7 @@ def test_a_rollback_needs_no_mlflow_and_says_that_it_was_not_told(
     (tmp_path / "var" / "mlflow.db").write_bytes(b"garbage" * 1_000)
     broken = ModelRegistry(Settings(data=tmp_path / "var"))
     assert (broken.rollback().version, broken.rollback().version, broken.served()) == ("2", "1", ["1"])
-    assert "version 2 is in service, and MLflow does not know: " in caplog.text
+    assert "MLflow does not know that version 2 is in service: " in caplog.text
     with pytest.raises(
         RegistryError, match=r"mlflow\.db cannot be read as MLflow's database \(file is not a database\)"
     ):

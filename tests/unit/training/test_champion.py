@@ -70,7 +70,7 @@ def test_a_champion_whose_view_is_defined_otherwise_or_gone_is_of_other_definiti
     assert said.startswith("version 7, which is in service, cannot be asked: it was trained on view item_activity (")
     other = replace(bundle, manifest=replace(bundle.manifest, fingerprints={names.USER_ACTIVITY: 12}))
     with pytest.raises(OtherDefinitionsError, match="another definition of view user_activity"):
-        check_features(other, settings)
+        check_features(other.manifest, settings)
 
 
 def test_an_older_format_a_class_that_is_not_there_and_a_damaged_file_are_told_apart(settings: Settings) -> None:
@@ -79,7 +79,12 @@ def test_an_older_format_a_class_that_is_not_there_and_a_damaged_file_are_told_a
     manifest = (folder / MANIFEST).read_text()
 
     rewritten(folder, format=FORMAT - 1)
-    assert why(settings)[0] is Why.OTHER_FORMAT
+    assert why(settings)[0] is Why.OLDER_FORMAT
+
+    rewritten(folder, format=FORMAT + 1)
+    reason, said = why(settings)
+    assert reason is Why.NEWER_FORMAT
+    assert said.endswith(f"has format {FORMAT + 1}, this version reads {FORMAT}: use the version that wrote it")
 
     (folder / MANIFEST).write_text(manifest)
     rewritten(folder, model={**bundle.manifest.model.to_json(), "towers": "not_here:Own"})
@@ -97,4 +102,4 @@ def test_an_older_format_a_class_that_is_not_there_and_a_damaged_file_are_told_a
 
 def test_without_a_registry_nobody_can_tell_whether_a_bundle_fits(settings: Settings) -> None:
     with pytest.raises(DefinitionError, match=r"no features are registered in .*registry\.pb: run `headrace apply`"):
-        check_features(tiny_shop.bundle(), settings)
+        check_features(tiny_shop.bundle().manifest, settings)

@@ -14,7 +14,9 @@ from headrace.models.preprocessing import Catalogue, Preprocessing
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import T_US
+from tests.unit.training.test_windows import WALK, written
 from training.learn_towers import TowerObjective, inclusion_chances, units
+from training.processes import Processes
 from training.windows import Windows, write_windows
 
 SHOP = Catalogue(tiny_shop.preprocessing(), columns.by_name(tiny_shop.catalogue()))
@@ -36,11 +38,32 @@ def test_what_is_drawn_for_a_batch_depends_on_the_batch_alone(tmp_path: Path) ->
 
 
 def test_chances_are_those_of_the_rows_that_the_batch_has(tmp_path: Path) -> None:
-    read = units(windows(tmp_path), TARGETS, 4, 2, "cpu").read
-    for batch in (np.array([1]), np.array([0, 1, 2])):
+    """Not of its windows, of which one has many."""
+    of_four_and_one, _, _ = written(tmp_path, {"u": WALK, "v": WALK[:1]}, length=4)
+    targets = np.array([2, 0, 3, 2, 1])
+    read = units(of_four_and_one, targets, 4, 2, "cpu").read
+    for batch, rows in ((np.array([0]), 4), (np.array([1]), 1), (np.array([0, 1]), 5)):
         candidates = read(batch, batch).candidates
-        share_S = np.array([1 / 3, 0, 1 / 3, 1 / 3])[candidates.places_S]
-        assert candidates.log_q_S.exp().tolist() == pytest.approx(1 - np.exp(-len(batch) * share_S - 2 / 4))
+        share_S = np.array([1 / 5, 1 / 5, 2 / 5, 1 / 5])[candidates.places_S]
+        assert candidates.log_q_S.exp().tolist() == pytest.approx(1 - np.exp(-rows * share_S - 2 / 4))
+
+
+def test_processes_that_share_a_batch_of_windows_have_its_loss_together(tmp_path: Path) -> None:
+    """Against a sample; an item is there twice in one window, and in two."""
+    some, _, _ = written(tmp_path, {"u": WALK, "v": WALK[:1], "w": WALK[:2]}, length=4)
+    assert some.sizes_W.tolist() == [4, 1, 2]
+    batches = units(some, np.array([2, 0, 3, 2, 1, 2, 0]), 4, 1, "cpu")
+    fitted = tiny_shop.preprocessing(4)
+    shop = Catalogue(fitted, columns.by_name(tiny_shop.catalogue()))
+    torch.manual_seed(0)
+    objective = TowerObjective(tiny_shop.stirred(TwoTowers(fitted, tiny_shop.MODEL)), shop.inputs)
+    batch = np.array([2, 0, 1])
+    whole = objective(batches.read(batch, batch)).item()
+    shares = [
+        (each.weights(batch, batches.counts_UK)[0] * objective(batches.read(batch, each.share(batch)))).item()
+        for each in (Processes(0, 2), Processes(1, 2))
+    ]
+    assert sum(shares) / 2 == pytest.approx(whole, rel=1e-5)
 
 
 def test_an_item_s_chance_to_be_a_candidate_counts_it_once_however_often_it_is_drawn() -> None:

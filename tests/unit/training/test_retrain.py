@@ -100,7 +100,8 @@ class AskedToTrain(Exception):
     ("why", "begins_as"),
     [
         (Why.OTHER_DEFINITIONS, Path("bundles/seven")),
-        (Why.OTHER_FORMAT, None),
+        (Why.OLDER_FORMAT, None),
+        (Why.NEWER_FORMAT, None),
         (Why.NO_ARCHITECTURE, None),
         (Why.DAMAGED, None),
     ],
@@ -126,8 +127,8 @@ def test_a_champion_that_cannot_be_asked_is_followed_by_a_training_whatever_drif
     with pytest.raises(AskedToTrain) as asked:
         once(small(), settings, say=said.append, on_drift=on_drift)
     assert asked.value.args == (begins_as,)
-    assert said[0] == found.said
-    assert said[1].endswith("s train, from nothing" if begins_as is None else "s train, from version 7")
+    assert said[1] == found.said
+    assert said[2].endswith("s train, from nothing" if begins_as is None else "s train, from version 7")
 
 
 def epochs(*judged: float) -> list[Epoch]:

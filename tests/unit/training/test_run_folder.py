@@ -103,7 +103,7 @@ def test_what_a_kill_left_of_an_ended_run_goes_when_the_next_one_begins(
 ) -> None:
     folder = RunFolder.begin(tmp_path, "first", small(), 7)
     with monkeypatch.context() as killed:
-        killed.setattr(shutil, "rmtree", lambda *_: sys.exit("killed"))
+        killed.setattr(shutil, "rmtree", lambda *_, **__: sys.exit("killed"))
         with pytest.raises(SystemExit):
             folder.end()
     assert len(list(tmp_path.iterdir())) == 1

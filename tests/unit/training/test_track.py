@@ -170,7 +170,7 @@ def test_an_epoch_that_mlflow_does_not_take_is_told_with_the_next(
 LOCKED = MlflowException("(sqlite3.OperationalError) database is locked\n[SQL: INSERT INTO tags]")
 IS_SAID = (
     r"^MLflow does not take {what} \(\(sqlite3.OperationalError\) database is locked\): see whether sqlite:.*; "
-    r"then `headrace train --resume` goes on$"
+    r"what `headrace train` began goes on with --resume then$"
 )
 
 

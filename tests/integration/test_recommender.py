@@ -49,6 +49,7 @@ class Stack:
             http_port=free_port(),
             deadline_ms=10_000,  # these tests ask what is answered, not how fast
             exploration=0.5,
+            exploration_temperature=0.25,
         )
         self.settings.data.mkdir()
         for name in (self.settings.registry_path.name, FILE):

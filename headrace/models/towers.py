@@ -177,12 +177,12 @@ def sampled_softmax_loss(
 
     `log_q_S` is the log of each one's chance to be a candidate: it is subtracted, so that an item is not pushed down for being
     drawn often (Bengio and Senecal, 2008; Yi et al., RecSys 2019). A candidate stands once, so none of the others is a hit. Rows of one
-    window come together, by `window_B`, so that what one of them is of is a candidate of the others for sure, with a log of 0 (the P pairs
-    below): else a user's own items would be pushed down as if so many others stood behind each.
+    window come together, by `window_B`, so that what one of them is of is a candidate of the others for sure, with a log of 0: else a
+    user's own items would be pushed down as if so many others stood behind each.
     """
-    logits_BS = user_BD @ item_SD.T - log_q_S
-    row_P, other_P = (window_B[:, None] == window_B).fill_diagonal_(False).nonzero(as_tuple=True)
-    sure_P = torch.unique(row_P * len(item_SD) + place_B[other_P])
-    candidate_P = sure_P % len(item_SD)
-    logits_BS.index_put_((sure_P // len(item_SD), candidate_P), log_q_S[candidate_P].to(logits_BS), accumulate=True)
-    return F.cross_entropy(logits_BS, place_B)
+    of_window_WS = torch.zeros(int(window_B.max()) + 1, len(item_SD), dtype=torch.int32, device=item_SD.device)
+    of_window_WS.index_put_((window_B, place_B), of_window_WS.new_ones(len(place_B)), accumulate=True)
+    sure_BS = (of_window_WS > 0)[window_B]
+    sure_BS[torch.arange(len(place_B), device=place_B.device), place_B] = of_window_WS[window_B, place_B] > 1
+    less_BS = (-log_q_S).expand(sure_BS.shape).masked_fill(sure_BS, 0.0)
+    return F.cross_entropy(torch.addmm(less_BS, user_BD, item_SD.T), place_B)

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.recommend_site import ROOT, Shop, Sites, visitors
-from benchmarks.report import CONSOLE, publish
+from benchmarks.report import publish, say
 from headrace import names
 from headrace.arrays import Floats
 from headrace.clock import system_clock
@@ -89,10 +89,6 @@ def measure(scores_UN: list[Floats], temperature: float) -> dict[str, float]:
         "score_kept": round(float(np.mean(kept)), 3),
         "of_the_best_20": round(float(np.mean(same)), 3),
     }
-
-
-def say(what: str) -> None:
-    CONSOLE.print(what, style="dim", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from benchmarks.recommend_side import (
     side,
 )
 from benchmarks.recommend_site import ROOT, Shop, Sites, copy, visitors
-from benchmarks.report import CONSOLE, percentiles, publish, results
+from benchmarks.report import percentiles, publish, results, say
 from headrace.clock import system_clock
 from headrace.models.bundle import read_manifest
 from headrace.ops.interrupts import Interrupts
@@ -145,10 +145,6 @@ class Benchmark:
         )
         with Stack(settings, say, self._interrupts) as stack, ours(stack, READY_S) as running:
             yield running
-
-
-def say(what: str) -> None:
-    CONSOLE.print(what, style="dim", markup=False, highlight=False)
 
 
 def index_recall(settings: Settings) -> float | None:

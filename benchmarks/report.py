@@ -25,6 +25,11 @@ CONSOLE = Console(stderr=True)
 """For progress: standard output ends with the JSON line."""
 
 
+def say(what: str) -> None:
+    """How far it is."""
+    CONSOLE.print(what, style="dim", markup=False, highlight=False)
+
+
 def publish(name: str, columns: Sequence[str], rows: Sequence[Sequence[object]], result: Mapping[str, Any]) -> None:
     """Print the table and the JSON line, and write `NAME.json` in `results()` with command, commit and machine."""
     table = Table(*columns, title=name)

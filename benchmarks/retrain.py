@@ -21,7 +21,7 @@ import orjson
 from benchmarks.posting import Poster
 from benchmarks.recommend_servers import ours
 from benchmarks.recommend_site import ROOT, Shop, Sites, copy, visitors
-from benchmarks.report import CONSOLE, publish
+from benchmarks.report import publish, say
 from headrace import names
 from headrace.clock import from_micros, system_clock
 from headrace.ops.demo import wait_until_filled
@@ -104,10 +104,6 @@ def report(told: dict[str, Any], shop: Shop) -> None:
         "shop": shop.label,
     }
     publish("retrain", ["step", "seconds"], rows, {**result, "verdicts": told["verdicts"]})
-
-
-def say(what: str) -> None:
-    CONSOLE.print(what, style="dim", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -52,8 +52,7 @@ SAMPLE: Final = 200
 _FEATURES_BOUND: Final = "no mismatch between online store and lake, nothing waiting for a backfill"
 _SCORES_BOUND: Final = f"served scores and vectors within {SCORE_TOLERANCE:g} of the modules'"
 _LAKE_WAIT_S: Final = 30.0
-# What is to be done where the champion cannot be asked and may be better all the same. Of one that no replica would take, or that this
-# version of the code cannot read, nothing is lost.
+# What is to be done where the champion cannot be asked and may be better all the same. Of one that no replica would take nothing is lost.
 _ASK_IT: Final[Mapping[Why, str]] = {
     Why.DAMAGED: "put its files back, or `headrace rollback` to the version before it; --force promotes this one unseen",
     Why.NEWER_FORMAT: "run this by the version of the code that wrote it, as the replicas do; --force promotes this one unseen",

@@ -107,7 +107,7 @@ def once(
     elif not always and nothing_new(champion.window_us[1], settings):
         say(f"nothing new since version {champion.ref.version}: no training; --always trains all the same")
         return Round(seconds=seconds)
-    waiting = None if always else waits_for_the_gate(champion, settings, clock)
+    waiting = None if always else waits_for_the_gate(settings, clock)
     if waiting is not None:
         version, folder = waiting.version, waiting.path
         say(f"nothing new since version {version}, which waits: it is asked about again; --always trains all the same")
@@ -151,12 +151,12 @@ def in_service(settings: Settings) -> Serving | NoChampion:
     return Serving(found.ref, found.bundle.manifest.window_us) if isinstance(found, InService) else found
 
 
-def waits_for_the_gate(champion: Serving | NoChampion, settings: Settings, clock: Clock) -> RegisteredVersion | None:
-    """The newest version, where it is not in service and a training would make it over again. What the gate refused it for may be mended
-    by now: a backfill is done, a damaged champion is rolled back.
+def waits_for_the_gate(settings: Settings, clock: Clock) -> RegisteredVersion | None:
+    """The newest version, where it is the challenger and a training would make it over again. What the gate refused it for may be mended
+    by now: a backfill is done, a damaged champion is rolled back. One that was in service and was rolled back is no challenger.
     """
     known = ModelRegistry(settings, clock).versions()
-    if not known or (champion.ref is not None and known[-1].version == champion.ref.version):
+    if not known or names.CHALLENGER not in known[-1].aliases:
         return None
     newest = known[-1]
     try:

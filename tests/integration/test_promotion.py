@@ -300,6 +300,16 @@ def test_a_champion_that_cannot_be_read_is_followed_by_a_training_from_nothing_t
     assert said[2].endswith("s train, from nothing")
 
 
+def test_what_was_rolled_back_does_not_wait_for_the_gate(shop: Shop, forgetful: str) -> None:
+    newest = ModelRegistry(shop.settings).versions()[-1].version
+    registry = ModelRegistry(shop.settings)
+    registry.challenge(newest)
+    assert retrain.waits_for_the_gate(shop.settings, system_clock) is not None
+    promote.main(newest, shop.settings, force=True)
+    rollback.main(None, shop.settings)
+    assert retrain.waits_for_the_gate(shop.settings, system_clock) is None
+
+
 def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     found = drift.measure(shop.settings, DriftConfig())
     champion = read_champion(shop.settings)

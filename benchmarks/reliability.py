@@ -24,7 +24,7 @@ from benchmarks.recommend_site import ROOT, Shop, Sites, copy, visitors
 from benchmarks.reliability_faults import FaultError, Outcome, Scale, World
 from benchmarks.reliability_load import ALLOWANCE_MS, OWN_EVENTS, Load, Rates
 from benchmarks.reliability_shop import KnownShop, read_shop
-from benchmarks.report import CONSOLE, publish
+from benchmarks.report import publish, say
 from headrace import names
 from headrace.clock import Clock, system_clock
 from headrace.ops.child import ChildFailedError
@@ -202,10 +202,6 @@ def without_a_store(trials: Trials, data: Path, shop: KnownShop) -> list[Outcome
     of_bundle = trials.without_store("no store and no snapshot, a bundle", data, trained_on, [c.FROM_BUNDLE])
     nothing = trials.empty("nothing: no item, no event, no model", [c.NO_CATALOGUE])
     return [with_snapshot, of_bundle, nothing]
-
-
-def say(what: str) -> None:
-    CONSOLE.print(what, style="dim", markup=False, highlight=False)
 
 
 def report(kept: Sequence[Kept], without: Sequence[Outcome], shape: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from feast import FeatureStore
 from torch import Tensor
 
 from headrace import names
-from headrace.arrays import Ints
+from headrace.arrays import Ints, Mask
 from headrace.models import columns
 from headrace.models.base import NOT_SHOWN, Towers
 from headrace.models.inputs import ItemInputs, Retrieved, UserInputs
@@ -118,25 +118,30 @@ class Lists:
             yield self.take(np.arange(start, min(start + lists, len(self))))
 
 
+def were_offered(target_T: Ints, offered_TK: Ints) -> Mask:
+    """Whether each target is among what was offered: what was not cannot be ranked, and such a request says nothing. Shape (T,)."""
+    found_T: Mask = (offered_TK == target_T[:, None]).any(axis=1)
+    return found_T
+
+
 def retrieved_lists(
     requests: pl.DataFrame, target_T: Ints, offered_TK: Ints, item_ids: Sequence[str], candidates: int, seed: int
 ) -> pl.DataFrame:
-    """Of each request whose target is among what it was offered: the target and up to `candidates - 1` others of the offer, drawn
-    evenly. What was not offered cannot be ranked, so such a request says nothing. `offered_TK` are places, -1 for none.
+    """Of each request, all of which were offered their target: that and up to `candidates - 1` others of the offer, drawn evenly.
+
+    `offered_TK` are places, -1 for none.
     """
     rng = np.random.default_rng(seed)
-    found_T = np.flatnonzero((offered_TK == target_T[:, None]).any(axis=1))
-    offered_TK = offered_TK[found_T]
     keys_TK = rng.random(offered_TK.shape)
-    keys_TK[offered_TK == target_T[found_T, None]] = -1.0  # the first of all
+    keys_TK[offered_TK == target_T[:, None]] = -1.0  # the first of all
     keys_TK[offered_TK < 0] = 2.0
     chosen_TN = np.argsort(keys_TK, axis=1)[:, :candidates]
     places_TN = np.sort(np.take_along_axis(offered_TK, chosen_TN, axis=1), axis=1)
-    rows = requests[found_T].with_row_index(LIST).rename({names.ITEM_ID: "target"})
+    rows = requests.with_row_index(LIST).rename({names.ITEM_ID: "target"})
     ids_I = np.asarray(item_ids, dtype=object)
     listed = pl.DataFrame(
         {
-            LIST: np.repeat(np.arange(len(found_T), dtype=np.uint32), places_TN.shape[1]),
+            LIST: np.repeat(np.arange(len(target_T), dtype=np.uint32), places_TN.shape[1]),
             "place": places_TN.ravel(),
         }
     ).filter(pl.col("place") >= 0)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 import torch
@@ -12,7 +11,7 @@ import xxhash
 from feast import FeatureStore
 
 from headrace import names
-from headrace.arrays import Ints
+from headrace.arrays import Ints, Mask
 from headrace.models import columns
 from headrace.models.base import Towers
 from headrace.models.inputs import UserInputs
@@ -31,7 +30,7 @@ from training.dataset import (
     sample,
     user_features,
 )
-from training.lists import Lists, retrieved_lists, shown_lists, together, write_lists
+from training.lists import Lists, retrieved_lists, shown_lists, together, were_offered, write_lists
 from training.requests import Requests
 from training.run import Run, Shop
 from training.run_files import reading
@@ -114,29 +113,20 @@ def ranker_lists(
     """
     place, config, shop = run.folder.path / _LISTS, run.config, run.shop
     if not (place / _READY).exists():
-        held, is_offered = _held_out(requests.rows), (offered_TK == requests.target_T[:, None]).any(axis=1)
-        learnt = np.flatnonzero(~held & is_offered)[: config.max_lists]
-        judged = np.flatnonzero(held & is_offered)[:_MOST_HELD_OUT]
+        held_T, offered_T = _held_out(requests.rows), were_offered(requests.target_T, offered_TK)
+        learnt = np.flatnonzero(~held_T & offered_T)[: config.max_lists]
+        judged = np.flatnonzero(held_T & offered_T)[:_MOST_HELD_OUT]
         item_ids, shown = shop.catalogue.item_ids, run.split.validation_impressions
         shown_held = _held_out(shown)
         near = neighbour_table(run.split.train, item_ids)
         retrieved = {
-            place / _ROWS: retrieved_lists(
-                requests.rows[learnt],
-                requests.target_T[learnt],
-                offered_TK[learnt],
-                item_ids,
-                config.list_length,
-                config.seed,
-            ),
-            place / _HELD_OUT: retrieved_lists(
-                requests.rows[judged],
-                requests.target_T[judged],
-                offered_TK[judged],
-                item_ids,
-                offered_TK.shape[1],
-                config.seed,
-            ),
+            part: retrieved_lists(
+                requests.rows[some], requests.target_T[some], offered_TK[some], item_ids, length, config.seed
+            )
+            for part, some, length in (
+                (place / _ROWS, learnt, config.list_length),
+                (place / _HELD_OUT, judged, offered_TK.shape[1]),
+            )
         }
         impressions = {
             place / _ROWS: newest(shown.filter(pl.Series(~shown_held)), config.max_lists * config.list_length),
@@ -158,7 +148,7 @@ def ranker_lists(
     return learnt_from, held_out
 
 
-def _held_out(rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+def _held_out(rows: pl.DataFrame) -> Mask:
     """By user, the same on every run. Shape (rows,)."""
     users = rows.select(pl.col(names.USER_ID).unique())[names.USER_ID].to_list()
     held = [user for user in users if xxhash.xxh64_intdigest(user.encode()) < _HELD_OUT_SHARE * 2**64]

@@ -1,4 +1,4 @@
-"""In what order rows are learnt from: shuffled anew each epoch, rows of like length side by side, an equal share for each process."""
+"""In what order rows are learnt from: shuffled anew each epoch, rows of like length side by side."""
 
 from typing import Final
 

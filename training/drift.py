@@ -44,8 +44,12 @@ _CLICK_HOURS: Final = 1.0
 """Within which a click counts for the rate: it is known soon, and the same of any version."""
 
 
-Found = list[Signal] | str
-"""Signals, or why nothing is said."""
+@dataclass(frozen=True)
+class Asked:
+    """What was found of one kind: its signals, or a note why nothing is said of it."""
+
+    signals: tuple[Signal, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,19 +101,15 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
         )
     store = store or open_feature_store(settings)
     asked = [
+        Asked((of_types(lake, start_us, window_end_us, config),)),
+        Asked(tuple(of_items(bundle, before, now, store, end_us, config))),
         of_users(bundle, before, now, store, config),
         of_click_rate(events, window_end_us, end_us, bundle, config),
     ]
-    if isinstance(asked[-1], list):
+    if asked[-1].signals:
         asked.append(of_calibration(events, window_end_us, end_us, bundle, store, config))
-    said = [signals for each in asked if isinstance(each, list) for signals in each]
     return found(
-        [
-            of_types(lake, start_us, window_end_us, config),
-            *of_items(bundle, before, now, store, end_us, config),
-            *said,
-        ],
-        "; ".join(each for each in asked if isinstance(each, str)),
+        [signal for each in asked for signal in each.signals], "; ".join(each.note for each in asked if each.note)
     )
 
 
@@ -159,9 +159,10 @@ def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int
 
 def of_users(
     bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, config: DriftConfig
-) -> Found:
-    """Each number that the towers read of users, at one event of each; none where there are too few. Compared is the end of the window, as
-    long as what came since and at least a day: where a window has just begun, its counts are small.
+) -> Asked:
+    """Each number that the towers read of users, at one event of each; a note where there are too few.
+
+    Compared is the end of the window, as long as what came since and at least a day: where a window has just begun, its counts are small.
     """
     start_us, end_us = int(now[T_US].min()), int(now[T_US].max())  # type: ignore[arg-type]
     recent = before.filter(pl.col(T_US) >= start_us - max(end_us - start_us, DAY_US))
@@ -173,17 +174,21 @@ def of_users(
     ]
     if min(side.height for side in one_of_each) < config.min_users:
         had = _both(*(side.height for side in one_of_each))
-        return f"users' features are not compared: that takes {config.min_users:,} users on both sides, and there are {had}"
+        return Asked(
+            note=f"users' features are not compared: that takes {config.min_users:,} users on both sides, and there are {had}"
+        )
     was, is_now = (columns.by_name(user_features(store, side.head(config.sample))) for side in one_of_each)
-    return [
-        of_numbers(number.name, columns.numbers(was[number.name]), columns.numbers(is_now[number.name]), config)
-        for number in bundle.preprocessing.user_numbers
-        if number.name in was
-    ]
+    return Asked(
+        tuple(
+            of_numbers(number.name, columns.numbers(was[number.name]), columns.numbers(is_now[number.name]), config)
+            for number in bundle.preprocessing.user_numbers
+            if number.name in was
+        )
+    )
 
 
-def of_click_rate(events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, config: DriftConfig) -> Found:
-    """None where too few were shown on a side. What was shown so late on a side that its clicks may still come is left out."""
+def of_click_rate(events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, config: DriftConfig) -> Asked:
+    """A note where too few were shown on a side. What was shown so late on a side that its clicks may still come is left out."""
     training = _training_of(bundle).changed(outcome_hours=_CLICK_HOURS)
     shown = impressions(events, training)
     before, now = (
@@ -192,19 +197,20 @@ def of_click_rate(events: pl.DataFrame, window_end_us: int, end_us: int, bundle:
     )
     clicks = int(before[CLICK].sum())
     if min(before.height, now.height) < config.min_impressions or clicks < config.min_clicks:
-        return (
-            f"click rates are not compared: that takes {config.min_impressions:,} impressions on both sides and "
+        return Asked(
+            note=f"click rates are not compared: that takes {config.min_impressions:,} impressions on both sides and "
             f"{config.min_clicks:,} clicks before, and there are {_both(before.height, now.height)}, and {clicks:,} clicks"
         )
     was, rate = (float(side[CLICK].mean()) for side in (before, now))  # type: ignore[arg-type]
     drop = 1 - rate / was
-    return [Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, f"{was:.2%}, now {rate:.2%}")]
+    said = f"{was:.2%}, now {rate:.2%}"
+    return Asked((Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, said),))
 
 
 def of_calibration(
     events: pl.DataFrame, window_end_us: int, end_us: int, bundle: Bundle, store: FeatureStore, config: DriftConfig
-) -> Found:
-    """None where too few were shown or clicked. A click counts within the bundle's own `outcome_hours`, which its probabilities speak of,
+) -> Asked:
+    """A note where too few were shown or clicked. A click counts within the bundle's own `outcome_hours`, which its probabilities speak of,
     and what was shown in the last of these is left out: its clicks may still come.
     """
     training = _training_of(bundle)
@@ -212,9 +218,9 @@ def of_calibration(
     asked = sample(now, config.sample, config.seed)
     clicks = int(asked[CLICK].sum())
     if now.height < config.min_impressions or clicks < config.min_clicks:
-        return (
-            f"clicks are not held against their probabilities: that takes {config.min_impressions:,} impressions and {config.min_clicks:,} "
-            f"clicks since, {training.outcome_hours:g} hours old, and there are {now.height:,} and {clicks:,}"
+        return Asked(
+            note=f"clicks are not held against their probabilities: that takes {config.min_impressions:,} impressions and "
+            f"{config.min_clicks:,} clicks since, {training.outcome_hours:g} hours old, and there are {now.height:,} and {clicks:,}"
         )
     shop = Catalogue(bundle.preprocessing, bundle.snapshot.features)
     models = Models(bundle.preprocessing, shop, bundle.towers, bundle.ranker, bundle.neighbours)
@@ -222,7 +228,7 @@ def of_calibration(
     predicted = float(probabilities(models, asked, store, training)[:, place].sum())
     factor = max(predicted / clicks, clicks / max(predicted, 1e-9))
     said = f"{predicted:.0f} clicks predicted, {clicks} came"
-    return [Signal("click calibration", factor, config.calibration, factor > config.calibration, said)]
+    return Asked((Signal("click calibration", factor, config.calibration, factor > config.calibration, said),))
 
 
 def _both(before: int, now: int) -> str:

@@ -8,13 +8,18 @@ An interval is the normal approximation for a ratio of two sums over units, by i
 1977, 6.4): with few clicks or a few large weights it is too short, which `effective` and `largest` tell.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 
-from headrace.arrays import Floats, Ints
-from training.intervals import LEVEL
+from headrace.arrays import Floats, Ints, Mask
+from training.intervals import Z
+
+_PRIOR: Final = 100.0
+"""Impressions of its prior that a rate is drawn towards it by."""
+_FOLDS: Final = 5
 
 
 class OffPolicyError(ValueError):
@@ -139,13 +144,26 @@ def _check(rewards_R: Floats, weights_R: Floats, units_R: Ints | None) -> Ints:
     return np.asarray(numbered)
 
 
+def folds(units_R: Ints) -> Iterator[tuple[Mask, Mask]]:
+    """A fifth of the units each time, and the others that a model of its rewards learns from. Shapes (R,)."""
+    fold_R = units_R % _FOLDS
+    for fold in range(_FOLDS):
+        here_R = fold_R == fold
+        yield here_R, ~here_R
+
+
+def shrunk_rate(rewards: Floats | Ints, seen: Ints, prior: Floats | float) -> Floats:
+    """Rewards per impression, drawn towards `prior` by 100 impressions of it: of few nothing else is known. Shape of `rewards`."""
+    return np.asarray((rewards + _PRIOR * prior) / (seen + _PRIOR))
+
+
 def _ratio(top_R: Floats, bottom_R: Floats, weights_R: Floats, units_R: Ints) -> Worth:
     """sum top / sum bottom, both of which vary from unit to unit."""
     top_U, bottom_U = np.bincount(units_R, top_R), np.bincount(units_R, bottom_R)
     units, total = len(top_U), bottom_U.sum()
     value = top_U.sum() / total
     spread = np.sqrt(((top_U - value * bottom_U) ** 2).sum() * units / (units - 1)) / total
-    reach = NormalDist().inv_cdf(0.5 + LEVEL / 2) * spread
+    reach = Z * spread
     mean_U = np.bincount(units_R, weights_R) / np.bincount(units_R)
     return Worth(
         value=float(value),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError
 from rich.table import Table
 from rich.text import Text
 
@@ -20,11 +21,12 @@ from headrace.ops.verify import VerifyError, VerifyReport, verify
 from headrace.settings import Settings
 from headrace.stores.lake import LakeBehindError
 from headrace.stores.lake_files import DamagedLakeError
-from headrace.stores.redis_client import StoreAddressError
+from headrace.stores.redis_client import StoreAddressError, connect
 from headrace.stores.shards import DeploymentError
 from training.champion import NoChampion, Why, champion_of, check_features, read_in_service
 from training.config import TrainConfig
 from training.dataset import DatasetError
+from training.fit import TrainError
 from training.gate_measures import (
     Comparison,
     Differences,
@@ -49,6 +51,7 @@ LEAST_REQUESTS: Final = 50
 gate would let through a version that has lost most of an NDCG@10 of 0.07, which sparse shops have."""
 SAMPLE: Final = 200
 """Entities of each view whose features are compared."""
+_QUALITY_BOUND: Final = "upper end of the 95 % interval of its difference from the champion at least 0"
 _FEATURES_BOUND: Final = "no mismatch between online store and lake, nothing waiting for a backfill"
 _SCORES_BOUND: Final = f"served scores and vectors within {SCORE_TOLERANCE:g} of the modules'"
 _LAKE_WAIT_S: Final = 30.0
@@ -58,6 +61,8 @@ _ASK_IT: Final[Mapping[Why, str]] = {
     Why.NEWER_FORMAT: "run this by the version of the code that wrote it, as the replicas do; --force promotes this one unseen",
     Why.NO_ARCHITECTURE: "run this where Python finds that module, as the replicas do; --force promotes this one unseen",
 }
+# Of redis-py's ConnectionError, what a server that runs answers.
+_REFUSES: Final = (AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError)
 # What makes a comparison of the store with the lake impossible; each says itself what to do.
 _NOT_COMPARABLE: Final = (
     VerifyError, LakeBehindError, DamagedLakeError, DefinitionError, DeploymentError, TooEarlyError,
@@ -125,19 +130,22 @@ def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Ite
 
 def check_quality(bundle: Bundle, version: str, settings: Settings) -> Verdict:
     """Against the champion, on what has happened since the version's cut."""
-    bound = "not worse than the champion beyond the 95 % interval"
     found = read_in_service(settings, version)
     if isinstance(found, NoChampion):
-        remedy = _ASK_IT.get(found.why, "")
-        return Verdict(QUALITY, not remedy, f"no champion to compare with: {found.said}", bound, remedy)
+        passed, remedy = found.why not in _ASK_IT, _ASK_IT.get(found.why, "")
+        return Verdict(QUALITY, passed, f"no champion to compare with: {found.said}", _QUALITY_BOUND, remedy)
     config = judged_by(TrainConfig.from_json(bundle.manifest.config), found.bundle.manifest.config)
     try:
         window = window_of(bundle, config.changed(device="cpu"), settings)
         champion = champion_of(found, window.content, window.models.neighbours, bundle.manifest.cut_us)
         return judge_quality(compare(window, champion))
     except DatasetError as error:
-        remedy = "let more happen, or promote it unseen with --force"
-        return Verdict(QUALITY, False, f"cannot be compared with version {found.ref.version}: {error}", bound, remedy)
+        said, remedy = str(error), "let more happen, or promote it unseen with --force"
+    except TrainError as error:
+        said, remedy = str(error), "train again, or where the champion's are meant promote this one unseen with --force"
+    return Verdict(
+        QUALITY, False, f"cannot be compared with version {found.ref.version}: {said}", _QUALITY_BOUND, remedy
+    )
 
 
 def judge_quality(found: Comparison) -> Verdict:
@@ -166,7 +174,7 @@ def judge_quality(found: Comparison) -> Verdict:
         QUALITY,
         passed,
         f"{said}; {found.note}" if found.note else said,
-        "upper end of the difference's 95 % interval at least 0",
+        _QUALITY_BOUND,
         "" if passed else remedy,
     )
 
@@ -174,12 +182,29 @@ def judge_quality(found: Comparison) -> Verdict:
 def check_served_features(settings: Settings, clock: Clock) -> Verdict:
     """What the online store gives against what the lake gives, where a store runs."""
     try:
+        if not _store_runs(settings):
+            return Verdict(FEATURES, True, "not checked: no store runs", _FEATURES_BOUND)
         report = verify(settings, None, clock, wait_s=_LAKE_WAIT_S, sample=SAMPLE)
-    except (StoreAddressError, redis.RedisError):
-        return Verdict(FEATURES, True, "not checked: no store runs", _FEATURES_BOUND)
+    except redis.RedisError as error:
+        said = f"the store cannot be read: {type(error).__name__}: {error}"
+        return Verdict(FEATURES, False, said, _FEATURES_BOUND, "mend the store, which `headrace status` looks at")
     except _NOT_COMPARABLE as error:
         return Verdict(FEATURES, False, str(error), _FEATURES_BOUND, "`headrace status` and `headrace verify` say more")
     return judge_served_features(report)
+
+
+def _store_runs(settings: Settings) -> bool:
+    """Whether anybody answers where the settings say. Raises redis.RedisError of one that does and will not be asked."""
+    try:
+        with connect(settings) as client:
+            client.ping()
+    except StoreAddressError:
+        return False
+    except _REFUSES:
+        raise
+    except redis.ConnectionError:
+        return False
+    return True
 
 
 def judge_served_features(report: VerifyReport) -> Verdict:

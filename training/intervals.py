@@ -19,7 +19,8 @@ from headrace.arrays import Floats, Ints
 LEVEL: Final = 0.95
 RESAMPLES = 1_000
 # Standard deviations of a normal distribution to either side that hold LEVEL of it.
-_Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)
+"""Standard deviations from the middle of a normal distribution to the ends of its interval."""
 # Weights that are held at once.
 _WEIGHTS = 4_000_000
 
@@ -67,8 +68,8 @@ def estimate(value: float, resampled_N: Floats) -> Estimate:
 
 def wilson(share: float, rows: int) -> tuple[float, float]:
     """The 95 % interval of a share of rows that know nothing of each other (Wilson, 1927)."""
-    middle = (share + _Z**2 / (2 * rows)) / (1 + _Z**2 / rows)
-    half = _Z / (1 + _Z**2 / rows) * (share * (1 - share) / rows + _Z**2 / (4 * rows**2)) ** 0.5
+    middle = (share + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+    half = Z / (1 + Z**2 / rows) * (share * (1 - share) / rows + Z**2 / (4 * rows**2)) ** 0.5
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 

@@ -134,9 +134,9 @@ def platt(logits_C: Floats, labels_C: Floats) -> tuple[float, float]:
     found = np.array([1.0, 0.0])
     for _ in range(_STEPS):
         chances_C = 1 / (1 + np.exp(-design_C2 @ found))
-        slope = design_C2.T @ (chances_C - wanted_C)
+        gradient = design_C2.T @ (chances_C - wanted_C)
         curvature = (design_C2 * (chances_C * (1 - chances_C))[:, None]).T @ design_C2 + 1e-6 * np.eye(2)
-        step = np.linalg.solve(curvature, slope)
+        step = np.linalg.solve(curvature, gradient)
         found = found - step * min(1.0, 1 / max(np.abs(step).max(), 1e-12))
         if np.abs(step).max() < 1e-8:
             break

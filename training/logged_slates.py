@@ -21,13 +21,10 @@ from headrace.settings import DAY_US, HOUR_US
 from headrace.stores.lake import EventLake
 from training.config import TrainConfig
 from training.dataset import T_US, events_on_items, impressions
-from training.estimators import OffPolicyError, check_propensities
+from training.estimators import OffPolicyError, check_propensities, folds, shrunk_rate
 
 _REQUEST: Final = "request_id"
 _SHOWN: Final = ("position", "propensity", names.PROPERTIES, "model_version")
-_PRIOR: Final = 100.0
-"""Impressions that a place is taken to have had, with the click rate of all places."""
-_FOLDS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -130,11 +127,9 @@ def place_rates(slates: LoggedSlates) -> Floats:
     """
     places = int(slates.position_R.max()) + 1
     rates_R = np.empty(len(slates.reward_R))
-    fold_R = slates.slate_R % _FOLDS
-    for fold in range(_FOLDS):
-        others = fold_R != fold
-        rewards_P = np.bincount(slates.position_R[others], slates.reward_R[others], places)
-        seen_P = np.bincount(slates.position_R[others], minlength=places)
+    for here_R, others_R in folds(slates.slate_R):
+        rewards_P = np.bincount(slates.position_R[others_R], slates.reward_R[others_R], places)
+        seen_P = np.bincount(slates.position_R[others_R], minlength=places)
         overall = rewards_P.sum() / max(seen_P.sum(), 1)
-        rates_R[~others] = ((rewards_P + _PRIOR * overall) / (seen_P + _PRIOR))[slates.position_R[~others]]
+        rates_R[here_R] = shrunk_rate(rewards_P, seen_P, overall)[slates.position_R[here_R]]
     return rates_R

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headrace.arrays import Floats, Ints
+from headrace.arrays import Floats, Ints, Mask
 
-Bools = npt.NDArray[np.bool_]
 CALIBRATION_BINS = 15
 _LEAST = 1e-12
 
@@ -24,32 +23,38 @@ def mean(values_T: npt.ArrayLike) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def recall_at(hits_TK: Bools, relevant_T: Ints, k: int) -> Floats:
+def recall_at(hits_TK: Mask, relevant_T: Ints, k: int) -> Floats:
     """Share of the request's relevant items that stand in its first k places. Shape (T,)."""
     return _of_relevant(hits_TK[:, :k].sum(axis=1) / np.maximum(relevant_T, 1), relevant_T)
 
 
-def hit_rate_at(hits_TK: Bools, relevant_T: Ints, k: int) -> Floats:
+def hit_rate_at(hits_TK: Mask, relevant_T: Ints, k: int) -> Floats:
     """1 where a relevant item stands in the first k places, else 0. Shape (T,)."""
     return _of_relevant(hits_TK[:, :k].any(axis=1), relevant_T)
 
 
-def ndcg_at(hits_TK: Bools, relevant_T: Ints, k: int) -> Floats:
+def ndcg_at(hits_TK: Mask, relevant_T: Ints, k: int) -> Floats:
     """DCG / ideal DCG with binary relevance: 1 / log2(place + 1), places from 1. Shape (T,)."""
-    gains_K = 1.0 / np.log2(np.arange(2, k + 2))
+    gains_K = discount(np.arange(k))
     ideal_K = np.concatenate([[0.0], np.cumsum(gains_K)])
     found_T = (hits_TK[:, :k] * gains_K[: hits_TK.shape[1]]).sum(axis=1)
     return _of_relevant(found_T / ideal_K[np.clip(relevant_T, 1, k)], relevant_T)
 
 
-def average_precision_at(hits_TK: Bools, relevant_T: Ints, k: int) -> Floats:
+def discount(rank: Ints) -> Floats:
+    """What a relevant item at that rank, the first being 0, adds to DCG (Järvelin & Kekäläinen, TOIS 2002). Shape of `rank`."""
+    gain: Floats = 1.0 / np.log2(rank + 2.0)
+    return gain
+
+
+def average_precision_at(hits_TK: Mask, relevant_T: Ints, k: int) -> Floats:
     """Mean precision at the places of the relevant items, of min(relevant, k) of them; its mean is MAP@k. Shape (T,)."""
     hits = hits_TK[:, :k]
     precision_TK = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
     return _of_relevant((precision_TK * hits).sum(axis=1) / np.clip(relevant_T, 1, k), relevant_T)
 
 
-def reciprocal_rank(hits_TK: Bools, relevant_T: Ints) -> Floats:
+def reciprocal_rank(hits_TK: Mask, relevant_T: Ints) -> Floats:
     """1 / place of the first relevant item, 0 where none is among the K; its mean is MRR. Shape (T,)."""
     return _of_relevant(np.where(hits_TK.any(axis=1), 1.0 / (1 + hits_TK.argmax(axis=1)), 0.0), relevant_T)
 
@@ -101,7 +106,7 @@ def auc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return weighted_auc(place_R, positive_R, np.ones(len(positive_R)))
 
 
-def weighted_auc(place_R: Ints, positive_R: Bools, weight_R: Floats) -> float:
+def weighted_auc(place_R: Ints, positive_R: Mask, weight_R: Floats) -> float:
     """`auc` of rows that count so many times; `place_R` numbers their distinct scores in rising order."""
     positive_S = np.bincount(place_R, weight_R * positive_R)
     negative_S = np.bincount(place_R, weight_R * ~positive_R)

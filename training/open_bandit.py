@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
-from headrace.arrays import Floats, Ints
-from training.estimators import OffPolicyError
+from headrace.arrays import Floats, Ints, Mask
+from training.estimators import OffPolicyError, folds, shrunk_rate
 
 _COLUMNS: Final = {
     "item_id": pl.Int64,
@@ -20,9 +20,6 @@ _COLUMNS: Final = {
     "click": pl.Float64,
     "propensity_score": pl.Float64,
 }
-_PRIOR: Final = 100.0
-"""Impressions that an item is taken to have had, with its position's click rate: few have as many of their own."""
-_FOLDS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -98,21 +95,19 @@ def click_rates(shown: Shown, items: int, positions: int) -> Floats:
     seen_PI = np.bincount(cell_R, minlength=positions * items).reshape(positions, items)
     clicks_PI = np.bincount(cell_R, shown.click_R, positions * items).reshape(positions, items)
     rate_P1 = clicks_PI.sum(axis=1, keepdims=True) / np.maximum(seen_PI.sum(axis=1, keepdims=True), 1)
-    return np.asarray((clicks_PI + _PRIOR * rate_P1) / (seen_PI + _PRIOR))
+    return shrunk_rate(clicks_PI, seen_PI, rate_P1)
 
 
 def expectations(shown: Shown, target_PI: Floats) -> tuple[Floats, Floats]:
     """What `click_rates` of the other folds say of each impression, and in the mean over what the target shows there. Shapes (R,)."""
     positions, items = target_PI.shape
     predicted_R, expected_R = np.empty(len(shown.item_R)), np.empty(len(shown.item_R))
-    fold_R = np.arange(len(shown.item_R)) % _FOLDS
-    for fold in range(_FOLDS):
-        here, others = fold_R == fold, fold_R != fold
-        rates_PI = click_rates(_take(shown, others), items, positions)
-        predicted_R[here] = rates_PI[shown.position_R[here], shown.item_R[here]]
-        expected_R[here] = (rates_PI * target_PI).sum(axis=1)[shown.position_R[here]]
+    for here_R, others_R in folds(np.arange(len(shown.item_R))):
+        rates_PI = click_rates(_take(shown, others_R), items, positions)
+        predicted_R[here_R] = rates_PI[shown.position_R[here_R], shown.item_R[here_R]]
+        expected_R[here_R] = (rates_PI * target_PI).sum(axis=1)[shown.position_R[here_R]]
     return predicted_R, expected_R
 
 
-def _take(shown: Shown, which: "np.ndarray[tuple[int], np.dtype[np.bool_]]") -> Shown:
+def _take(shown: Shown, which: Mask) -> Shown:
     return Shown(shown.item_R[which], shown.position_R[which], shown.click_R[which], shown.propensity_R[which])

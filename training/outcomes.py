@@ -75,7 +75,7 @@ def measure(probability_R: Floats, positive_R: Mask, user_R: Ints, config: Train
 
 
 def probabilities(models: Models, rows: pl.DataFrame, store: FeatureStore, config: TrainConfig) -> Floats:
-    """The ranker's, of each outcome for rows of impressions. Shape (R, O)."""
+    """The ranker's, of each outcome for rows of impressions, users and items as they stood when these were shown. Shape (R, O)."""
     table = columns.by_name(features(store, names.RANKER_SERVICE, rows))
     users = models.preprocessing.users(table, rows[T_US].to_numpy(), models.shop.row)
     items = models.preprocessing.items(table, with_activity=True)

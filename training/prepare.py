@@ -33,7 +33,7 @@ from training.dataset import (
 from training.lists import Lists, retrieved_lists, shown_lists, together, were_offered, write_lists
 from training.requests import Requests
 from training.run import Run, Shop
-from training.run_files import reading
+from training.run_files import reading, write
 from training.windows import Windows, write_windows
 
 _PREPROCESSING: Final = "preprocessing.json"
@@ -70,9 +70,7 @@ def shop_at_cut(folder: Path, split: Split, store: FeatureStore, lake_dir: Path,
             max_values=min(max(_MAX_VALUES, len(seen)), _MOST_VALUES),
         )
         pq.write_table(content, folder / _CONTENT)
-        draft = folder / f"{_PREPROCESSING}.draft"
-        draft.write_text(preprocessing.to_json())
-        draft.replace(folder / _PREPROCESSING)  # a run that is killed in between makes both again
+        write(folder / _PREPROCESSING, preprocessing.to_json())  # a run that is killed in between makes both again
     with reading(folder / _CONTENT, folder):
         content = pq.read_table(folder / _CONTENT)
     with reading(folder / _PREPROCESSING, folder):

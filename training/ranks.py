@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headrace.arrays import Floats, Ints
 from training.fit import TrainError
+from training.metrics import discount
 from training.requests import Histories
 
 _BLOCK = 512
@@ -67,4 +68,4 @@ def _without_seen(user_TD: Tensor, item_ID: Tensor, history: Histories, start: i
 
 def ndcg(ranks_T: Ints, k: int) -> Floats:
     """Of each request: 1 / log2(rank + 2) within the first k places, else 0."""
-    return np.where(ranks_T < k, 1 / np.log2(ranks_T + 2.0), 0.0)
+    return np.where(ranks_T < k, discount(ranks_T), 0.0)

@@ -11,9 +11,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import polars as pl
 from rich.console import Console
@@ -36,9 +36,8 @@ from training.config import TrainConfig, configured
 from training.dataset import POSITIVE_TYPES
 from training.drift_signals import DriftConfig
 from training.fit import Epoch
-from training.gate import Verdict, as_table, to_json
+from training.gate import Verdict, as_table
 from training.job import run
-from training.run_folder import RunFolder
 from training.spans import span_us
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Round:
         return sum(self.seconds.values())
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "verdicts": to_json(self.verdicts), "total_s": self.total_s}
+        return {**asdict(self), "total_s": self.total_s}
 
 
 def once(
@@ -114,9 +113,10 @@ def once(
     else:
         start = begins_as(champion)
         said = "from nothing" if start is None else f"from version {start.version}"
-        with _timed(f"train, {said}", seconds, say), _OwnRun(settings, clock) as own:
+        with _timed(f"train, {said}", seconds, say):
             weights = None if start is None else start.path
-            result = train.main(config, settings, own.clock, progress=progress, warm_start=weights)
+            # The next round begins with newer data, and does not resume this one.
+            result = train.main(config, settings, clock, progress=progress, warm_start=weights, keep_unfinished=False)
         assert result is not None, "a round is one process"
         version, folder = result.version, result.bundle_dir
         if start is not None and learnt_nothing(result.epochs):
@@ -249,38 +249,6 @@ def _timed(step: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
     finally:
         seconds[step] = time.monotonic() - started
         say(f"{seconds[step]:6.1f} s {step}")
-
-
-class _OwnRun:
-    """A training that does not end leaves no run to resume: the next round begins with newer data. The run is known by when it began."""
-
-    def __init__(self, settings: Settings, clock: Clock) -> None:
-        self._runs, self._clock = settings.runs_dir, clock
-        self._told: set[int] = set()
-
-    def clock(self) -> int:
-        now_us = self._clock()
-        self._told.add(now_us)
-        return now_us
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for folder in self._runs.glob("*"):
-            began_us = None
-            with suppress(OSError, ValueError, LookupError):  # of somebody else, who begins or ends it
-                began_us = RunFolder(folder).began().began_us
-            if began_us in self._told:
-                _end(RunFolder(folder))
-
-
-def _end(run: RunFolder) -> None:
-    """Whatever ended the round is told, and not that its folder stays."""
-    try:
-        run.end()
-    except OSError as error:
-        logger.warning("%s is left of a training that did not end (%s): delete it", run.path, error)
 
 
 def command(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ towers.pt, ranker.pt                 a checkpoint of each fit
 
 import fcntl
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from training.dataset import Split
 from training.run_files import RunError, reading, write
 
 __all__ = ["Began", "RunError", "RunFolder"]
+
+logger = logging.getLogger(__name__)
 
 _CONFIG: Final = "config.json"
 _HELD: Final = "held"
@@ -124,6 +127,19 @@ class RunFolder:
         except ValueError:
             if self.path.exists() and not any(self.path.glob("*.pt")):
                 self.end()
+            raise
+
+    @contextmanager
+    def gone_unless_done(self) -> Iterator[None]:
+        """Whatever ends it early takes it away, and is told, not that the folder cannot go."""
+        try:
+            yield
+        except BaseException:
+            try:
+                if self.path.exists():
+                    self.end()
+            except OSError as error:
+                logger.warning("%s is left of a run that did not end (%s): delete it", self.path, error)
             raise
 
     def began(self) -> Began:

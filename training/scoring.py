@@ -21,6 +21,7 @@ from training.config import TrainConfig
 from training.dataset import T_US, features, item_activity
 from training.measures import DEPTH
 from training.processes import device_of
+from training.ranks import check_finite
 from training.requests import Requests, best_places
 from training.rows import UserRows
 from training.windows import Windows
@@ -59,7 +60,7 @@ def answer(
     """The towers' best DEPTH items of each request; for the first `ranked`, the best `candidates` in the ranker's order.
 
     Features are read as they stood `lag_us` before each request. What is computed from them is computed at the request: an event of
-    the history is as old as it is then.
+    the history is as old as it is then. Raises TrainError for vectors or scores that are not finite.
     """
     device = device_of(config.device)
     stale = requests.rows.with_columns(pl.col(T_US) - lag_us)
@@ -68,6 +69,8 @@ def answer(
     candidates = min(config.candidates, len(models.shop.item_ids))
     item_ID = shop_vectors(models.towers, models.shop, device)
     user_TD = user_vectors(models.towers, models.shop, users, device)
+    for vectors in (item_ID, user_TD):
+        check_finite(torch.from_numpy(vectors), "towers")
     retrieved_TK = best_places(
         lambda some: np.asarray(user_TD[some] @ item_ID.T), requests.history, max(DEPTH, candidates)
     )
@@ -82,7 +85,9 @@ def answer(
 def rank_again(
     models: Models, rows: pl.DataFrame, users: UserInputs, slates_RK: Ints, store: FeatureStore, device: str
 ) -> Ints:
-    """The slates in the ranker's order, the items' activity read at the rows' times. Shape (R, K)."""
+    """The slates in the ranker's order, the items' activity read at the rows' times. Shape (R, K). Raises TrainError for scores that are
+    not finite.
+    """
     shown_RK = slates_RK >= 0
     shown = slates_RK[shown_RK]
     asked = rows[np.repeat(np.arange(len(slates_RK)), shown_RK.sum(axis=1))].with_columns(
@@ -93,7 +98,9 @@ def rank_again(
     row_RK[shown_RK] = np.arange(len(shown))
     candidates_RK = np.where(shown_RK, slates_RK + Catalogue.FIRST, 0)
     logits_RKO = rank_logits(models, users, items.rows(torch.from_numpy(row_RK)), candidates_RK, device)
-    scores_RK = models.ranker.scores(logits_RKO.to(device)).cpu().numpy()
+    scores = models.ranker.scores(logits_RKO.to(device)).cpu()
+    check_finite(scores, "ranker")
+    scores_RK = scores.numpy()
     scores_RK[~shown_RK] = -np.inf
     return np.take_along_axis(slates_RK, np.argsort(-scores_RK, axis=1, kind="stable"), axis=1)
 

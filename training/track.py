@@ -182,6 +182,8 @@ class Track:
 
     def made(self, bundle_dir: Path, report: Mapping[str, Any], figures: Mapping[str, str]) -> None:
         """What came of it: where the bundle lies, the report as JSON, figures as SVG by name."""
+        if not self._is_first:
+            return
         manifest = (bundle_dir / MANIFEST).read_bytes()
         with self._telling("what came of a run"):
             self._flush()
@@ -194,6 +196,8 @@ class Track:
 
     def reported(self, page: Path) -> None:
         """The report as a page."""
+        if not self._is_first:
+            return
         text = page.read_text(encoding="utf-8")
         with self._telling("the report of a run"):
             self._client.log_text(self.run_id, text, "report.html")

@@ -68,14 +68,17 @@ def main(
     progress: bool = False,
     resume: bool | str = False,
     warm_start: Path | None = None,
+    keep_unfinished: bool = True,
 ) -> TrainResult | None:
     """Train, evaluate, save a bundle and register it, all of it recorded in MLflow; None in all processes but the first.
 
     With `resume` the newest run that did not end and does not run goes on, or the one of that name, by its own config and from its own
-    start. With `warm_start` both models begin as those of the bundle in that folder, where their weights mean the same. Raises
-    ArchitectureError for names that no models have, DatasetError where the lake cannot be trained on, TrainError where fitting cannot go
-    on, RunError where there is nothing to resume, or not as it began, BundleError where there is nothing to begin from, RegistryError
-    where MLflow cannot be written to.
+    start. With `warm_start` both models begin as those of the bundle in that folder, where their weights mean the same. A run that does
+    not end stays to be resumed; without `keep_unfinished` it goes.
+
+    Raises ArchitectureError for names that no models have, DatasetError where the lake cannot be trained on, TrainError where fitting
+    cannot go on, RunError where there is nothing to resume, or not as it began, BundleError where there is nothing to begin from,
+    RegistryError where MLflow cannot be written to.
     """
     started_us = clock()
     with ExitStack() as ends:
@@ -89,7 +92,7 @@ def main(
         store = store or open_feature_store(settings)
         us = ends.enter_context(processes(device))
         track = ends.enter_context(Track(settings, clock, us.is_first))
-        folder = resumed or ends.enter_context(new_run(settings.runs_dir, config, clock, warm_start))
+        folder = resumed or ends.enter_context(new_run(settings.runs_dir, config, clock, warm_start, keep_unfinished))
         began = folder.began()
         track.begin(folder, config, {"used_device": device, "processes": us.count, "torch": torch.__version__})
         torch.set_num_threads(config.threads)
@@ -196,7 +199,9 @@ def start_of(folder: Path, resumed: RunFolder | None) -> Bundle:
 
 
 @contextmanager
-def new_run(runs: Path, config: TrainConfig, clock: Clock, warm_start: Path | None) -> Iterator[RunFolder]:
+def new_run(
+    runs: Path, config: TrainConfig, clock: Clock, warm_start: Path | None, keep_unfinished: bool
+) -> Iterator[RunFolder]:
     """A new run, held by the first process."""
     with ExitStack() as ends:
 
@@ -205,7 +210,9 @@ def new_run(runs: Path, config: TrainConfig, clock: Clock, warm_start: Path | No
             name = f"{from_micros(now_us):%Y%m%dT%H%M%S}-{now_us % MICROS:06d}-{config.name}"
             folder = RunFolder.begin(runs, name, config, now_us, warm_start)
             ends.enter_context(folder.held())
-            ends.enter_context(folder.gone_where_it_would_fail_again())
+            ends.enter_context(
+                folder.gone_where_it_would_fail_again() if keep_unfinished else folder.gone_unless_done()
+            )
             return name
 
         yield RunFolder(runs / said_by_first(begin))

@@ -2,7 +2,8 @@
 
 What the towers make of a candidate is one more input, so the ranker refines retrieval and need not learn it again.
 Crosses after DCN-v2 (Wang et al., WWW 2021, eq. 1: x' = x0 * (W x + b) + x), attention after DIN (Zhou et al., 2018).
-Shape suffixes as in `headrace.models.inputs`; K is the width that crosses work at, M the number of matches.
+Shape suffixes as in `headrace.models.inputs`; K a candidate's inputs of the crosses, U the user's, X the crosses' width, M the
+number of matches.
 """
 
 import torch
@@ -66,11 +67,11 @@ class Ranker(RankingModel):
         of_item_BNK = torch.cat(
             [item_BND, interest_BND, inputs.content_NF, inputs.activity_NF, shares_BNM, match_BN2], dim=-1
         )
-        x0_BNW = self.project_item(of_item_BNK) + self.project_user(of_user_BU)[:, None]
-        crossed_BNW = x0_BNW
+        x0_BNX = self.project_item(of_item_BNK) + self.project_user(of_user_BU)[:, None]
+        crossed_BNX = x0_BNX
         for cross in self.crosses:
-            crossed_BNW = torch.addcmul(crossed_BNW, x0_BNW, cross(crossed_BNW))
-        return self.out_crossed(crossed_BNW) + self.out_deep(self.deep(x0_BNW))
+            crossed_BNX = torch.addcmul(crossed_BNX, x0_BNX, cross(crossed_BNX))
+        return self.out_crossed(crossed_BNX) + self.out_deep(self.deep(x0_BNX))
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def settle(self, position: int, slope_O: Tensor, shift_O: Tensor) -> None:

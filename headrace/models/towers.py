@@ -1,6 +1,7 @@
 """Retrieval: two towers whose dot product scores an item for a user.
 
-Shape suffixes as in `headrace.models.inputs`.
+Shape suffixes as in `headrace.models.inputs`; H heads, Q places that attend, S candidates of a sampled softmax, W windows of
+which a batch's rows are.
 """
 
 from typing import Any, Final
@@ -141,7 +142,7 @@ class _CatalogueCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, user_BD: Tensor, item_ID: Tensor, target_B: Tensor) -> Tensor:
         kind = _product_type(user_BD.device)
         users, items = user_BD.to(kind), item_ID.to(kind)
-        of_user_BD, of_item_ID = (
+        grad_user_BD, grad_item_ID = (
             torch.empty_like(users, dtype=torch.float32),
             torch.zeros_like(items, dtype=torch.float32),
         )
@@ -152,16 +153,18 @@ class _CatalogueCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             wanted_B1 = target_B[some, None]
             chance_BI = torch.softmax(users[some] @ items.T, dim=1, dtype=torch.float32)
             losses_B[some] = -chance_BI.gather(1, wanted_B1).clamp_min(_LEAST_CHANCE).log().squeeze(1)
-            off_BI = chance_BI.scatter_add_(1, wanted_B1, -torch.ones_like(wanted_B1, dtype=torch.float32)).to(kind)
-            of_user_BD[some] = off_BI @ items
-            of_item_ID += off_BI.T @ users[some]
-        ctx.save_for_backward(of_user_BD / len(users), of_item_ID / len(users))
+            grad_logit_BI = chance_BI.scatter_add_(1, wanted_B1, -torch.ones_like(wanted_B1, dtype=torch.float32)).to(
+                kind
+            )
+            grad_user_BD[some] = grad_logit_BI @ items
+            grad_item_ID += grad_logit_BI.T @ users[some]
+        ctx.save_for_backward(grad_user_BD / len(users), grad_item_ID / len(users))
         return losses_B.mean()
 
     @staticmethod
-    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, Tensor, None]:
-        of_user_BD, of_item_ID = ctx.saved_tensors
-        return of_user_BD * of_loss, of_item_ID * of_loss, None
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad_user_BD, grad_item_ID = ctx.saved_tensors
+        return grad_user_BD * grad_loss, grad_item_ID * grad_loss, None
 
 
 def _product_type(device: torch.device) -> torch.dtype:

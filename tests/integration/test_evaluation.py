@@ -54,7 +54,7 @@ def stale(settings: Settings, result: train.TrainResult) -> Evaluation:
     return evaluate.main(result.version, settings, lags=parse_lags("0s,1h,1d"))
 
 
-def test_features_of_lag_zero_give_what_the_plain_evaluation_gives(stale: Evaluation) -> None:
+def test_the_fresh_point_is_the_plain_evaluation_and_loses_nothing(stale: Evaluation) -> None:
     fresh = stale.report.staleness[0]
     for method in (TOWERS, RANKED):
         plain = {name: each for name, each in stale.report.methods[method].items() if name in fresh.methods[method]}

@@ -54,30 +54,30 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 def test_the_click_rate_is_of_clicks_within_the_hour_and_leaves_out_the_last_hour_of_both_sides() -> None:
     """Before: one of two. Since: of the first the click came too late, the second's came, the last one's may still come."""
     end_us = 161 * HOUR_US
-    [lost] = drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), BOUNDS)
+    [lost] = drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), BOUNDS).signals
     assert (lost.value, lost.said) == (0.0, "50.00%, now 50.00%")
 
 
 def test_probabilities_are_held_against_clicks_within_the_hours_that_they_speak_of(asked: list[list[int]]) -> None:
     end_us = 161 * HOUR_US
-    [found] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, BOUNDS)  # type: ignore[arg-type]
+    [found] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, BOUNDS).signals  # type: ignore[arg-type]
     assert asked == [[101, 120]]
     assert (found.value, found.said) == (2 / 0.5, "0 clicks predicted, 2 came")
-    [within_the_hour] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(1.0), None, BOUNDS)  # type: ignore[arg-type]
+    [within_the_hour] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(1.0), None, BOUNDS).signals  # type: ignore[arg-type]
     assert (within_the_hour.value, within_the_hour.said) == (1 / 0.5, "0 clicks predicted, 1 came")
 
 
 def test_what_was_shown_in_the_last_outcome_hours_is_not_held_against_the_ranker(asked: list[list[int]]) -> None:
     end_us = 126 * HOUR_US
-    [found] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, BOUNDS)  # type: ignore[arg-type]
+    [found] = drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, BOUNDS).signals  # type: ignore[arg-type]
     assert asked == [[101]]
     assert found.said == "0 clicks predicted, 1 came"
     few = DriftConfig(min_impressions=2, min_clicks=1)
-    assert drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, few) == (  # type: ignore[arg-type]
+    assert drift.of_calibration(log(), WINDOW_END_US, end_us, champion(24.0), None, few).note == (  # type: ignore[arg-type]
         "clicks are not held against their probabilities: that takes 2 impressions and 1 clicks since, 24 hours old, "
         "and there are 1 and 1"
     )
-    assert drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), replace(few, min_impressions=3)) == (
+    assert drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), replace(few, min_impressions=3)).note == (
         "click rates are not compared: that takes 3 impressions on both sides and 1 clicks before, and there are 2 before and 2 since, "
         "and 1 clicks"
     )

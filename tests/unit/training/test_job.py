@@ -2,8 +2,10 @@
 
 import errno
 
+import numpy as np
 import pytest
 
+from training.config import small
 from training.fit import TrainError
 from training.job import run
 
@@ -30,3 +32,12 @@ def test_a_full_disk_is_one_line_with_the_remedy(capsys: pytest.CaptureFixture[s
 def test_another_fault_of_the_system_keeps_its_traceback() -> None:
     with pytest.raises(PermissionError):
         failing(PermissionError(errno.EACCES, "Permission denied"))
+
+
+def test_a_value_that_our_code_refuses_is_one_line_and_one_that_a_library_refuses_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(lambda: small().changed(width=7)) == 1
+    assert capsys.readouterr().err == "error: width is 7; it must be a multiple of heads, which is 2\n"
+    with pytest.raises(ValueError, match="could not be broadcast"):
+        run(lambda: np.zeros(2) + np.zeros(3))

@@ -18,8 +18,7 @@ from training.champion import NoChampion, Why
 from training.config import small
 from training.drift_signals import DriftConfig
 from training.fit import Epoch
-from training.retrain import Round, _OwnRun, command, keep_on, learnt_nothing, once, wait_until_served
-from training.run_folder import RunFolder
+from training.retrain import Round, command, keep_on, learnt_nothing, once, wait_until_served
 from training.spans import span_us
 
 
@@ -59,36 +58,6 @@ def test_an_interrupt_ends_the_loop_in_a_round_and_in_a_wait() -> None:
         keep_on(interrupted, 60.0, lambda _: None)
     with pytest.raises(Interrupted):
         keep_on(Round, 60.0, lambda _: None, interrupted)
-
-
-def test_a_round_takes_its_own_run_away_and_no_other_one(tmp_path: Path) -> None:
-    settings = Settings(data=tmp_path)
-    for name, content in (("half-written", "{"), ("empty", "{}")):
-        (settings.runs_dir / name).mkdir(parents=True)
-        (settings.runs_dir / name / "config.json").write_text(content)
-    RunFolder.begin(settings.runs_dir, "other", small(), 6)
-    with _OwnRun(settings, lambda: 7) as own:
-        RunFolder.begin(settings.runs_dir, "own", small(), own.clock())
-    assert sorted(folder.name for folder in settings.runs_dir.iterdir()) == ["empty", "half-written", "other"]
-
-
-def test_a_run_that_cannot_be_taken_away_is_named_and_hides_no_other_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def stuck(run: RunFolder) -> None:
-        raise PermissionError(13, "Permission denied", str(run.path / "rows"))
-
-    monkeypatch.setattr(RunFolder, "end", stuck)
-    settings = Settings(data=tmp_path)
-
-    def failing() -> None:
-        with _OwnRun(settings, lambda: 7) as own:
-            RunFolder.begin(settings.runs_dir, "own", small(), own.clock())
-            raise ValueError("the lake is empty")
-
-    with pytest.raises(ValueError, match="the lake is empty"):
-        failing()
-    assert "own is left of a training that did not end ([Errno 13] Permission denied:" in caplog.text
 
 
 class AskedToTrain(Exception):

@@ -128,6 +128,28 @@ def test_a_run_that_would_fail_again_goes_and_what_was_learnt_or_interrupted_sta
     assert failing("e", TrainError("the loss is nan"))
 
 
+@pytest.mark.parametrize("error", [ValueError("no events"), OSError("full"), KeyboardInterrupt()])
+def test_a_run_that_nobody_will_resume_goes_whatever_ends_it(tmp_path: Path, error: BaseException) -> None:
+    other, run = (RunFolder.begin(tmp_path, name, small(), 7) for name in ("other", "own"))
+    (run.path / "towers.pt").touch()
+    with pytest.raises(type(error)), run.gone_unless_done():
+        raise error
+    assert list(tmp_path.iterdir()) == [other.path]
+
+
+def test_a_run_that_cannot_be_taken_away_is_named_and_hides_no_other_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stuck(run: RunFolder) -> None:
+        raise PermissionError(13, "Permission denied", str(run.path / "rows"))
+
+    monkeypatch.setattr(RunFolder, "end", stuck)
+    run = RunFolder.begin(tmp_path, "own", small(), 7)
+    with pytest.raises(ValueError, match="the lake is empty"), run.gone_unless_done():
+        raise ValueError("the lake is empty")
+    assert "own is left of a run that did not end ([Errno 13] Permission denied:" in caplog.text
+
+
 def test_the_definitions_of_a_run_are_those_it_began_with(tmp_path: Path) -> None:
     run = RunFolder.begin(tmp_path, "20240101-small", small(), 7)
     began = {"users": 2**63 + 1, "items": 2}

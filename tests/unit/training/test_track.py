@@ -133,6 +133,8 @@ def test_processes_but_the_first_tell_mlflow_nothing(tmp_path: Path, folder: Run
     with Track(Settings(data=tmp_path / "var"), lambda: NOW_US, is_first=False) as track:
         track.begin(folder, small(), FACTS)
         track.noted("towers", epoch(1))
+        track.made(tmp_path / "bundle", {}, {})
+        track.reported(tmp_path / "report.html")
     assert track.run_id == ""
     assert folder.tracked_as() is None
     assert not (tmp_path / "var").exists()

@@ -3,7 +3,8 @@
 `python -m benchmarks.quality --data FOLDER [--sets beauty,...] [--seeds 0,1,2]`; FOLDER has a folder for each set.
 
 A run takes minutes to an hour. Each leaves `results/quality/<set>-<seed>.json`, with its command, commit and settings, and is not
-made again while these, the data and the code that trains are the same; the table is of the sets and seeds that were asked for.
+made again while these, the data and the code that trains are the same; the table is of the sets and seeds that were asked for. With
+`--kept` it is of the kept runs as they are, whatever code made them, which the result names by its commits, and nothing runs.
 
 beauty, sports   Amazon 5-core in their order: each user's last interaction is the test, the one before it the validation; all items are
                  ranked, those that the user has met left out.
@@ -189,6 +190,15 @@ def measured(which: DataSet, seed: int, data: Path, results: Path) -> dict[str, 
     return made
 
 
+def kept(which: DataSet, seed: int, results: Path) -> dict[str, Any]:
+    """A run from its file, whatever code made it. Raises ValueError where there is none."""
+    file = results / f"{which.name}-{seed}.json"
+    if not file.exists():
+        raise ValueError(f"{file.name} is not there: leave --kept out, and the run is made")
+    run: dict[str, Any] = json.loads(file.read_text())
+    return run
+
+
 def figures(found: Mapping[str, Any]) -> dict[str, float]:
     """What the tables show of a run; a gain is of NDCG@10, and clear where its interval is above 0."""
     report = found["report"]
@@ -220,16 +230,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--sets", default=",".join(SETS), help=f"of {', '.join(SETS)}, or NAME:FORMAT of {', '.join(FORMATS)}"
     )
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--kept", action="store_true", help="show the kept runs, of whatever code, and make none")
     options = parser.parse_args(arguments)
     try:
-        sets = [set_called(name) for name in options.sets.split(",")]
+        asked = [
+            (which, seed, (RESULTS if which in SETS.values() else RESULTS / "smaller") / "quality")
+            for which in map(set_called, options.sets.split(","))
+            for seed in map(int, options.seeds.split(","))
+        ]
+        runs = [kept(*each) for each in asked] if options.kept else []
     except ValueError as error:
         parser.error(str(error))
-    runs = [
-        measured(which, seed, options.data, (RESULTS if which in SETS.values() else RESULTS / "smaller") / "quality")
-        for which in sets
-        for seed in map(int, options.seeds.split(","))
-    ]
+    if not options.kept:
+        runs = [measured(which, seed, options.data, folder) for which, seed, folder in asked]
     publish("quality", ["set", "seeds", *RELEVANCE, *GAINS], *summary(runs))
 
 
@@ -238,7 +251,8 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> tuple[list[list[object]], dict
     rows: list[list[object]] = []
     result: dict[str, Any] = {}
     for name in dict.fromkeys(run["set"] for run in runs):
-        each = [figures(run) for run in runs if run["set"] == name]
+        own = [run for run in runs if run["set"] == name]
+        each = [figures(run) for run in own]
         count = len(each)
         spread = {
             key: {
@@ -247,7 +261,7 @@ def summary(runs: Sequence[Mapping[str, Any]]) -> tuple[list[list[object]], dict
             }
             for key in each[0]
         }
-        result[name] = {"seeds": [run["seed"] for run in runs if run["set"] == name], **spread}
+        result[name] = {"seeds": [run["seed"] for run in own], "commits": [run["commit"] for run in own], **spread}
         rows.append(
             [
                 name,

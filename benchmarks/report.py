@@ -49,8 +49,8 @@ def results() -> Path:
 
 
 def _options() -> list[str]:
-    """Those given that change what is measured: where data lies does not."""
-    given = sys.argv[1:]
+    """Those given that change what is measured: where data lies, and whether it was measured before, does not."""
+    given = [option for option in sys.argv[1:] if option != "--kept"]
     for place in ("--site", "--data"):
         if place in given:
             at = given.index(place)

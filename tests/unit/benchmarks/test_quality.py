@@ -29,7 +29,14 @@ def run(seed: int, recall: float, gain: float) -> dict[str, Any]:
             {"of": "item", "name": "head", "methods": {TOWERS: few}},
         ],
     }
-    return {"set": "shop", "seed": seed, "report": report, "index": {"count": 200}, "wall_s": 60.0}
+    return {
+        "set": "shop",
+        "seed": seed,
+        "report": report,
+        "index": {"count": 200},
+        "wall_s": 60.0,
+        "commit": f"c{seed}",
+    }
 
 
 def test_figures_of_a_run_are_those_of_its_report() -> None:
@@ -50,7 +57,7 @@ def test_a_set_has_mean_and_spread_over_its_seeds_and_counts_the_clear_ones() ->
     [row], result = quality.summary([run(0, 0.4, 0.02), run(1, 0.6, 0.005)])
     assert row[:3] == ["shop", 2, "0.5000 ± 0.1414"]
     assert row[-1] == "+0.0125 ± 0.0106, 1 of 2 clear"
-    assert result["shop"]["seeds"] == [0, 1]
+    assert (result["shop"]["seeds"], result["shop"]["commits"]) == ([0, 1], ["c0", "c1"])
     assert result["shop"]["retrieval recall@10"] == {"mean": 0.5, "std": pytest.approx(0.1414, abs=1e-4)}
     [alone], result = quality.summary([run(0, 0.4, 0.02)])
     assert alone[2] == "0.4000"
@@ -80,6 +87,14 @@ def test_a_kept_run_counts_while_code_and_settings_are_as_they_were(
     (tmp_path / "ml-100k" / "ratings.csv").write_text("of another shop")
     quality.measured(which, 0, tmp_path, tmp_path)
     assert len(made) == 4
+
+
+def test_a_kept_run_is_shown_whatever_code_made_it_and_one_that_is_not_there_is_named(tmp_path: Path) -> None:
+    which = quality.SETS["ml-100k"]
+    (tmp_path / "ml-100k-0.json").write_text(json.dumps({"code": "another", "commit": "abc"}))
+    assert quality.kept(which, 0, tmp_path)["commit"] == "abc"
+    with pytest.raises(ValueError, match=r"ml-100k-1.json is not there: leave --kept out"):
+        quality.kept(which, 1, tmp_path)
 
 
 def test_a_set_of_ones_own_is_left_one_out_where_it_has_order_alone_and_split_by_time_where_it_has_times() -> None:

@@ -49,13 +49,17 @@ from training.rivals import ITEM_KNN, POPULAR
 _LEAVE_ONE_OUT: Final = ("test_days=1", "validation_days=1")
 _BY_TIME: Final = ("test_share=0.2",)
 _EVERYTHING: Final = (
-    "days=1000",
+    "days=36500",
     "max_positives=1000000",
     "max_validation=6000",
     "max_test=0",
     "max_ranked_requests=0",
 )
-_CODE: Final = ("training", "headrace/models", "headrace/ingest", "feature_repo")
+_CODE: Final = (
+    "training",
+    *(f"headrace/{room}" for room in ("models", "ingest", "aggregates", "stores")),
+    "feature_repo",
+)
 # Of those, what only shows, serves, or takes into service what has been trained and measured.
 _AFTER: Final = (
     *SERVING,
@@ -211,7 +215,8 @@ def figures(found: Mapping[str, Any]) -> dict[str, float]:
     }
     for name, method in RIVALS_SHOWN.items():
         gain = report["gains"][method]
-        shown |= {f"gain over {name}": gain["value"], f"clear over {name}": float(gain["low"] > 0)}
+        clear = gain["low"] is not None and gain["low"] > 0  # of a single user there is no interval
+        shown |= {f"gain over {name}": gain["value"], f"clear over {name}": float(clear)}
     for group in report["segments"]:
         if group["of"] == "user":
             both = group["methods"][RANKED]

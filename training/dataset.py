@@ -8,7 +8,7 @@ event is the row's time and everything that was done in it is the row's label, s
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pandas as pd
 import polars as pl
@@ -28,6 +28,9 @@ T_US: Final = "t_us"
 POSITIVE_TYPES: Final = (names.VIEW, names.CLICK, names.ADD_TO_CART, names.PURCHASE, names.RATE)
 LABELS: Final = (CLICK, CART, PURCHASE)
 """What came of an item: a click is any positive event, a cart or a purchase one of that type."""
+_TYPES_OF: Final = {CLICK: POSITIVE_TYPES, CART: (names.ADD_TO_CART,), PURCHASE: (names.PURCHASE,)}
+_RIPE: Final = 0.95
+_ANSWER: Final = ("request_id", names.ITEM_ID)
 _KEYS: Final = (names.USER_ID, names.ITEM_ID, T_US)
 _EVENT_COLUMNS: Final = (
     names.EVENT_ID,
@@ -41,6 +44,8 @@ _EVENT_COLUMNS: Final = (
     "position",
 )
 
+Read = TypeVar("Read")
+
 
 class DatasetError(ValueError):
     """Events that cannot be trained on; the message says what is missing and what to do."""
@@ -52,7 +57,8 @@ class Split:
     both are judged by.
 
     Frames have columns user_id, item_id, t_us, request_id and 0/1 columns of LABELS; no side knows an event at or after its end,
-    not even as a label. Impressions are rows of the same columns and `position`, from 0, of what was shown, by the same cuts.
+    not even as a label. Impressions are rows of the same columns and `position`, from 0, of what was shown, by the same cuts: those of
+    which what comes of them had come by their side's end (`ripening_us`), or all of a side where it had of none.
     """
 
     train: pl.DataFrame
@@ -64,6 +70,7 @@ class Split:
     validation_us: int
     cut_us: int
     end_us: int
+    ripening_us: int = 0
 
     @property
     def before_cut(self) -> pl.DataFrame:
@@ -106,16 +113,20 @@ def read_split(lake: EventLake, config: TrainConfig, cuts: Cuts | None = None) -
     cuts = cuts or _cuts(everything, start_us, end_us, config)
     validation_us, cut_us = cuts.validation_us, cuts.cut_us
     shown = impressions(events, config)
+    ripening = _before(events, cut_us, config, ripening_us)
     split = Split(
         train=_before(events, validation_us, config, episodes),
         validation=_before(events, cut_us, config, episodes).filter(pl.col(T_US) >= validation_us),
         test=everything.filter(pl.col(T_US) >= cut_us),
-        validation_impressions=_before(events, cut_us, config, impressions).filter(pl.col(T_US) >= validation_us),
-        test_impressions=shown.filter(pl.col(T_US) >= cut_us),
+        validation_impressions=_ripe(
+            _before(events, cut_us, config, impressions).filter(pl.col(T_US) >= validation_us), cut_us - ripening
+        ),
+        test_impressions=_ripe(shown.filter(pl.col(T_US) >= cut_us), end_us - ripening),
         start_us=start_us,
         validation_us=validation_us,
         cut_us=cut_us,
         end_us=end_us,
+        ripening_us=ripening,
     )
     for side, rows in (("before", split.train), ("after", split.test)):
         if rows.is_empty():
@@ -155,8 +166,8 @@ def _cut(rows: pl.DataFrame, end_us: int, days: float, share: float) -> int:
 
 
 def _before(
-    events: pl.DataFrame, t_us: int, config: TrainConfig, read: Callable[[pl.DataFrame, TrainConfig], pl.DataFrame]
-) -> pl.DataFrame:
+    events: pl.DataFrame, t_us: int, config: TrainConfig, read: Callable[[pl.DataFrame, TrainConfig], Read]
+) -> Read:
     """What the events before t make, as if there were no others."""
     return read(events.filter(pl.col(T_US) < t_us), config)
 
@@ -180,21 +191,50 @@ def impressions(events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
 
     A row's time is the `as_of` that the impression was ranked at.
     """
-    answer = ["request_id", names.ITEM_ID]
-    shown = (
-        events.filter((pl.col(names.TYPE) == names.IMPRESSION) & pl.col("request_id").is_not_null())
-        .with_columns(pl.col("as_of").fill_null(pl.col(T_US)))
-        .unique(answer, keep="first", maintain_order=True)
-        .select(names.USER_ID, *answer, "position", pl.col("as_of").alias(T_US))
-    )
-    done = events.filter(is_positive(config)).select(*answer, names.TYPE, pl.col(T_US).alias("done_us"))
-    timely = (pl.col("done_us") - pl.col(T_US)).is_between(0, int(config.outcome_hours * HOUR_US))
-    outcomes = shown.join(done, on=answer).filter(timely).group_by(answer).agg(*_labels(pl.col(names.TYPE)))
+    shown = _shown(events)
+    outcomes = _came_of(shown, events, config).group_by(_ANSWER).agg(*_labels(pl.col(names.TYPE)))
     return (
-        shown.join(outcomes, on=answer, how="left", maintain_order="left")
+        shown.join(outcomes, on=_ANSWER, how="left", maintain_order="left")
         .with_columns(pl.col(*LABELS).fill_null(0))
         .select(*_KEYS, "request_id", "position", *LABELS)
     )
+
+
+def _shown(events: pl.DataFrame) -> pl.DataFrame:
+    return (
+        events.filter((pl.col(names.TYPE) == names.IMPRESSION) & pl.col("request_id").is_not_null())
+        .with_columns(pl.col("as_of").fill_null(pl.col(T_US)))
+        .unique(_ANSWER, keep="first", maintain_order=True)
+        .select(names.USER_ID, *_ANSWER, "position", pl.col("as_of").alias(T_US))
+    )
+
+
+def _came_of(shown: pl.DataFrame, events: pl.DataFrame, config: TrainConfig) -> pl.DataFrame:
+    """A row for each event that came of an impression in time, `delay_us` after it."""
+    done = events.filter(is_positive(config)).select(*_ANSWER, names.TYPE, pl.col(T_US).alias("done_us"))
+    timely = pl.col("delay_us").is_between(0, int(config.outcome_hours * HOUR_US))
+    return (
+        shown.join(done, on=_ANSWER).with_columns((pl.col("done_us") - pl.col(T_US)).alias("delay_us")).filter(timely)
+    )
+
+
+def ripening_us(events: pl.DataFrame, config: TrainConfig) -> int:
+    """How long after an impression most of what comes of it has come: until 95 % of each label's, of those that at least `min_outcomes`
+    impressions have; 0 where none has. What was shown later than so long before its side's end would count as in vain too early.
+    """
+    answers, found = _came_of(_shown(events), events, config), 0
+    for types in _TYPES_OF.values():
+        of_these = answers.filter(pl.col(names.TYPE).is_in(types))
+        delays_us = of_these.group_by(_ANSWER).agg(pl.col("delay_us").min())["delay_us"]
+        if delays_us.len() >= max(config.min_outcomes, 1):
+            found = max(found, int(delays_us.quantile(_RIPE, "higher")))  # type: ignore[arg-type]
+    return found
+
+
+def _ripe(shown: pl.DataFrame, before_us: int) -> pl.DataFrame:
+    """Those of before then, or all where there are none: a rate that is too low says more than none (`unripe` says so)."""
+    kept = shown.filter(pl.col(T_US) < before_us)
+    return shown if kept.is_empty() else kept
 
 
 def is_positive(config: TrainConfig) -> pl.Expr:
@@ -205,10 +245,18 @@ def is_positive(config: TrainConfig) -> pl.Expr:
 
 def _labels(types: pl.Expr) -> list[pl.Expr]:
     """Of positive events of one user and item."""
+    return [types.is_in(those).any().cast(pl.Int8).alias(label) for label, those in _TYPES_OF.items()]
+
+
+def unripe(split: Split) -> list[str]:
+    """What a reader has to know of sides whose impressions are all too young."""
+    hours = split.ripening_us / HOUR_US
+    sides = (("validation", split.validation_impressions, split.cut_us), ("test", split.test_impressions, split.end_us))
     return [
-        types.is_in(POSITIVE_TYPES).any().cast(pl.Int8).alias(CLICK),
-        (types == names.ADD_TO_CART).any().cast(pl.Int8).alias(CART),
-        (types == names.PURCHASE).any().cast(pl.Int8).alias(PURCHASE),
+        f"all impressions of the {side} are of its last {hours:.1f} h, within which some of what comes of them is still to come: "
+        "probabilities come out too low"
+        for side, shown, end_us in sides
+        if not shown.is_empty() and int(shown[T_US].max()) >= end_us - split.ripening_us  # type: ignore[arg-type]
     ]
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import polars as pl
+import xxhash
 from feast import FeatureStore
 from rich.console import Console
 from rich.table import Column, Table
@@ -34,8 +35,10 @@ from training.drift_signals import (
     Signal,
     of_histogram,
     of_numbers,
+    of_rates,
     popularity_deciles,
 )
+from training.intervals import wilson
 from training.job import run
 from training.outcomes import probabilities
 from training.scoring import Models
@@ -137,8 +140,7 @@ def of_items(
     signals = [
         Signal("items unknown to the champion", unknown, config.unknown_share, unknown > config.unknown_share, said)
     ]
-    decile_of = {item: f"tenth {decile + 1} of popularity" for item, decile in popularity_deciles(was).items()}
-    signals.append(of_histogram("popularity deciles", _by(decile_of, was), _by(decile_of, is_now), config))
+    signals.append(of_popularity(before, is_now, config))
     item_ids = sorted({*was, *is_now})
     content = columns.by_name(catalogue(store, item_ids, t_us))
     for name in bundle.preprocessing.content_categories:
@@ -146,6 +148,19 @@ def of_items(
             value_of = dict(zip(item_ids, content[name].to_pylist(), strict=True))
             signals.append(of_histogram(name, _by(value_of, was), _by(value_of, is_now), config))
     return signals
+
+
+def of_popularity(before: pl.DataFrame, now: Mapping[str, int], config: DriftConfig) -> Signal:
+    """Half of the users say which items are popular, the other half how many events these had: by the same events the first tenth would
+    hold whatever was popular by chance, and lose it to any other time.
+    """
+    ranking = [user for user in before[names.USER_ID].unique() if xxhash.xxh64_intdigest(user.encode()) % 2 == 0]
+    is_ranking = before[names.USER_ID].is_in(ranking)
+    ranked, was = (
+        dict(before.filter(side)[names.ITEM_ID].value_counts().iter_rows()) for side in (is_ranking, ~is_ranking)
+    )
+    decile_of = {item: f"tenth {decile + 1} of popularity" for item, decile in popularity_deciles(ranked).items()}
+    return of_histogram("popularity deciles", _by(decile_of, was), _by(decile_of, now), config)
 
 
 def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int]:
@@ -160,11 +175,16 @@ def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int
 def of_users(
     bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, config: DriftConfig
 ) -> Asked:
-    """Each number that the towers read of users, at one event of each; a note where there are too few.
+    """Each number that the towers read of users, at one event of each; a note where there are too few, or of too short a time.
 
     Compared is the end of the window, as long as what came since and at least a day: where a window has just begun, its counts are small.
     """
     start_us, end_us = int(now[T_US].min()), int(now[T_US].max())  # type: ignore[arg-type]
+    hours = (end_us - start_us) / HOUR_US
+    if hours < config.min_hours:
+        return Asked(
+            note=f"users' features are not compared: that takes {config.min_hours:g} hours of new events, and there are {hours:.1f}"
+        )
     recent = before.filter(pl.col(T_US) >= start_us - max(end_us - start_us, DAY_US))
     one_of_each = [
         side.sample(fraction=1.0, shuffle=True, seed=config.seed).unique(
@@ -201,10 +221,8 @@ def of_click_rate(events: pl.DataFrame, window_end_us: int, end_us: int, bundle:
             note=f"click rates are not compared: that takes {config.min_impressions:,} impressions on both sides and "
             f"{config.min_clicks:,} clicks before, and there are {_both(before.height, now.height)}, and {clicks:,} clicks"
         )
-    was, rate = (float(side[CLICK].mean()) for side in (before, now))  # type: ignore[arg-type]
-    drop = 1 - rate / was
-    said = f"{was:.2%}, now {rate:.2%}"
-    return Asked((Signal("click rate lost", drop, config.click_drop, drop > config.click_drop, said),))
+    was, is_now = ((int(side[CLICK].sum()), side.height) for side in (before, now))
+    return Asked((of_rates("click rate lost", was, is_now, config.click_drop),))
 
 
 def of_calibration(
@@ -227,8 +245,10 @@ def of_calibration(
     place = bundle.ranker.outcomes.index(CLICK)
     predicted = float(probabilities(models, asked, store, training)[:, place].sum())
     factor = max(predicted / clicks, clicks / max(predicted, 1e-9))
+    low, high = wilson(clicks / asked.height, asked.height)
+    drifted = factor > config.calibration and not low <= predicted / asked.height <= high
     said = f"{predicted:.0f} clicks predicted, {clicks} came"
-    return Asked((Signal("click calibration", factor, config.calibration, factor > config.calibration, said),))
+    return Asked((Signal("click calibration", factor, config.calibration, drifted, said),))
 
 
 def _both(before: int, now: int) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 
 from headrace.arrays import Floats, Ints
 from training.changes import changed
+from training.intervals import wilson
 
 BINS: Final = 10
 MOST_CATEGORIES: Final = 20
@@ -35,6 +36,8 @@ class DriftConfig:
     min_events: int = 1_000
     min_users: int = 500
     """Nothing is said of users' features below it: one event of each is looked at, since those of one user are alike."""
+    min_hours: float = 12.0
+    """From the first new event to the last. Of less nothing is said of users' features: part of a day is not like whole days."""
     min_impressions: int = 1_000
     min_clicks: int = 30
     sample: int = 1_000
@@ -44,6 +47,7 @@ class DriftConfig:
     def __post_init__(self) -> None:
         for name in ("min_events", "min_users", "min_impressions", "min_clicks", "sample"):
             self._check(name, getattr(self, name) >= 1, "at least 1: of nothing nothing can be said")
+        self._check("min_hours", 0 <= self.min_hours < inf, "0 or more, and finite")
         self._check("psi", 0 <= self.psi < inf, "0 or more, and finite")
         for name in ("unknown_share", "click_drop"):
             self._check(name, 0 <= getattr(self, name) <= 1, "a share from 0 to 1")
@@ -82,6 +86,17 @@ def popularity_deciles(counts: Mapping[str, int]) -> dict[str, int]:
     order = sorted(counts, key=lambda item: (-counts[item], item))
     before = np.concatenate([[0], np.cumsum([counts[item] for item in order])])
     return {item: int(BINS * first // before[-1]) for item, first in zip(order, before[:-1], strict=True)}
+
+
+def of_rates(name: str, before: tuple[int, int], now: tuple[int, int], bound: float) -> Signal:
+    """What a rate has lost, of (taken, shown) on both sides: drift where it is more than the bound, and the intervals of the two rates
+    lie apart (Wilson, 1927).
+    """
+    was, rate = (taken / shown for taken, shown in (before, now))
+    (low, high), (least, most) = (wilson(taken / shown, shown) for taken, shown in (before, now))
+    drop = 1 - rate / was
+    said = f"{was:.2%} [{low:.2%}, {high:.2%}], now {rate:.2%} [{least:.2%}, {most:.2%}]"
+    return Signal(name, drop, bound, drop > bound and most < low, said)
 
 
 def of_histogram(name: str, before: Mapping[Any, int], now: Mapping[Any, int], config: DriftConfig) -> Signal:

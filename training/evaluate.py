@@ -26,7 +26,7 @@ from training.baselines import popularity
 from training.champion import Champion, InService, NoChampion, champion_of, check_features, read_in_service
 from training.changes import parse_changes
 from training.config import TrainConfig
-from training.dataset import Split
+from training.dataset import Split, unripe
 from training.intervals import Estimate, estimates
 from training.job import run
 from training.measures import CHAMPION, DEPTH, MAIN, RANKED, TOWERS, exposure_of, facts_of, together, values_of
@@ -114,7 +114,7 @@ def evaluate(
             models, few, lags, Slates(own.retrieved_TK[:ranked], own.ranked_RK, own.item_ID), facts, store, config, say
         ),
         knobs=knobs,
-        notes=(*notes, *_remarks(champion, outcomes, knobs)),
+        notes=(*notes, *_remarks(champion, outcomes, knobs), *unripe(split)),
         detail=Detail(values, requests.user_T, exposure, own.item_ID, facts),
     )
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import redis
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from headrace.ops.verify import VerifyError, VerifyReport, verify
 from headrace.settings import Settings
 from headrace.stores.lake import LakeBehindError
 from headrace.stores.lake_files import DamagedLakeError
-from headrace.stores.redis_client import StoreAddressError, connect
+from headrace.stores.redis_client import StoreAddressError
 from headrace.stores.shards import DeploymentError
 from training.champion import NoChampion, Why, champion_of, check_features, read_in_service
 from training.config import TrainConfig
@@ -61,8 +60,6 @@ _ASK_IT: Final[Mapping[Why, str]] = {
     Why.NEWER_FORMAT: "run this by the version of the code that wrote it, as the replicas do; --force promotes this one unseen",
     Why.NO_ARCHITECTURE: "run this where Python finds that module, as the replicas do; --force promotes this one unseen",
 }
-# Of redis-py's ConnectionError, what a server that runs answers.
-_REFUSES: Final = (AuthenticationError, AuthorizationError, BusyLoadingError, MaxConnectionsError)
 # What makes a comparison of the store with the lake impossible; each says itself what to do.
 _NOT_COMPARABLE: Final = (
     VerifyError, LakeBehindError, DamagedLakeError, DefinitionError, DeploymentError, TooEarlyError,
@@ -182,29 +179,16 @@ def judge_quality(found: Comparison) -> Verdict:
 def check_served_features(settings: Settings, clock: Clock) -> Verdict:
     """What the online store gives against what the lake gives, where a store runs."""
     try:
-        if not _store_runs(settings):
-            return Verdict(FEATURES, True, "not checked: no store runs", _FEATURES_BOUND)
         report = verify(settings, None, clock, wait_s=_LAKE_WAIT_S, sample=SAMPLE)
+    except StoreAddressError:
+        return Verdict(FEATURES, True, "not checked: no store runs", _FEATURES_BOUND)
     except redis.RedisError as error:
         said = f"the store cannot be read: {type(error).__name__}: {error}"
-        return Verdict(FEATURES, False, said, _FEATURES_BOUND, "mend the store, which `headrace status` looks at")
+        remedy = "mend the store, which `headrace status` looks at, or promote unseen with --force"
+        return Verdict(FEATURES, False, said, _FEATURES_BOUND, remedy)
     except _NOT_COMPARABLE as error:
         return Verdict(FEATURES, False, str(error), _FEATURES_BOUND, "`headrace status` and `headrace verify` say more")
     return judge_served_features(report)
-
-
-def _store_runs(settings: Settings) -> bool:
-    """Whether anybody answers where the settings say. Raises redis.RedisError of one that does and will not be asked."""
-    try:
-        with connect(settings) as client:
-            client.ping()
-    except StoreAddressError:
-        return False
-    except _REFUSES:
-        raise
-    except redis.ConnectionError:
-        return False
-    return True
 
 
 def judge_served_features(report: VerifyReport) -> Verdict:

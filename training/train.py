@@ -48,7 +48,7 @@ from training.run_folder import RunError, RunFolder
 from training.scoring import item_vectors, window_vectors
 from training.stages import aloud, silent
 from training.track import Track
-from training.warm_start import remarks as warm_start_remarks
+from training.warm_start import has_seen
 from training.windows import Windows
 
 logger = logging.getLogger(__name__)
@@ -106,6 +106,10 @@ def main(
         fingerprints = us.in_turn(lambda: folder.fingerprints(defined))
         split = us.in_turn(lambda: folder.split(lambda: read_split(EventLake(settings.lake_dir), config)))
         track.data(split, fingerprints)
+        seen = None if champion is None else has_seen(champion, split.cut_us)
+        if seen is not None:
+            logger.warning("%s", seen)
+            champion = None
         shop = us.in_turn(lambda: shop_at_cut(folder.path, split, store, settings.lake_dir, config))
         positives = newest(split.train, config.max_positives).sort(names.USER_ID, T_US, maintain_order=True)
         say(f"reading features of {positives.height:,} rows for the towers")
@@ -129,7 +133,7 @@ def main(
 
         near = neighbour_table(split.before_cut, shop.catalogue.item_ids)
         models = Models(shop.preprocessing, shop.catalogue, towers, ranker, near)
-        notes = warm_start_remarks(champion, split.cut_us)
+        notes = [] if seen is None else [seen]
         report = evaluate(models, split, store, config.changed(device=device), notes=notes, say=say)
 
         say("bundle, index and report")

@@ -104,14 +104,16 @@ def begin_from(
         logger.info("%s", said)
 
 
-def remarks(champion: Bundle | None, cut_us: int) -> list[str]:
-    """What a reader of the report has to know of where the weights come from."""
-    if champion is None or champion.manifest.cut_us <= cut_us:
-        return []
-    return [
-        f"the weights began as those of bundle {champion.version}, which learnt from what happened up to "
-        f"{from_micros(champion.manifest.cut_us):%Y-%m-%d %H:%M}, after this cut"
-    ]
+def has_seen(champion: Bundle, cut_us: int) -> str | None:
+    """What a reader is told where a bundle has learnt from what happened after the cut: weights that begin as its own would be measured on
+    what they have learnt. None where it has not.
+    """
+    if champion.manifest.cut_us <= cut_us:
+        return None
+    return (
+        f"both models begin from nothing and not as those of bundle {champion.version}, which learnt from what happened up to "
+        f"{from_micros(champion.manifest.cut_us):%Y-%m-%d %H:%M}, after this cut: take a smaller test_share to begin with its weights"
+    )
 
 
 def _tables(preprocessing: Preprocessing) -> dict[str, tuple[str, Vocabulary]]:

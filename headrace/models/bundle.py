@@ -256,7 +256,7 @@ def _naming(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise BundleError(f"bundle file {path} is missing: train again or promote another version") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
         raise BundleError(f"bundle file {path} is damaged ({error}): train again or promote another version") from error
 
 

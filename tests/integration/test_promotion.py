@@ -444,12 +444,16 @@ def test_served_features_are_compared_where_a_store_runs(stack: Settings) -> Non
     assert "start the feature flow, or run `headrace backfill`" in empty.measured
 
 
-def test_a_store_that_runs_and_cannot_be_read_does_not_pass_for_none(stack: Settings) -> None:
+def test_a_store_that_cannot_be_read_does_not_pass_for_none(stack: Settings) -> None:
     client = connect(stack)
     client.config_set("requirepass", "secret")
     try:
         refused = check_served_features(stack, system_clock)
     finally:
         client.config_set("requirepass", "")
-    assert (refused.passed, refused.remedy) == (False, "mend the store, which `headrace status` looks at")
+    assert not refused.passed
     assert refused.measured.startswith("the store cannot be read: AuthenticationError")
+    away = check_served_features(stack.model_copy(update={"redis_url": "redis://127.0.0.1:1"}), system_clock)
+    assert not away.passed
+    assert away.measured.startswith("the store cannot be read: ConnectionError")
+    assert "--force" in away.remedy

@@ -83,6 +83,14 @@ def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
         Bundle.load(tmp_path / "first")
 
 
+@pytest.mark.parametrize("content", ["null", "3", '"x"', "[]", "{}"])
+def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, content: str) -> None:
+    tiny_shop.bundle().save(tmp_path / "first")
+    (tmp_path / "first" / MANIFEST).write_text(content)
+    with pytest.raises(BundleError, match=r"bundle\.json is damaged"):
+        Bundle.load(tmp_path / "first")
+
+
 def rewritten(folder: Path, **changes: object) -> None:
     """A manifest that says something else, signed as its writer would have."""
     manifest = folder / MANIFEST

@@ -7,7 +7,7 @@ import pytest
 from headrace.settings import HOUR_US
 from headrace.stores.lake import EventLake
 from training.config import small
-from training.dataset import Cuts, DatasetError, episodes, impressions, read_split
+from training.dataset import Cuts, DatasetError, episodes, impressions, read_split, ripening_us, unripe
 
 CONFIG = small()
 
@@ -87,7 +87,36 @@ def test_an_empty_lake_is_refused_with_the_remedy(tmp_path: Path) -> None:
         read_split(EventLake(tmp_path), CONFIG)
 
 
-def lake_of(tmp_path: Path, rows: list[tuple[str, str, str, float]]) -> EventLake:
+def test_most_of_what_comes_has_come_when_the_slowest_of_the_known_outcomes_has() -> None:
+    """21 impressions are clicked after 1 to 21 minutes, and the first of them bought after ten hours."""
+    requests = [f"r{number}" for number in range(21)]
+    shown = [("u", "a", "impression", 1.0) for _ in requests]
+    clicks = [("u", "a", "click", 1.0 + number / 60) for number in range(1, 22)]
+    log = events(*shown, *clicks, ("u", "a", "purchase", 11.0), request_id=[*requests, *requests, "r0"])
+    assert ripening_us(log, CONFIG.changed(min_outcomes=21)) == pytest.approx(20 / 60 * HOUR_US, abs=1)
+    assert ripening_us(log, CONFIG.changed(min_outcomes=1)) == 10 * HOUR_US
+    assert ripening_us(log, CONFIG.changed(min_outcomes=22)) == 0
+    assert ripening_us(log[:21], CONFIG.changed(min_outcomes=0)) == 0
+
+
+def test_what_was_shown_too_late_for_its_outcome_is_left_out_and_where_that_is_all_it_is_said(tmp_path: Path) -> None:
+    """Every click comes two hours after; the validation begins at hour 10, the test at 20, and the last click is at 30."""
+    rows = [
+        ("u", f"i{hour}", kind, hour + later) for hour in range(29) for kind, later in (("impression", 0), ("click", 2))
+    ]
+    lake = lake_of(tmp_path, rows, requests=[f"r{place // 2}" for place in range(len(rows))])
+    hour = 1 / 24
+    config = CONFIG.changed(min_outcomes=1, test_days=10 * hour, validation_days=10 * hour)
+    split = read_split(lake, config)
+    assert split.ripening_us == 2 * HOUR_US
+    assert [t_us // HOUR_US for t_us in split.validation_impressions["t_us"]] == list(range(11, 19))
+    assert split.test_impressions["click"].to_list() == [1] * 8
+    assert unripe(split) == []
+    [said] = unripe(read_split(lake, config.changed(validation_days=1.5 * hour)))
+    assert said.startswith("all impressions of the validation are of its last 2.0 h")
+
+
+def lake_of(tmp_path: Path, rows: list[tuple[str, str, str, float]], requests: list[str] | None = None) -> EventLake:
     import pyarrow as pa
 
     from headrace.events import EVENT_SCHEMA
@@ -98,6 +127,7 @@ def lake_of(tmp_path: Path, rows: list[tuple[str, str, str, float]]) -> EventLak
     table = pa.Table.from_pylist(
         [
             {"event_id": f"e{place}", "user_key": user, "item_id": item, "type": kind, "timestamp": moment(hours),
+             "request_id": requests[place] if requests else None,
              "received_at": moment(hours), "log_partition": 0, "log_position": 1, "ingested_at": moment(hours)}
             for place, (user, item, kind, hours) in enumerate(rows)
         ],

@@ -55,7 +55,7 @@ def test_the_click_rate_is_of_clicks_within_the_hour_and_leaves_out_the_last_hou
     """Before: one of two. Since: of the first the click came too late, the second's came, the last one's may still come."""
     end_us = 161 * HOUR_US
     [lost] = drift.of_click_rate(log(), WINDOW_END_US, end_us, champion(24.0), BOUNDS).signals
-    assert (lost.value, lost.said) == (0.0, "50.00%, now 50.00%")
+    assert (lost.value, lost.said) == (0.0, "50.00% [9.45%, 90.55%], now 50.00% [9.45%, 90.55%]")
 
 
 def test_probabilities_are_held_against_clicks_within_the_hours_that_they_speak_of(asked: list[list[int]]) -> None:
@@ -81,6 +81,41 @@ def test_what_was_shown_in_the_last_outcome_hours_is_not_held_against_the_ranker
         "click rates are not compared: that takes 3 impressions on both sides and 1 clicks before, and there are 2 before and 2 since, "
         "and 1 clicks"
     )
+
+
+def by_chance(
+    rng: np.random.Generator, chance_I: np.ndarray[tuple[int], np.dtype[np.float64]], count: int
+) -> pl.DataFrame:
+    """Events on items, of whichever users."""
+    items = rng.choice(len(chance_I), count, p=chance_I)
+    users = rng.integers(300, size=count)
+    return pl.DataFrame({"user_id": [f"u{user}" for user in users], "item_id": [f"i{item}" for item in items]})
+
+
+def counts(rows: pl.DataFrame) -> dict[str, int]:
+    return dict(rows["item_id"].value_counts().iter_rows())
+
+
+@pytest.mark.parametrize(
+    "chance_I", [np.full(1_000, 1 / 1_000), 1 / np.arange(1, 1_001) / (1 / np.arange(1, 1_001)).sum()]
+)
+def test_of_items_whose_popularity_stays_nothing_drifts_and_of_others_it_does(
+    chance_I: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> None:
+    """1,000 events on each side, drawn twenty times."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        before = by_chance(rng, chance_I, 2_000)
+        assert not drift.of_popularity(before, counts(by_chance(rng, chance_I, 1_000)), DriftConfig()).drifted
+    steep = np.sort(chance_I * np.linspace(1, 0, 1_000) ** 4)[::-1]
+    moved = counts(by_chance(rng, np.roll(steep / steep.sum(), 500), 1_000))
+    assert drift.of_popularity(by_chance(rng, steep / steep.sum(), 2_000), moved, DriftConfig()).drifted
+
+
+def test_users_are_not_compared_over_part_of_a_day() -> None:
+    rows = events(("u", "a", "click", 0.0), ("u", "a", "click", 11.5))
+    found = drift.of_users(tiny_shop.bundle(), rows, rows, None, DriftConfig())  # type: ignore[arg-type]
+    assert found.note == "users' features are not compared: that takes 12 hours of new events, and there are 11.5"
 
 
 def test_a_table_names_every_feature_whole_and_says_of_what_a_value_was() -> None:

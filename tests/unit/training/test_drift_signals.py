@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training.changes import parse_change, parse_changes
-from training.drift_signals import DriftConfig, in_bins, of_histogram, of_numbers, popularity_deciles, psi
+from training.drift_signals import DriftConfig, in_bins, of_histogram, of_numbers, of_rates, popularity_deciles, psi
 
 
 def test_the_index_of_halves_that_became_four_fifths_and_one_fifth() -> None:
@@ -42,6 +42,15 @@ def test_the_nineteen_most_frequent_values_have_bins_and_the_rest_one() -> None:
     assert moved.drifted
     rest = sum(100 - number for number in range(19, 30)) / sum(before.values())
     assert moved.said == f"all others: {rest:.1%}, now 100.0%"
+
+
+def test_a_rate_has_drifted_where_it_lost_enough_and_more_than_chance_takes() -> None:
+    alike = of_rates("click rate lost", (30, 1_000), (20, 1_000), 0.3)
+    assert (alike.drifted, round(alike.value, 3)) == (False, 0.333)
+    assert alike.said == "3.00% [2.11%, 4.25%], now 2.00% [1.30%, 3.07%]"
+    assert of_rates("click rate lost", (300, 10_000), (200, 10_000), 0.3).drifted
+    assert not of_rates("click rate lost", (300, 10_000), (200, 10_000), 0.4).drifted
+    assert not of_rates("click rate lost", (300, 10_000), (600, 10_000), 0.3).drifted
 
 
 def test_a_value_that_is_new_counts_as_one() -> None:

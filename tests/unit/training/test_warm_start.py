@@ -17,7 +17,7 @@ from headrace.models.scorer import Scorer
 from headrace.models.towers import TwoTowers
 from tests.unit.models import tiny_shop
 from tests.unit.models.tiny_shop import MODEL, T_US
-from training.warm_start import Trained, begin_from, remarks, warmed
+from training.warm_start import Trained, begin_from, has_seen, warmed
 
 OLD = tiny_shop.bundle()
 
@@ -172,8 +172,9 @@ def test_a_class_of_ones_own_goes_on_from_itself_but_for_codes_that_nobody_knows
     assert {"start", "user_encoder.numbers.weight", "out.weight"} < set(kept)
 
 
-def test_a_champion_that_has_learnt_from_the_test_is_told_of() -> None:
+def test_weights_that_have_learnt_from_the_test_are_no_start() -> None:
     champion: Bundle = OLD
-    assert remarks(None, 1) == remarks(champion, champion.manifest.cut_us) == []
-    [said] = remarks(champion, champion.manifest.cut_us - 1)
-    assert said.endswith("1970-01-01 00:00, after this cut")
+    assert has_seen(champion, champion.manifest.cut_us) is None
+    said = has_seen(champion, champion.manifest.cut_us - 1)
+    assert said is not None
+    assert said.startswith(f"both models begin from nothing and not as those of bundle {champion.version}")

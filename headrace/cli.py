@@ -32,7 +32,11 @@ app = typer.Typer(
 )
 
 Config = Annotated[
-    str, typer.Option(help="Size of models and training set: small, default, large; or your own, module:function.")
+    str | None,
+    typer.Option(
+        help="Size of models and training set: small, default, large; or your own, module:function. Left out: default, of retrain as "
+        "the champion was trained."
+    ),
 ]
 Changes = Annotated[
     list[str] | None,
@@ -235,7 +239,7 @@ def _micros(moment: str) -> int:
 @app.command()
 def train(
     run: Annotated[str, typer.Argument(help="With --resume: the run that goes on; empty: the newest.")] = "",
-    config: Config = "default",
+    config: Config = None,
     change: Changes = None,
     warm_start: Annotated[bool, typer.Option(help="Begin with the weights of the version in service.")] = False,
     resume: Annotated[
@@ -247,7 +251,7 @@ def train(
     if run and not resume:
         raise ValueError(f"{run!r} is named and not resumed: write `headrace train --resume {run}`, or leave it out")
     arguments = [
-        *["--config", config],
+        *(["--config", config] if config else []),
         *_each("--set", change),
         *(["--resume", *([run] if run else [])] if resume else []),
         *(["--warm-start"] if warm_start else []),
@@ -273,11 +277,22 @@ def evaluate(
     """Measure a registered version against the baselines and the champion on the same requests; write a report."""
     arguments = [
         *([version] if version else []),
-        *(["--staleness", staleness] if staleness else []),
+        *([f"--staleness={staleness}"] if staleness else []),
         *(["--report", str(report)] if report else []),
         *_each("--set", change),
     ]
     _job("training.evaluate", arguments, as_json)
+
+
+@app.command()
+def versions(as_json: AsJson = False) -> None:
+    """List the registered versions: what each measured, what the gate said, which one is in service."""
+    from headrace.ops.versions import as_table
+    from headrace.ops.versions import versions as known
+
+    found = known(read_settings())
+    told = [as_table(found)] if found else ["No version is registered: run `headrace train` first."]
+    show({"versions": [asdict(each) for each in found]}, as_json, told)
 
 
 @app.command()
@@ -305,7 +320,7 @@ def retrain(
     once: Annotated[bool, typer.Option(help="One round; exit code 1 where its version is not promoted.")] = False,
     on_drift: Annotated[bool, typer.Option(help="Train only in rounds in which drift is found.")] = False,
     always: Annotated[bool, typer.Option(help="Train also where nothing is new since the version in service.")] = False,
-    config: Config = "default",
+    config: Config = None,
     change: Changes = None,
     bound: Annotated[
         list[str] | None, typer.Option("--drift", metavar="KEY=VALUE", help="Change a bound of drift, like psi=0.3.")
@@ -314,7 +329,8 @@ def retrain(
 ) -> None:
     """Train from the champion on, ask the gate, promote; again and again, until Ctrl-C. Prints how long new data took to serve."""
     arguments = [
-        *["--every", every, "--config", config],
+        *["--every", every],
+        *(["--config", config] if config else []),
         *(["--once"] if once else []),
         *(["--on-drift"] if on_drift else []),
         *(["--always"] if always else []),

@@ -134,6 +134,11 @@ class Settings(BaseSettings):
         return self.data / "bundles"
 
     @property
+    def reports_dir(self) -> Path:
+        """HTML reports of trainings and evaluations."""
+        return self.data / "reports"
+
+    @property
     def runs_dir(self) -> Path:
         """Training runs that did not end."""
         return self.data / "runs"

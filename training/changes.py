@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -12,17 +13,24 @@ Config = TypeVar("Config", bound="DataclassInstance")
 _KINDS: Final = {int: "a whole number", float: "a number", str: "text"}
 
 
-def parse_changes(texts: Iterable[str], of: "type[DataclassInstance]") -> dict[str, Any]:
-    """Each `key=value`, the last one of a key counting. Raises ValueError."""
-    return dict(parse_change(text, of) for text in texts)
+def parse_changes(
+    texts: Iterable[str], of: "type[DataclassInstance]", named: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Each `key=value`, the last one of a key counting. Raises ValueError, which names these keys, or all."""
+    return dict(parse_change(text, of, named) for text in texts)
 
 
-def parse_change(text: str, of: "type[DataclassInstance]") -> tuple[str, Any]:
+def parse_change(text: str, of: "type[DataclassInstance]", named: Iterable[str] | None = None) -> tuple[str, Any]:
     """`key=value`, the value read as the type that the key has. Raises ValueError."""
     key, equals, value = text.partition("=")
     kinds: dict[str, Any] = {field.name: field.type for field in fields(of)}
-    if not equals or key not in kinds:
-        raise ValueError(f"cannot read {text!r}: write key=value with a key of {', '.join(sorted(kinds))}")
+    known = sorted(kinds if named is None else named)
+    if not equals:
+        raise ValueError(f"cannot read {text!r}: write key=value with a key of {', '.join(known)}")
+    if key not in kinds:
+        alike = get_close_matches(key, known, n=1)
+        meant = f"did you mean {alike[0]}? Known" if alike else "known"
+        raise ValueError(f"there is no setting {key!r}: {meant} are {', '.join(known)}")
     kind = kinds[key]
     try:
         return key, kind(value)

@@ -209,7 +209,7 @@ def by_name(name: str) -> TrainConfig:
         function = named(name)
     except NamedError as error:
         raise ValueError(
-            f"{said}: {error}; choose from {', '.join(CONFIGS)}, or name a function as module:function"
+            f"{said}: choose from {', '.join(CONFIGS)}, or name a function of your own as module:function ({error})"
         ) from error
     if not callable(function):
         raise ValueError(f"{said}: it is of type {type(function).__name__}, no function")

@@ -100,7 +100,7 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
     if min(now.height, before.height) < config.min_events:
         few = "since it" if now.height < config.min_events else "in its window"
         return found(
-            (), f"{min(now.height, before.height):,} events {few}: nothing is said below {config.min_events:,}"
+            (), f"events {few}: {min(now.height, before.height):,}, and nothing is said below {config.min_events:,}"
         )
     store = store or open_feature_store(settings)
     asked = [
@@ -292,6 +292,9 @@ def command(arguments: Sequence[str] | None = None) -> int:
         if found.signals:
             Console().print(as_table(found))
         drifted = [signal.name for signal in found.signals if signal.drifted]
+        if not found.signals:
+            print(f"no verdict: {found.note}")
+            return
         print(f"drifted: {', '.join(drifted)}" if drifted else "no drift")
         if found.note:
             print(f"note: {found.note}")

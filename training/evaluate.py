@@ -222,7 +222,7 @@ def main(
 
 def page_of(settings: Settings, name: str) -> Path:
     """Where an HTML report goes; a training's has the name of its version."""
-    return settings.data / "reports" / f"{name}.html"
+    return settings.reports_dir / f"{name}.html"
 
 
 def header_of(config: TrainConfig, split: Split, items: int, report: Report) -> dict[str, str]:
@@ -279,7 +279,7 @@ def command(arguments: Sequence[str] | None = None) -> int:
             options.version,
             settings,
             lags=lags,
-            changes=parse_changes(options.set, TrainConfig),
+            changes=parse_changes(options.set, TrainConfig, CHANGEABLE),
             command=shlex.join(["headrace", "evaluate", *given]),
             say=silent if options.json else aloud,
         )

@@ -108,7 +108,7 @@ class Fit:
         if np.isnan(last):
             return ""
         # Of both models; the ranker's is less the error of its gain (`learn_ranker.order_quality`).
-        return f", NDCG@10 {last:.4f} (best {self.best_judged:.4f}, epoch {self.best_number})"
+        return f"NDCG@10 {last:.4f} (best {self.best_judged:.4f}, epoch {self.best_number})"
 
     def is_over(self, schedule: Schedule) -> bool:
         number = self.history[-1].number
@@ -140,7 +140,8 @@ def fit(
     optimizer = torch.optim.AdamW(learner.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay)
     wrapped = DistributedDataParallel(learner, find_unused_parameters=True) if processes.count > 1 else learner
     state = _resumed(checkpoint, model, learner, optimizer, device)
-    with _bar(disable=not progress or not processes.is_first) as bar:
+    shown = progress and processes.is_first
+    with _bar(shown) as bar:
         task = bar.add_task(name, total=len(epoch_of(lengths_U, schedule.batch, schedule.seed, 0)), said="judging")
         if not state.history:
             state.note(Epoch(0, float("nan"), _judged(model, judge, processes), 0.0, 0.0, 0.0), model)
@@ -165,9 +166,9 @@ def fit(
                 value, rows = _learn(learner, loss, optimizer, name, number), int(sizes_U[some].sum())
                 _follow(objective, learner, min(schedule.averaging, (1 + step) / (10 + step)))
                 loss_so_far, rows_so_far = loss_so_far + value * rows, rows_so_far + rows
-                bar.update(task, advance=1, said=f"loss {loss_so_far / rows_so_far:.3f}{said}")
+                bar.update(task, advance=1, said=_listed(f"loss {loss_so_far / rows_so_far:.3f}", said))
             spent = time.perf_counter() - started
-            bar.update(task, said=f"judging{said}")
+            bar.update(task, said=_listed("judging", said))
             epoch = Epoch(
                 number,
                 processes.mean(loss_so_far / rows_so_far),
@@ -178,6 +179,9 @@ def fit(
             )
             state.note(epoch, model)
             noted(name, epoch)
+            if shown:
+                told = _listed(f"loss {epoch.loss:.3f}", state.said(), f"{epoch.seconds:.1f} s")
+                bar.console.print(f"{name} epoch {number}: {told}", highlight=False)
             if processes.is_first:
                 _save(checkpoint, state, model, learner, optimizer)
             processes.wait()
@@ -266,12 +270,17 @@ def _resumed(file: Path, model: nn.Module, learner: nn.Module, optimizer: torch.
         return Fit(history, held["best"], held["best_judged"], held["best_number"])
 
 
-def _bar(*, disable: bool) -> Progress:
-    """Fits into 80 columns."""
+def _listed(*said: str) -> str:
+    return ", ".join(part for part in said if part)
+
+
+def _bar(shown: bool) -> Progress:
+    """Fits into 80 columns. A line of each epoch stays above it, and alone where there is no terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=6),
         TextColumn("{task.fields[said]}"),
         TimeRemainingColumn(compact=True),
     )
-    return Progress(*columns, console=Console(file=sys.stderr), disable=disable, transient=True)
+    console = Console(file=sys.stderr)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)

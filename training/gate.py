@@ -36,6 +36,7 @@ from training.gate_measures import (
     shelf_of,
     time_models,
 )
+from training.stages import Say, silent
 from training.window import window_of
 
 FILES, DEFINITIONS, QUALITY, FEATURES, SCORES, LATENCY = (
@@ -83,10 +84,13 @@ def gate(
     settings: Settings,
     clock: Clock = system_clock,
     note: Callable[[Verdict], None] = lambda _: None,
+    say: Say = silent,
 ) -> list[Verdict]:
-    """All verdicts on the registered version whose bundle lies in `path`; each is told to `note` as soon as it is there."""
+    """All verdicts on the registered version whose bundle lies in `path`; each is told to `note` as soon as it is there, and what is looked
+    at to `say`.
+    """
     verdicts = []
-    for verdict in _verdicts(version, path, settings, clock):
+    for verdict in _verdicts(version, path, settings, clock, say):
         note(verdict)
         verdicts.append(verdict)
     return verdicts
@@ -97,7 +101,8 @@ def failed(verdicts: list[Verdict]) -> list[str]:
     return [verdict.check for verdict in verdicts if not verdict.passed]
 
 
-def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Iterator[Verdict]:
+def _verdicts(version: str, path: Path, settings: Settings, clock: Clock, say: Say) -> Iterator[Verdict]:
+    say("gate: files and definitions")
     try:
         bundle = Bundle.load(path)
     except BundleError as error:
@@ -113,8 +118,11 @@ def _verdicts(version: str, path: Path, settings: Settings, clock: Clock) -> Ite
         yield Verdict(DEFINITIONS, False, str(error), "features as they are applied", "run `headrace apply`")
         return
     yield Verdict(DEFINITIONS, True, f"{len(bundle.manifest.fingerprints)} views fit", "features as they are applied")
+    say("gate: quality, beside the champion's")
     yield check_quality(bundle, version, settings)
+    say("gate: features as they are served")
     yield check_served_features(settings, clock)
+    say("gate: scores and latency")
     try:
         shelf = shelf_of(bundle)
         found = differences(bundle, shelf)
@@ -230,13 +238,14 @@ def judge_latency(found: Stopwatch, budget_ms: float) -> Verdict:
 
 
 def as_table(verdicts: list[Verdict], title: str) -> Table:
-    """With remedies where there is anything to mend."""
-    has_remedies = any(each.remedy for each in verdicts)
-    table = Table("check", "", "measured", "bound", *(["remedy"] if has_remedies else []), title=title)
+    """Of what failed also its bound and the remedy. Fits into 80 columns."""
+    table = Table("check", "", "measured", title=title)
     for each in verdicts:
         mark = Text("passed", "green") if each.passed else Text("failed", "bold red")
-        remedy = [Text(each.remedy)] if has_remedies else []
-        table.add_row(each.check, mark, Text(each.measured), Text(each.bound), *remedy)
+        said = Text(each.measured)
+        if not each.passed:
+            said.append(f"\nmust be: {each.bound}", "dim").append(f"\nto do: {each.remedy}", "bold")
+        table.add_row(each.check, mark, said)
     return table
 
 

@@ -85,10 +85,11 @@ def read_slates(
         "whose outcomes may still come": of_slate.filter("explored", "whole", ~pl.col("settled")).height,
     }
     if wanted.is_empty():
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items() if count)
         raise OffPolicyError(
-            f"none of {of_slate.height} slates of {called} in the {days:g} days up to {from_micros(end_us).isoformat()} "
-            f"was explored with all its places logged, {config.outcome_hours:g} hours or more before the log ends: "
-            "serve with HEADRACE_EXPLORATION above 0, take more days (--days), or wait for the outcomes"
+            f"none of {of_slate.height:,} slates of {called} in the {days:g} days up to {from_micros(end_us).isoformat()} can be read: "
+            f"{reasons}. Outcomes may come for {config.outcome_hours:g} hours (outcome_hours): serve with HEADRACE_EXPLORATION above 0, "
+            "take more days (--days), or wait for the outcomes"
         )
     asked = events.join(wanted.select(_REQUEST), on=_REQUEST, how="semi")
     labels = impressions(asked, config).select(_REQUEST, names.ITEM_ID, outcome)

@@ -15,6 +15,7 @@ from headrace.stores.models import BundleRef, ChampionMovedError, ModelRegistry,
 from training.champion import check_features
 from training.gate import Verdict, as_table, failed, gate, to_json
 from training.job import run
+from training.stages import Say, aloud, silent
 
 GATE_TAG = "gate"
 
@@ -30,8 +31,10 @@ def main(
     *,
     force: bool = False,
     note: Callable[[Verdict], None] = lambda _: None,
+    say: Say = silent,
 ) -> BundleRef:
-    """Promote a version that passes the gate; each verdict is told to `note`. With `force`, files and definitions alone are checked.
+    """Promote a version that passes the gate; each verdict is told to `note`, and what is looked at to `say`. With `force`, files and
+    definitions alone are checked.
 
     What came of it stands in the version's tag `gate`. Raises NotPromotedError, RegistryError, BundleError or
     DefinitionError; then the champion stays.
@@ -43,7 +46,7 @@ def main(
         registry.tag(chosen.version, GATE_TAG, "skipped: --force")
         return registry.promote(chosen.version)
     judged_against = registry.champion()
-    refused = failed(gate(chosen.version, chosen.path, settings, clock, note))
+    refused = failed(gate(chosen.version, chosen.path, settings, clock, note, say))
     registry.tag(chosen.version, GATE_TAG, f"failed: {', '.join(refused)}" if refused else "passed")
     if refused:
         registry.challenge(chosen.version)
@@ -81,7 +84,13 @@ def command(arguments: Sequence[str] | None = None) -> int:
         if options.force and not options.json:
             warn("the gate is skipped: nobody knows whether this version is as good as the champion, or fast enough")
         try:
-            champion = main(options.version, Settings(), force=options.force, note=verdicts.append)
+            champion = main(
+                options.version,
+                Settings(),
+                force=options.force,
+                note=verdicts.append,
+                say=silent if options.json else aloud,
+            )
         except NotPromotedError as error:
             refused = error
         if options.json:

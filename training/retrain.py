@@ -76,18 +76,21 @@ class Round:
 
 
 def once(
-    config: TrainConfig,
+    config: TrainConfig | None,
     settings: Settings,
     clock: Clock = system_clock,
     *,
+    changes: Mapping[str, Any] | None = None,
     say: Say = lambda _: None,
     on_drift: DriftConfig | None = None,
     always: bool = False,
     held: Hold = nullcontext,
     progress: bool = False,
 ) -> Round:
-    """One round; it trains where something is new, or `always`; with `on_drift` only where the champion's data is not like what has come
-    since. Where the champion can be asked no more, or serves by definitions that are not applied any more, it trains whatever else is so.
+    """One round, by a config of one's own, or by the champion's with some changes.
+
+    It trains where something is new, or `always`; with `on_drift` only where the champion's data is not like what has come since. Where the
+    champion can be asked no more, or serves by definitions that are not applied any more, it trains whatever else is so.
 
     Raises what training and promotion raise, but for a refusal by the gate: that is a round that did not promote.
     """
@@ -113,7 +116,8 @@ def once(
     else:
         start = begins_as(champion)
         said = "from nothing" if start is None else f"from version {start.version}"
-        with _timed(f"train, {said}", seconds, say):
+        config = config or config_as(start, changes or {})
+        with _timed(f"train by config {config.name}, {said}", seconds, say):
             weights = None if start is None else start.path
             # The next round begins with newer data, and does not resume this one.
             result = train.main(config, settings, clock, progress=progress, warm_start=weights, keep_unfinished=False)
@@ -171,6 +175,19 @@ def begins_as(champion: Serving | NoChampion) -> BundleRef | None:
     """Whose weights a round begins with: the champion's where they can be read, and so by whatever definitions it learnt."""
     can_be_read = isinstance(champion, Serving) or champion.why is Why.OTHER_DEFINITIONS
     return champion.ref if can_be_read else None
+
+
+def config_as(start: BundleRef | None, changes: Mapping[str, Any]) -> TrainConfig:
+    """As the start was trained, with some settings changed: weights of another size are no start. `default` without one. Raises
+    ValueError.
+    """
+    if start is None:
+        return configured("default", changes)
+    if "size" in changes:
+        raise ValueError(
+            f"size is {changes['size']}, and the config of version {start.version} has its sizes settled: name one with --config"
+        )
+    return TrainConfig.from_json(read_manifest(start.path).config).changed(**changes)
 
 
 def nothing_new(since_us: int, settings: Settings) -> bool:
@@ -265,7 +282,8 @@ def command(arguments: Sequence[str] | None = None) -> int:
         "--drift", action="append", default=[], metavar="KEY=VALUE", help="change a bound of drift; repeatable"
     )
     parser.add_argument(
-        "--config", default="default", help="small, default, large, or your own function as module:function"
+        "--config",
+        help="small, default, large, or your own function as module:function; else as the champion was trained",
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
@@ -283,9 +301,10 @@ def command(arguments: Sequence[str] | None = None) -> int:
     def retrain() -> None:
         every_us = span_us(options.every)
         if not every_us:
-            raise ValueError(f"cannot read --every {options.every!r}: write a span like 30m, 1h or 1d")
+            raise ValueError(f"--every is {options.every!r}: write a span above 0 like 30m, 1h or 1d")
         settings = with_kept_keys(Settings())
-        config = configured(options.config, parse_changes(options.set, TrainConfig))
+        changes = parse_changes(options.set, TrainConfig)
+        config = configured(options.config, changes) if options.config else None
         bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
         interrupts = Interrupts()
 
@@ -293,11 +312,12 @@ def command(arguments: Sequence[str] | None = None) -> int:
             done = once(
                 config,
                 settings,
+                changes=changes,
                 say=say,
                 on_drift=bounds if options.on_drift else None,
                 always=options.always,
                 held=interrupts.held,
-                progress=sys.stderr.isatty() and not options.json,
+                progress=not options.json,
             )
             ended.append(done)
             if options.json:

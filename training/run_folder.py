@@ -77,7 +77,12 @@ class RunFolder:
         """The newest run that did not end, or the one of that name; held, and so of those that no living process has. Raises RunError."""
         found = [cls(runs / each) for each in sorted(file.parent.name for file in runs.glob(f"[!.]*/{_CONFIG}"))]
         if not found:
-            raise RunError(f"no unfinished run in {runs}: start one with `headrace train`")
+            asked_for = (
+                f"no unfinished run in {runs}"
+                if name is None
+                else f"no unfinished run {name!r} in {runs}, and no other"
+            )
+            raise RunError(f"{asked_for}: start one with `headrace train`")
         asked = [run for run in found if name in (None, run.name)]
         if not asked:
             raise RunError(f"no unfinished run {name!r} in {runs}; there are {', '.join(run.name for run in found)}")

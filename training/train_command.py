@@ -13,9 +13,7 @@ from training.config import TrainConfig, configured
 
 def command(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train", description=__doc__)
-    parser.add_argument(
-        "--config", default="default", help="small, default, large, or your own function as module:function"
-    )
+    parser.add_argument("--config", help="small, default, large, or your own function as module:function; else default")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
     )
@@ -35,7 +33,12 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(arguments)
     try:
-        config = configured(options.config, parse_changes(options.set, TrainConfig))
+        if options.resume and (options.config or options.set or options.warm_start):
+            raise ValueError(
+                "a run is resumed by its own config, from its own start: leave --config, --set and --warm-start out, or begin a run "
+                "without --resume"
+            )
+        config = configured(options.config or "default", parse_changes(options.set, TrainConfig))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -56,7 +59,7 @@ def run(config: TrainConfig, options: argparse.Namespace) -> int:
 
     def train() -> None:
         settings = Settings()
-        champion = champion_folder(settings) if options.warm_start and not options.resume else None
+        champion = champion_folder(settings) if options.warm_start else None
         if not options.json and os.environ.get("RANK", "0") == "0":
             print(f"what it learns shows as it learns: {how_to_look(settings)}", file=sys.stderr)
         try:

@@ -99,7 +99,8 @@ def begin_from(
     kind, kept = type(own).__name__, len(found.state) - len(found.fresh)
     said = f"{kind}: {kept} of {len(found.state)} tensors begin as those of bundle {champion.version}"
     if found.fresh:
-        logger.warning("%s; fresh are %s", said, ", ".join(found.fresh))
+        logger.warning("%s; %d begin afresh", said, len(found.fresh))
+        logger.info("afresh begin %s", ", ".join(found.fresh))
     else:
         logger.info("%s", said)
 

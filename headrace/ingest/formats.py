@@ -10,7 +10,7 @@ from headrace.ingest.rees46 import Rees46
 from headrace.ingest.retailrocket import RetailRocket
 from headrace.ingest.sequences import Sequences
 from headrace.ingest.simulator import ShopConfig, simulate
-from headrace.ingest.source import Source
+from headrace.ingest.source import Source, SourceError
 from headrace.ingest.taobao import Taobao
 
 SIMULATOR: Final = "simulator"
@@ -34,4 +34,6 @@ def open_source(name: str, path: Path | None = None) -> Source:
         raise ValueError(f"no loader is called {name!r}: choose one of {', '.join((SIMULATOR, *FORMATS))}")
     if path is None:
         raise ValueError(f"{name} needs a file or a folder to read")
+    if not path.exists():
+        raise SourceError(f"{path} does not exist: {name} reads a file or a folder")
     return FORMATS[name](path)

@@ -83,11 +83,20 @@ def demo(settings: Settings, console: Console, *, data: Path | None, keep: bool,
         _start_fresh(home)
         outcome = tell(stack, console, data, small)
     if not keep:
+        report = _keep_report(own.reports_dir, settings.reports_dir)
         shutil.rmtree(home)
     console.print(f"[bold green]The story happened[/] in {time.monotonic() - started:.0f} s.", highlight=False)
     if keep:
         console.print(f"Its data is kept: HEADRACE_DATA={home} headrace up", markup=False, highlight=False)
+    else:
+        console.print(f"The report of its training is kept: {report}", markup=False, highlight=False)
     return outcome
+
+
+def _keep_report(reports: Path, folder: Path) -> Path:
+    """What the training measured, beside the reports of other trainings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(reports / "1.html", folder / "demo.html"))
 
 
 def tell(stack: Stack, console: Console, data: Path | None, small: bool) -> Outcome:

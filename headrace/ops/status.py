@@ -102,7 +102,7 @@ def add_serving_rows(table: Table, serves: Mapping[str, Any]) -> None:
     """The model in service and what is wrong, such as a model that was refused, out of the answer of GET /readyz."""
     if not serves:
         return
-    table.add_row("model", Text(f"version {serves['model_version']}" if serves.get("model_version") else "none"))
+    table.add_row("model", Text(serves.get("model_version") or "none"))
     for part, problem in serves.get("problems", {}).items():
         table.add_row(f"problem: {part}", Text(problem))
 

@@ -227,6 +227,7 @@ class ModelRegistry:
     def _target(self, version: str | None, stack: Sequence[BundleRef]) -> int:
         """The place in the stack of what a rollback puts back: the one below the top, or the last one of that name."""
         before = [ref.version for ref in stack[:-1]]
+        version = next((ref.version for ref in stack if version == ref.path.name), version)
         if version is None and before:
             return len(before) - 1
         if version in before:
@@ -237,6 +238,8 @@ class ModelRegistry:
                 raise RegistryError(f"no version {version!r}; registered are {', '.join(known) or 'none: train first'}")
         if version is None:
             raise RegistryError("there is nothing to go back to: no version was in service before this one")
+        if stack and version == stack[-1].version:
+            raise RegistryError(f"version {version} is in service already")
         those = f"those were {', '.join(before)}, the newest last" if before else "none was"
         raise RegistryError(
             f"version {version} was not in service before this one; {those}: `headrace promote {version}` puts another one in service"
@@ -257,12 +260,14 @@ class ModelRegistry:
             self._client().set_model_version_tag(names.REGISTERED_MODEL, version, key, value)
 
     def version(self, version: str) -> RegisteredVersion:
-        """Raises RegistryError where it is not there, or its folder is gone."""
-        known = {registered.version: registered for registered in self.versions()}
-        if version not in known:
-            raise RegistryError(f"no version {version!r}; registered are {', '.join(known) or 'none: train first'}")
-        _check_folder(known[version])
-        return known[version]
+        """By its number, or by the name of its bundle. Raises RegistryError where it is not there, or its folder is gone."""
+        known = self.versions()
+        found = next((each for each in known if version in (each.version, each.path.name)), None)
+        if found is None:
+            numbers = ", ".join(each.version for each in known)
+            raise RegistryError(f"no version {version!r}; registered are {numbers or 'none: train first'}")
+        _check_folder(found)
+        return found
 
     def _put_in_service(self, ref: BundleRef, before: Sequence[BundleRef]) -> BundleRef:
         """The pointer first: it is what replicas go by."""

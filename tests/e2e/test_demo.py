@@ -25,6 +25,7 @@ def test_the_story_happens_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert re.search(r"\d+ ms from the acknowledged clicks to a changed answer", told.stdout)
     assert "0 mismatches" in told.stdout
     assert not (tmp_path / "demo").exists()
+    assert (tmp_path / "reports" / "demo.html").exists()
     assert not any(
         str(tmp_path) in " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])
     )

@@ -297,7 +297,7 @@ def test_a_champion_that_cannot_be_read_is_followed_by_a_training_from_nothing_t
     finally:
         weights.write_bytes(content)
     assert "weights.pt is damaged" in said[1]
-    assert said[2].endswith("s train, from nothing")
+    assert said[2].endswith("s train by config small, from nothing")
 
 
 def test_what_was_rolled_back_does_not_wait_for_the_gate(shop: Shop, forgetful: str) -> None:
@@ -316,10 +316,10 @@ def test_nothing_new_is_too_little_for_drift(shop: Shop) -> None:
     assert champion is not None
     assert (found.version, found.bundle) == ("1", champion.path.name)
     assert (found.new_events, found.drifted, found.signals) == (0, False, ())
-    assert found.note == "0 events since it: nothing is said below 1,000"
+    assert found.note == "events since it: 0, and nothing is said below 1,000"
     said: list[str] = []
     assert retrain.once(CONFIG, shop.settings, say=said.append, on_drift=DriftConfig()).version is None
-    assert said[-1] == "no drift, no training: 0 events since it: nothing is said below 1,000"
+    assert said[-1] == "no drift, no training: events since it: 0, and nothing is said below 1,000"
 
 
 def test_without_anything_new_nothing_is_trained(
@@ -379,7 +379,11 @@ def test_new_data_is_trained_on_from_the_champion_on_and_serves(
     version = in_service(shop.settings)
     assert version != "1"
     assert "drifted: " in printed
-    for step in ("train, from version 1", f"ask the gate, promote version {version}", "wait for a recommender"):
+    for step in (
+        "train by config small, from version 1",
+        f"ask the gate, promote version {version}",
+        "wait for a recommender",
+    ):
         assert f" s {step}" in printed
     assert "from new data to the new version in the pointer: " in printed
     assert "no recommender runs" in printed

@@ -30,7 +30,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_what_is_asked_of_an_evaluation_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
     monkeypatch.setattr(cli, "_job", lambda *arguments: asked.append(arguments))
-    options = ["--staleness", "0s,1h", "--report", "x.html", "--set", "max_test=0", "--set", "seed=1", "--json"]
+    options = ["--staleness=0s,1h", "--report", "x.html", "--set", "max_test=0", "--set", "seed=1", "--json"]
     assert CliRunner().invoke(cli.app, ["evaluate", "3", *options]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["evaluate"]).exit_code == 0
     assert asked == [("training.evaluate", ["3", *options[:-1]], True), ("training.evaluate", [], False)]
@@ -62,11 +62,10 @@ def test_what_is_asked_of_a_training_reaches_it(monkeypatch: pytest.MonkeyPatch)
     assert CliRunner().invoke(cli.app, ["train", *options]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["train"]).exit_code == 0
     assert CliRunner().invoke(cli.app, ["train", "--resume", "20240101-small"]).exit_code == 0
-    plain = ["--config", "default"]
     assert asked == [
         ("training.train_command", options[:-1], True),
-        ("training.train_command", plain, False),
-        ("training.train_command", [*plain, "--resume", "20240101-small"], False),
+        ("training.train_command", [], False),
+        ("training.train_command", ["--resume", "20240101-small"], False),
     ]
 
 

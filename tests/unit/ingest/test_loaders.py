@@ -68,7 +68,7 @@ def test_a_gzip_file_that_ends_early_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_path_or_a_format_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="nowhere does not exist"):
-        list(open_source("jsonl", tmp_path / "nowhere").read())
+        open_source("jsonl", tmp_path / "nowhere")
     with pytest.raises(
         ValueError, match="no loader is called 'excel': choose one of simulator, rees46, movielens, jsonl"
     ):

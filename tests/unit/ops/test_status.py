@@ -54,14 +54,15 @@ def test_status_shows_the_model_in_service_and_the_one_that_was_refused(served: 
     found = status(served)
     assert found.to_dict()["serves"] == READY
     text = shown(as_table(found))
-    assert "version 7" in text
+    assert "│ model" in text
+    assert "│ 7 " in text
     assert "problem: champion" in text
     assert "version 8 is refused: it was trained on other features [user_activity]" in text
 
 
 def test_up_shows_them_once_it_has_started(served: Settings):
     text = shown(addresses(Stack(served, print, Interrupts())))
-    assert "version 7" in text
+    assert "│ 7 " in text
     assert "version 8 is refused" in text
 
 

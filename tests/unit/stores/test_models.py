@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.ops.versions import as_table, versions
 from headrace.settings import Settings
 from headrace.stores.models import (
     BundleRef,
@@ -155,6 +156,24 @@ def test_a_version_that_was_never_in_service_is_no_target_of_a_rollback(served: 
         RegistryError, match="version 4 was not in service before this one; none was: `headrace promote 4`"
     ):
         served.rollback("4")
+
+
+def test_a_version_goes_by_the_name_of_its_bundle_too(served: ModelRegistry) -> None:
+    assert served.version("four").version == "4"
+    assert served.rollback("one").version == "1"
+    with pytest.raises(RegistryError, match="version 1 is in service already"):
+        served.rollback("one")
+
+
+def test_versions_are_listed_with_what_they_measured_and_what_the_gate_said(served: ModelRegistry) -> None:
+    (served._settings.bundles_dir / "five").mkdir()
+    number = served.register(served._settings.bundles_dir / "five", {"towers_ranker_ndcg_at_10": 0.25})
+    served.tag(number, "gate", "failed: latency")
+    *_, third, fourth, fifth = versions(served._settings)
+    assert (third.aliases, fourth.aliases, fifth.aliases) == (("champion",), (), ("challenger",))
+    assert (fifth.version, fifth.bundle, fifth.ndcg_at_10, fifth.gate) == ("5", "five", 0.25, "failed: latency")
+    assert third.ndcg_at_10 is None
+    assert [str(cell) for cell in as_table([third, fifth]).columns[3].cells] == ["", "0.2500"]
 
 
 def test_to_promote_the_champion_again_is_no_step_that_a_rollback_takes_back(served: ModelRegistry) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -52,6 +53,7 @@ def learn(
     line: Line | None = None,
     processes: Processes | None = None,
     noted: Noted = lambda name, epoch: None,
+    progress: bool = False,
 ) -> tuple[Line, list[Epoch]]:
     torch.manual_seed(schedule.seed)
     line = line or Line()
@@ -65,7 +67,7 @@ def learn(
         processes=processes or Processes(),
         device="cpu",
         checkpoint=checkpoint,
-        progress=False,
+        progress=progress,
         noted=noted,
     )
     return line, epochs
@@ -98,13 +100,20 @@ def test_the_bar_says_how_good_the_last_epoch_was_beside_the_best_and_fits_a_ter
     state = Fit()
     for number, judged in enumerate((0.1, 0.1975, 0.1971)):
         state.note(Epoch(number, 2.0, judged, 1.0, 1.0, 0.0), Line())
-    assert state.said() == ", NDCG@10 0.1971 (best 0.1975, epoch 1)"
+    assert state.said() == "NDCG@10 0.1971 (best 0.1975, epoch 1)"
     assert Fit([Epoch(0, float("nan"), float("nan"), 0.0, 0.0, 0.0)]).said() == ""
-    bar, written = _bar(disable=False), StringIO()
+    bar, written = _bar(shown=True), StringIO()
     bar.add_task("towers epoch 12", said="loss 12.346, NDCG@10 0.1971 (best 0.1975, epoch 12)")
     Console(file=written, width=80).print(bar.get_renderable())
     assert "…" not in written.getvalue()
     assert "(best 0.1975, epoch 12)" in written.getvalue()
+
+
+def test_without_a_terminal_each_epoch_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    learn(tmp_path / "line.pt", replace(SCHEDULE, epochs=2), progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert [line.split(":")[0] for line in lines] == ["line epoch 1", "line epoch 2"]
+    assert re.fullmatch(r"line epoch 1: loss \d+\.\d{3}, NDCG@10 .* \(best .*, epoch 1\), \d\.\d s", lines[0])
 
 
 def test_fitting_ends_after_so_many_epochs_without_a_better_one(tmp_path: Path) -> None:

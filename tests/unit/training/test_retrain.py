@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from headrace.ops.interrupts import Interrupted
 from headrace.ops.ports import free_port
 from headrace.settings import Settings
 from headrace.stores.models import BundleRef
+from tests.unit.models import tiny_shop
 from training import drift, retrain, train
 from training.champion import NoChampion, Why
 from training.config import small
 from training.drift_signals import DriftConfig
 from training.fit import Epoch
-from training.retrain import Round, command, keep_on, learnt_nothing, once, wait_until_served
+from training.retrain import Round, command, config_as, keep_on, learnt_nothing, once, wait_until_served
 from training.spans import span_us
 
 
@@ -97,7 +99,22 @@ def test_a_champion_that_cannot_be_asked_is_followed_by_a_training_whatever_drif
         once(small(), settings, say=said.append, on_drift=on_drift)
     assert asked.value.args == (begins_as,)
     assert said[1] == found.said
-    assert said[2].endswith("s train, from nothing" if begins_as is None else "s train, from version 7")
+    assert said[2].endswith(
+        "s train by config small, from nothing" if begins_as is None else "s train by config small, from version 7"
+    )
+
+
+def test_a_round_trains_as_the_champion_was_trained_but_for_what_is_changed(tmp_path: Path) -> None:
+    bundle = tiny_shop.bundle()
+    own = replace(bundle, manifest=replace(bundle.manifest, config=small().changed(seed=3).to_json()))
+    own.save(tmp_path / "first")
+    start = BundleRef("7", tmp_path / "first")
+    assert config_as(start, {"batch": 9}) == small().changed(seed=3, batch=9)
+    with pytest.raises(
+        ValueError, match="size is 4, and the config of version 7 has its sizes settled: name one with --config"
+    ):
+        config_as(start, {"size": 4})
+    assert config_as(None, {"size": 1, "seed": 5}).seed == 5
 
 
 def epochs(*judged: float) -> list[Epoch]:
@@ -182,4 +199,4 @@ def test_a_span_is_read(text: str, us: int) -> None:
 def test_what_is_no_span_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert span_us(text) is None
     assert command([f"--every={text}"]) == 1
-    assert "write a span like 30m, 1h or 1d" in capsys.readouterr().err
+    assert "write a span above 0 like 30m, 1h or 1d" in capsys.readouterr().err

@@ -40,6 +40,8 @@ def resumed(runs: Path, name: str | None = None) -> str:
 def test_the_newest_run_goes_on_and_without_any_the_remedy_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no unfinished run in .*: start one with `headrace train`"):
         resumed(tmp_path)
+    with pytest.raises(RunError, match=r"no unfinished run 'x' in .*, and no other: start one"):
+        resumed(tmp_path, "x")
     for name in ("20240102-small", "20240101-small"):
         RunFolder.begin(tmp_path, name, small(), 7)
     assert resumed(tmp_path) == "20240102-small"

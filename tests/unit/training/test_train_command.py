@@ -22,9 +22,14 @@ sys.exit(code)
     ("arguments", "said"),
     [
         (["--config", "tiny"], "no training config 'tiny'"),
-        (["--set", "sise=2"], "cannot read 'sise=2'"),
+        (["--set", "sise=2"], "there is no setting 'sise': did you mean size? Known are averaging"),
         (["--set", "size=two"], "size is 'two': write size=VALUE with a whole number"),
         (["--set", "layers=-3"], "layers is -3; it must be at least 1"),
+        (
+            ["--resume", "--set", "seed=4"],
+            "a run is resumed by its own config, from its own start: leave --config, --set",
+        ),
+        (["--resume", "--config", "small"], "a run is resumed by its own config"),
     ],
 )
 def test_a_slip_of_the_pen_is_one_line_before_anything_heavy_is_imported(arguments: list[str], said: str) -> None:

@@ -1,5 +1,6 @@
 """What a new model takes over from an old one."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -131,11 +132,12 @@ def test_a_feature_that_the_old_model_did_not_have_begins_afresh() -> None:
 
 def test_what_begins_afresh_is_named(caplog: pytest.LogCaptureFixture) -> None:
     own = fresh(TwoTowers, replace(OLD.preprocessing, length=5))
-    begin_from(OLD, OLD.towers, own, replace(OLD.preprocessing, length=5), MODEL)
+    with caplog.at_level(logging.INFO, "training.warm_start"):
+        begin_from(OLD, OLD.towers, own, replace(OLD.preprocessing, length=5), MODEL)
     tensors = len(own.state_dict())
     assert caplog.messages == [
-        f"TwoTowers: {tensors - 2} of {tensors} tensors begin as those of bundle first; "
-        "fresh are blocks.0.nearness, blocks.1.nearness"
+        f"TwoTowers: {tensors - 2} of {tensors} tensors begin as those of bundle first; 2 begin afresh",
+        "afresh begin blocks.0.nearness, blocks.1.nearness",
     ]
 
 
@@ -150,8 +152,9 @@ class Others(TwoTowers):
 def fresh_after(old: nn.Module, new: nn.Module, preprocessing: Preprocessing, caplog: pytest.LogCaptureFixture) -> str:
     """What is said to have kept the start of the new model."""
     caplog.clear()
-    begin_from(OLD, old, new, preprocessing, MODEL)
-    return caplog.messages[0].partition("; fresh are ")[2]
+    with caplog.at_level(logging.INFO, "training.warm_start"):
+        begin_from(OLD, old, new, preprocessing, MODEL)
+    return caplog.messages[1].removeprefix("afresh begin ")
 
 
 def test_of_a_champion_of_another_class_only_encoders_are_taken_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,6 @@
 """What a command's report says to a reader. A program reads the report itself, by `--json`."""
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -10,6 +9,7 @@ from headrace.clock import from_micros
 from headrace.ingest.load import IngestReport
 from headrace.ops.backfill import BackfillReport
 from headrace.ops.verify import VerifyReport
+from headrace.settings import DAY_US
 
 Told = list[RenderableType]
 _WAITING = "waiting_for_backfill"
@@ -34,7 +34,7 @@ def ingested(report: IngestReport) -> Told:
     told += [f"  in the lake already: {report.already_loaded:,}"] if report.already_loaded else []
     told += [f"  new rows of the catalogue: {report.items:,}, of profiles: {report.profiles:,}; they are online"]
     if report.last_event_us is not None:
-        moved = f", all times moved by {timedelta(microseconds=report.shift_us)}" if report.shift_us else ""
+        moved = f", all times moved by {report.shift_us / DAY_US:,.1f} days" if report.shift_us else ""
         told += [f"  last event: {from_micros(report.last_event_us):%Y-%m-%d %H:%M:%S} UTC{moved}"]
     if report.bulk_position is not None:
         told += ["  features do not have these events yet: run `headrace backfill`"]

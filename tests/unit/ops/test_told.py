@@ -46,7 +46,7 @@ def test_a_bulk_load_says_what_was_left_out_how_times_were_moved_and_what_to_do_
         "  repeated in the source: 4",
         "  in the lake already: 5",
     ]
-    assert said[-2] == "  last event: 2023-11-14 22:13:20 UTC, all times moved by 1 day, 0:00:01"
+    assert said[-2] == "  last event: 2023-11-14 22:13:20 UTC, all times moved by 1.0 days"
     assert said[-1] == "  features do not have these events yet: run `headrace backfill`"
 
 

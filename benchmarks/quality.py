@@ -164,11 +164,15 @@ def run(which: DataSet, changes: Sequence[str], data: Path) -> dict[str, Any]:
 
 
 def train(settings: Settings, changes: Sequence[str]) -> dict[str, Any]:
-    """`python -m training.train --config default` in a process of its own, and what it says but for where it put things."""
+    """`python -m training.train --config default` in a process of its own, and what it says but for where it put things. It ends this
+    process where it fails.
+    """
     command = [sys.executable, "-m", "training.train", "--config", "default", "--json"]
     command += [part for change in changes for part in ("--set", change)]
     environment = os.environ | {"HEADRACE_DATA": str(settings.data), "HEADRACE_REDIS_URL": str(settings.redis_url)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the training ended with exit code {done.returncode}: it says above why")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {name: found[name] for name in ("report", "index", "tower_rows", "ranker_lists", "epochs", "seconds")}
 

@@ -106,6 +106,7 @@ def measure(settings: Settings, config: DriftConfig, store: FeatureStore | None 
     asked = [
         Asked((of_types(lake, start_us, window_end_us, config),)),
         Asked(tuple(of_items(bundle, before, now, store, end_us, config))),
+        of_popularity(before, now, config),
         of_users(bundle, before, now, store, config),
         of_click_rate(events, window_end_us, end_us, bundle, config),
     ]
@@ -132,15 +133,14 @@ def of_types(lake: EventLake, start_us: int, window_end_us: int, config: DriftCo
 def of_items(
     bundle: Bundle, before: pl.DataFrame, now: pl.DataFrame, store: FeatureStore, t_us: int, config: DriftConfig
 ) -> list[Signal]:
-    """Of what items events are: unknown ones, popular ones, each category of the catalogue."""
-    was, is_now = (dict(side[names.ITEM_ID].value_counts().iter_rows()) for side in (before, now))
+    """Of what items events are: unknown ones, each category of the catalogue."""
+    was, is_now = _counts(before), _counts(now)
     known = set(bundle.items.item_ids)
     unknown = sum(count for item, count in is_now.items() if item not in known) / now.height
     said = f"{unknown:.1%} of events"
     signals = [
         Signal("items unknown to the champion", unknown, config.unknown_share, unknown > config.unknown_share, said)
     ]
-    signals.append(of_popularity(before, is_now, config))
     item_ids = sorted({*was, *is_now})
     content = columns.by_name(catalogue(store, item_ids, t_us))
     for name in bundle.preprocessing.content_categories:
@@ -150,17 +150,26 @@ def of_items(
     return signals
 
 
-def of_popularity(before: pl.DataFrame, now: Mapping[str, int], config: DriftConfig) -> Signal:
+def of_popularity(before: pl.DataFrame, now: pl.DataFrame, config: DriftConfig) -> Asked:
     """Half of the users say which items are popular, the other half how many events these had: by the same events the first tenth would
-    hold whatever was popular by chance, and lose it to any other time.
+    hold whatever was popular by chance, and lose it to any other time. A note where either half did too little.
     """
     ranking = [user for user in before[names.USER_ID].unique() if xxhash.xxh64_intdigest(user.encode()) % 2 == 0]
     is_ranking = before[names.USER_ID].is_in(ranking)
-    ranked, was = (
-        dict(before.filter(side)[names.ITEM_ID].value_counts().iter_rows()) for side in (is_ranking, ~is_ranking)
-    )
+    halves = before.filter(is_ranking), before.filter(~is_ranking)
+    least = -(-config.min_events // 4)
+    if min(half.height for half in halves) < least:
+        had = " and ".join(f"{half.height:,}" for half in halves)
+        return Asked(
+            note=f"popularity is not compared: that takes {least:,} events of both halves of the users, and there are {had}"
+        )
+    ranked, was, is_now = (_counts(rows) for rows in (*halves, now))
     decile_of = {item: f"tenth {decile + 1} of popularity" for item, decile in popularity_deciles(ranked).items()}
-    return of_histogram("popularity deciles", _by(decile_of, was), _by(decile_of, now), config)
+    return Asked((of_histogram("popularity deciles", _by(decile_of, was), _by(decile_of, is_now), config),))
+
+
+def _counts(rows: pl.DataFrame) -> dict[str, int]:
+    return dict(rows[names.ITEM_ID].value_counts().iter_rows())
 
 
 def _by(value_of: Mapping[str, Any], counts: Mapping[str, int]) -> dict[Any, int]:

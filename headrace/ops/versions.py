@@ -9,8 +9,8 @@ from headrace.clock import from_micros
 from headrace.settings import Settings
 from headrace.stores.models import ModelRegistry, RegisteredVersion
 
-# What a training registers of its ranked slates.
-_MEASURED = "towers_ranker_ndcg_at_10"
+MEASURED = "towers_ranker_ndcg_at_10"
+"""What a training registers of its ranked slates."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def _told(known: RegisteredVersion) -> Version:
         known.version,
         known.path.name,
         known.created_us,
-        known.metrics.get(_MEASURED),
+        known.metrics.get(MEASURED),
         known.tags.get("gate", ""),
         known.aliases,
     )

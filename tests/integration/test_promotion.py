@@ -1,5 +1,6 @@
 """Promotion through the gate, back again, and retraining on new data: a simulated shop in a real lake, MLflow, no store.
 
+One file, since all of it looks at one shop, whose version 1 is trained once.
 The tests go by what is in service: each begins with version 1, which was trained and promoted before the last day of the shop.
 """
 

@@ -92,10 +92,6 @@ def by_chance(
     return pl.DataFrame({"user_id": [f"u{user}" for user in users], "item_id": [f"i{item}" for item in items]})
 
 
-def counts(rows: pl.DataFrame) -> dict[str, int]:
-    return dict(rows["item_id"].value_counts().iter_rows())
-
-
 @pytest.mark.parametrize(
     "chance_I", [np.full(1_000, 1 / 1_000), 1 / np.arange(1, 1_001) / (1 / np.arange(1, 1_001)).sum()]
 )
@@ -106,10 +102,21 @@ def test_of_items_whose_popularity_stays_nothing_drifts_and_of_others_it_does(
     for seed in range(20):
         rng = np.random.default_rng(seed)
         before = by_chance(rng, chance_I, 2_000)
-        assert not drift.of_popularity(before, counts(by_chance(rng, chance_I, 1_000)), DriftConfig()).drifted
+        [stays] = drift.of_popularity(before, by_chance(rng, chance_I, 1_000), DriftConfig()).signals
+        assert not stays.drifted
     steep = np.sort(chance_I * np.linspace(1, 0, 1_000) ** 4)[::-1]
-    moved = counts(by_chance(rng, np.roll(steep / steep.sum(), 500), 1_000))
-    assert drift.of_popularity(by_chance(rng, steep / steep.sum(), 2_000), moved, DriftConfig()).drifted
+    before, moved = (by_chance(rng, chances / steep.sum(), 2_000) for chances in (steep, np.roll(steep, 500)))
+    [moves] = drift.of_popularity(before, moved, DriftConfig()).signals
+    assert moves.drifted
+
+
+def test_of_a_single_user_no_popularity_is_compared() -> None:
+    rows = pl.DataFrame({"user_id": ["u"] * 2_000, "item_id": ["i"] * 2_000})
+    found = drift.of_popularity(rows, rows, DriftConfig())
+    assert found.signals == ()
+    assert found.note.startswith(
+        "popularity is not compared: that takes 250 events of both halves of the users, and there are "
+    )
 
 
 def test_users_are_not_compared_over_part_of_a_day() -> None:

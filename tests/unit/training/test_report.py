@@ -3,6 +3,7 @@ from io import StringIO
 
 from rich.console import Console
 
+from headrace.ops.versions import MEASURED
 from tests.unit.training.report_of import report
 from training.intervals import Estimate
 from training.report import title, verdict
@@ -10,7 +11,7 @@ from training.report import title, verdict
 
 def test_every_number_has_a_name_of_its_own() -> None:
     flat = report().flat()
-    assert flat["towers_ranker_ndcg_at_10"] == 0.5
+    assert flat[MEASURED] == 0.5
     assert flat["two_towers_ndcg_at_10"] == flat["all_requests_two_towers_ndcg_at_10"] == 0.25
     assert (flat["gain_over_two_towers"], flat["gain_over_most_popular"]) == (0.25, -0.25)
     assert (flat["ranker_auc_click"], flat["ranker_calibration_error_click"]) == (0.75, 0.125)

@@ -28,7 +28,7 @@ from headrace.stores.log import EventLog, open_log
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import check_deployment
 from headrace.stores.staged_rows import StagedRows
-from headrace.stores.state_definitions import forget_definitions, record_definitions
+from headrace.stores.state_definitions import forget_definitions, record_definitions, stored_fingerprints
 
 _FOLD_CHUNK = 100_000
 # Rounds of catching up end when one brought this few events; the flow replays what came after from the log.
@@ -73,6 +73,7 @@ def backfill(settings: Settings, progress: Progress | None = None, part_events: 
         builder = _Builder(name, specs, lake, staged, part_events)
         report = _build(builder, lake, log, progress or (lambda what, done, total: None))
         record_definitions(client, specs.values())
+        before = stored_fingerprints(client, settings)
         exchange = Exchange(
             name=name,
             fingerprints={view: spec.fingerprint for view, spec in specs.items()},
@@ -81,7 +82,7 @@ def backfill(settings: Settings, progress: Progress | None = None, part_events: 
         )
         decide(client, exchange, owner)
         finish(client, exchange, settings.shards, owner)
-        forget_definitions(client, keep=specs.values())
+        forget_definitions(client, keep=before | set(exchange.fingerprints.values()))
         return report
 
 

@@ -184,9 +184,18 @@ def known_definitions(client: "redis.Redis", fingerprints: Iterable[int]) -> dic
     return {each: spec for each, spec in specs.items() if spec is not None and spec.fingerprint == each}
 
 
-def forget_definitions(client: "redis.Redis", keep: Iterable[ViewSpec]) -> None:
-    """Drop the definitions that no state is made by any more."""
-    kept = {f"{spec.fingerprint:016x}".encode() for spec in keep}
+def stored_fingerprints(client: "redis.Redis", settings: Settings) -> set[int]:
+    """What the shards say that their rows are made by."""
+    statuses = read_status(client, range(settings.shards)).values()
+    return {fingerprint for status in statuses for fingerprint in status.fingerprints.values()}
+
+
+def forget_definitions(client: "redis.Redis", keep: Iterable[int]) -> None:
+    """Drop definitions but those with the fingerprints in `keep`.
+
+    Those of the state that has just been exchanged belong to them: a reader may hold rows of it, and ask only now what they are.
+    """
+    kept = {f"{fingerprint:016x}".encode() for fingerprint in keep}
     gone = [each for each in client.hkeys(DEFINITIONS_KEY) if each not in kept]
     if gone:
         client.hdel(DEFINITIONS_KEY, *gone)

@@ -13,10 +13,13 @@ from feast.online_response import OnlineResponse
 from headrace.aggregates.rows import StateMismatchError
 from headrace.ops.backfill import backfill
 from headrace.settings import Settings
+from headrace.stores import online, online_wire
 from headrace.stores.definitions import load_definitions
 from headrace.stores.feature_store import open_feature_store
+from headrace.stores.online_wire import Answer
 from headrace.stores.redis_client import connect
 from headrace.stores.shards import DeploymentError
+from headrace.stores.state_definitions import known_definitions, stored_fingerprints
 from tests import oracles
 from tests.integration.small_repo import (
     append_events,
@@ -109,6 +112,35 @@ def test_feast_serves_the_old_definition_until_the_backfill_ends_and_then_the_ne
     rebuild.join()
     assert read(fresh, "seen", "items") == new
     assert read(running, "seen") == {"seen": new["seen"]}
+
+
+@pytest.mark.parametrize("knows_the_state", [True, False])
+def test_rows_that_were_read_just_before_a_whole_backfill_are_still_read_by_the_definition_that_made_them(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, knows_the_state: bool
+) -> None:
+    old = by_definition(settings)
+    apply_views(settings, stream_view("user_activity", VIEWED_OR_CLICKED, ITEMS))
+    store = open_feature_store(settings)
+    if knows_the_state:
+        assert ask(store, "seen") == old
+
+    def read_then_backfill(*args: Any) -> Answer:
+        answer = online_wire.read(*args)
+        monkeypatch.undo()
+        backfill(settings)
+        return answer
+
+    monkeypatch.setattr(online, "read", read_then_backfill)
+    assert ask(store, "seen", "items") == {**old, "items": [None] * len(USERS)}
+    assert read(store, "seen", "items") == by_definition(settings)
+
+
+def test_a_definition_is_kept_until_the_state_after_the_next_is_there(settings: Settings) -> None:
+    first = stored_fingerprints(connect(settings), settings)
+    for later, kept in [(VIEWED_OR_CLICKED, first), (ITEMS, set())]:
+        apply_views(settings, stream_view("user_activity", later))
+        backfill(settings)
+        assert first & set(known_definitions(connect(settings), first)) == kept
 
 
 def test_in_the_middle_of_an_exchange_feast_reads_each_row_by_the_definition_that_made_it(

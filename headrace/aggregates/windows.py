@@ -65,7 +65,8 @@ class Question:
         one = self.aggregates[row]
         if one.function == sp.COUNT:
             return np.asarray(counts[row])
-        with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0 is null
+        # 0 / 0 is null; a row that is damaged and has a true check may have words of any size.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             if one.function == sp.MEAN:
                 return np.asarray(sums[:, row, 0] / counts[row])
             if one.function == sp.STD:

@@ -61,7 +61,7 @@ def measure(prepared: Path, shop: Shop, data: Path, interrupts: Interrupts) -> d
         asyncio.run(post(running, who, known_items(running)))
         wait_until_filled(running)
         say("a round of retraining")
-        said = stack.run("retrain", "training.retrain", "--once", "--json", "--config", shop.config)
+        said = stack.run("retrain", "training.retrain_command", "--once", "--json", "--config", shop.config)
     told: dict[str, Any] = json.loads(said)
     if not told["promoted"] or not told["served"]:
         raise SystemExit(f"the round did not end with a new model in service: {said}")

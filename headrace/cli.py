@@ -337,7 +337,7 @@ def retrain(
         *_each("--set", change),
         *_each("--drift", bound),
     ]
-    _become("training.retrain", arguments, as_json)
+    _become("training.retrain_command", arguments, as_json)
 
 
 @app.command()

@@ -1,14 +1,11 @@
-"""New data to a new model in service, once or for as long as it is let: `python -m training.retrain [--every 1h] [--on-drift]`.
+"""New data to a new model in service, once or for as long as it is let.
 
 A round trains with the champion's weights as its start, asks the gate, promotes, and waits until a recommender says that it answers by the
 new version. Rounds never overlap; one that fails is told and counted, and the next one comes when it is due. Ctrl-C or SIGTERM ends a
 wait or a training at once, and a promotion when it is done.
 """
 
-import argparse
-import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,29 +13,22 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 import polars as pl
-from rich.console import Console
 
 from headrace import names
 from headrace.aggregates.spec import DefinitionError
 from headrace.clock import Clock, system_clock
 from headrace.models.bundle import BundleError, read_manifest
 from headrace.ops.api import Api
-from headrace.ops.interrupts import Interrupted, Interrupts
-from headrace.ops.keys import with_kept_keys
 from headrace.settings import MICROS, Settings
-from headrace.stores.feature_store import quieten_feast
 from headrace.stores.lake import EventLake
 from headrace.stores.models import BundleRef, ModelRegistry, RegisteredVersion
 from training import drift, promote, train
 from training.champion import InService, NoChampion, Why, check_features, read_in_service
-from training.changes import parse_changes
 from training.config import TrainConfig, configured
 from training.dataset import POSITIVE_TYPES
 from training.drift_signals import DriftConfig
 from training.fit import Epoch
-from training.gate import Verdict, as_table
-from training.job import run
-from training.spans import span_us
+from training.gate import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -266,80 +256,3 @@ def _timed(step: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
     finally:
         seconds[step] = time.monotonic() - started
         say(f"{seconds[step]:6.1f} s {step}")
-
-
-def command(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.retrain", description=__doc__)
-    parser.add_argument(
-        "--every", default="1h", metavar="SPAN", help="from the start of a round to the next: 30m, 1h, 1d"
-    )
-    parser.add_argument("--once", action="store_true", help="one round; exit code 1 where its version is not promoted")
-    parser.add_argument("--on-drift", action="store_true", help="train only in rounds in which drift is found")
-    parser.add_argument(
-        "--always", action="store_true", help="train also where nothing is new since the version in service"
-    )
-    parser.add_argument(
-        "--drift", action="append", default=[], metavar="KEY=VALUE", help="change a bound of drift; repeatable"
-    )
-    parser.add_argument(
-        "--config",
-        help="small, default, large, or your own function as module:function; else as the champion was trained",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting; repeatable"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object for each round")
-    options = parser.parse_args(arguments)
-    quieten_feast()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    ended: list[Round] = []
-    was_interrupted: list[bool] = []
-
-    def say(what: str) -> None:
-        print(what, file=sys.stderr if options.json else sys.stdout, flush=True)
-
-    def retrain() -> None:
-        every_us = span_us(options.every)
-        if not every_us:
-            raise ValueError(f"--every is {options.every!r}: write a span above 0 like 30m, 1h or 1d")
-        settings = with_kept_keys(Settings())
-        changes = parse_changes(options.set, TrainConfig)
-        config = configured(options.config, changes) if options.config else None
-        bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
-        interrupts = Interrupts()
-
-        def one() -> Round:
-            done = once(
-                config,
-                settings,
-                changes=changes,
-                say=say,
-                on_drift=bounds if options.on_drift else None,
-                always=options.always,
-                held=interrupts.held,
-                progress=not options.json,
-            )
-            ended.append(done)
-            if options.json:
-                print(json.dumps(done.to_json()), flush=True)
-            elif done.verdicts:
-                Console().print(as_table(done.verdicts, "The gate"))
-            return done
-
-        try:
-            with interrupts.installed():
-                if options.once:
-                    one()
-                else:
-                    keep_on(one, every_us / MICROS, say)
-        except Interrupted:
-            say("asked to end: what is in service stays")
-            was_interrupted.append(True)
-
-    code = run(retrain)
-    without = was_interrupted or any(done.version and not done.promoted for done in ended)
-    return code or int(options.once and bool(without))
-
-
-if __name__ == "__main__":
-    sys.exit(command())

@@ -31,7 +31,7 @@ from headrace.stores.models import ModelRegistry, RegisteredVersion, RegistryErr
 from headrace.stores.redis_client import connect
 from tests.integration.conftest import feast_applied
 from tests.integration.test_feature_flow import append, random_events, run_lake_to_end, run_to_end
-from training import drift, evaluate, promote, retrain, rollback, train
+from training import drift, evaluate, promote, retrain, retrain_command, rollback, train
 from training.config import small
 from training.drift_signals import DriftConfig
 from training.gate import DEFINITIONS, FEATURES, FILES, LATENCY, QUALITY, SCORES, Verdict, check_served_features, failed
@@ -330,7 +330,7 @@ def test_without_anything_new_nothing_is_trained(
 ) -> None:
     use(shop.settings, monkeypatch)
     before = len(ModelRegistry(shop.settings).versions())
-    assert retrain.command(["--once"]) == 0
+    assert retrain_command.command(["--once"]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "nothing new since version 1: no training; --always trains all the same"
     ]
@@ -377,7 +377,10 @@ def test_new_data_is_trained_on_from_the_champion_on_and_serves(
         f"--set={name}={getattr(CONFIG, name)}" for name in ("max_positives", "max_lists", "max_test", "resamples")
     ]
     epochs = ["--set=tower_epochs=1", "--set=ranker_epochs=1", "--set=max_ranked_requests=100"]
-    assert retrain.command(["--once", "--on-drift", "--drift=psi=0.0001", "--config=small", *changes, *epochs]) == 0
+    assert (
+        retrain_command.command(["--once", "--on-drift", "--drift=psi=0.0001", "--config=small", *changes, *epochs])
+        == 0
+    )
     printed = capsys.readouterr().out
     version = in_service(shop.settings)
     assert version != "1"

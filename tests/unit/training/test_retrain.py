@@ -20,7 +20,8 @@ from training.champion import NoChampion, Why
 from training.config import small
 from training.drift_signals import DriftConfig
 from training.fit import Epoch
-from training.retrain import Round, command, config_as, keep_on, learnt_nothing, once, wait_until_served
+from training.retrain import Round, config_as, keep_on, learnt_nothing, once, wait_until_served
+from training.retrain_command import command
 from training.spans import span_us
 
 

@@ -21,13 +21,15 @@ up: $(INSTALLED)
 down: $(INSTALLED)
 	$(BIN)/headrace down
 
-# Files side by side, but for those that tell a story: each of these has the machine to itself.
+# Files side by side, three on two cores since they wait for processes a third of the time; but for those that tell a story: each of
+# these has the machine to itself.
 test: lint
-	$(BIN)/pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/pytest -m 'not slow' -n 3 --dist loadfile --ignore tests/e2e
 	$(BIN)/pytest -m 'not slow' tests/e2e
 
 test-slow: $(INSTALLED)
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'hypothesis and not slow' --hypothesis-profile explore -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,12 +8,18 @@ from pathlib import Path
 import prometheus_client  # noqa: F401 - before Feast, whose import turns on its multi-process mode for metrics
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
 
 from headrace.ops.ports import free_port
 from headrace.ops.valkey import ValkeyServer
 from headrace.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+
+# One state of the code, one outcome; `make test-slow` explores.
+hypothesis_settings.register_profile("same", derandomize=True)
+hypothesis_settings.register_profile("explore", print_blob=True)
+hypothesis_settings.load_profile("same")
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0, every_s: float = 0.02) -> None:

@@ -1,8 +1,11 @@
 import ast
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from headrace.kernel import MARK
 
@@ -11,20 +14,59 @@ CALLEE = "from headrace.kernel import kernel\n\n\n@kernel\ndef rate():\n    retu
 CALLER = "from headrace.callee import rate\nfrom headrace.kernel import kernel\n\n\n@kernel\ndef price():\n    return 10 * rate()\n"
 
 
-def test_a_kept_kernel_is_compiled_again_when_a_kernel_that_it_calls_in_another_module_has_changed(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A package with one kernel that calls another."""
     package = tmp_path / "headrace"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "kernel.py").write_text((ROOT / "headrace" / "kernel.py").read_text())
     (package / "caller.py").write_text(CALLER)
     (package / "callee.py").write_text(CALLEE.format(rate=2))
+    return tmp_path
 
-    assert _price(tmp_path) == "20 compiled"
-    assert _price(tmp_path) == "20 kept"
-    (package / "callee.py").write_text(CALLEE.format(rate=3))
-    assert _price(tmp_path) == "30 compiled"
+
+def test_a_kept_kernel_is_compiled_again_when_a_kernel_that_it_calls_in_another_module_has_changed(
+    folder: Path,
+) -> None:
+    assert told(ask(folder)) == "20 compiled"
+    assert told(ask(folder)) == "20 kept"
+    (folder / "headrace" / "callee.py").write_text(CALLEE.format(rate=3))
+    assert told(ask(folder)) == "30 compiled"
+
+
+def test_of_processes_that_need_a_kernel_at_once_one_compiles_it(folder: Path) -> None:
+    asked = [ask(folder) for _ in range(4)]
+    assert sorted(told(each) for each in asked) == ["20 compiled", "20 kept", "20 kept", "20 kept"]
+
+
+def test_a_process_that_is_killed_while_it_compiles_holds_nobody_up(folder: Path) -> None:
+    holder = run(
+        folder,
+        "from headrace.caller import price; turn = price._cache._take_turn(); print(turn.name, flush=True); input()",
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline().strip().endswith(".turn")
+    waiting = ask(folder)
+    time.sleep(2)
+    assert waiting.poll() is None
+    holder.kill()
+    holder.communicate()
+    assert told(waiting) == "20 compiled"
+
+
+def run(folder: Path, code: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(folder: Path) -> "subprocess.Popen[str]":
+    hits = "sum(price.stats.cache_hits.values())"
+    return run(folder, f"from headrace.caller import price; print(price(), 'kept' if {hits} else 'compiled')")
+
+
+def told(asked: "subprocess.Popen[str]") -> str:
+    return asked.communicate(timeout=120)[0].strip()
 
 
 def test_every_module_whose_code_or_constants_go_into_kernels_says_so() -> None:
@@ -33,15 +75,6 @@ def test_every_module_whose_code_or_constants_go_into_kernels_says_so() -> None:
             assert MARK in source.read_bytes(), (
                 f"{source} says nothing of kernels, and {path} compiles its {name} into one"
             )
-
-
-def _price(folder: Path) -> str:
-    code = (
-        "from headrace.caller import price; value = price(); "
-        "print(value, 'kept' if sum(price.stats.cache_hits.values()) else 'compiled')"
-    )
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _taken_into_kernels(module: ast.Module) -> Iterator[tuple[str, Path]]:

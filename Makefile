@@ -21,7 +21,7 @@ up: $(INSTALLED)
 down: $(INSTALLED)
 	$(BIN)/headrace down
 
-# Files side by side, three on two cores since they wait for processes a third of the time; but for those that tell a story: each of
+# Files side by side, three on two cores since they wait for processes over a quarter of the time; but for those that tell a story: each of
 # these has the machine to itself.
 test: lint
 	$(BIN)/pytest -m 'not slow' -n 3 --dist loadfile --ignore tests/e2e

@@ -64,17 +64,8 @@ _CODE: Final = (
 _AFTER: Final = (
     *SERVING,
     *("page.py", "plots.py", "figures.py", "track.py", "stages.py", "job.py", "train_command.py"),
-    *(
-        "gate.py",
-        "gate_measures.py",
-        "made_up.py",
-        "promote.py",
-        "rollback.py",
-        "champion.py",
-        "retrain.py",
-        "retrain_command.py",
-    ),
-    *("drift.py", "drift_signals.py", "staleness.py"),
+    *("gate.py", "gate_measures.py", "made_up.py", "promote.py", "rollback.py", "champion.py"),
+    *("retrain.py", "retrain_command.py", "drift.py", "drift_signals.py", "staleness.py"),
     *("off_policy.py", "open_bandit.py", "estimators.py", "logged_slates.py"),
 )
 _HELD_OUT: Final = 0.05

@@ -1,4 +1,4 @@
-"""New data to a new model in service, once or for as long as it is let.
+"""New data to a new model in service, once or for as long as it is let: `python -m training.retrain [--every 1h] [--on-drift]`.
 
 A round trains with the champion's weights as its start, asks the gate, promotes, and waits until a recommender says that it answers by the
 new version. Rounds never overlap; one that fails is told and counted, and the next one comes when it is due. Ctrl-C or SIGTERM ends a
@@ -6,6 +6,7 @@ wait or a training at once, and a promotion when it is done.
 """
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -256,3 +257,9 @@ def _timed(step: str, seconds: dict[str, float], say: Say) -> Iterator[None]:
     finally:
         seconds[step] = time.monotonic() - started
         say(f"{seconds[step]:6.1f} s {step}")
+
+
+if __name__ == "__main__":
+    from training.retrain_command import command
+
+    sys.exit(command())

@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from headrace.settings import MICROS, Settings
@@ -15,21 +14,8 @@ from training.drift_signals import DriftConfig
 from training.spans import span_us
 
 
-@dataclass(frozen=True)
-class Asked:
-    """`config` is None where a round goes by the champion's, with `changes`; `bounds` where it trains on drift alone."""
-
-    config: TrainConfig | None
-    changes: Mapping[str, Any]
-    bounds: DriftConfig | None
-    every_s: float
-    once: bool
-    always: bool
-    as_json: bool
-
-
 def command(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.retrain_command", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m training.retrain", description=__doc__)
     parser.add_argument(
         "--every", default="1h", metavar="SPAN", help="from the start of a round to the next: 30m, 1h, 1d"
     )
@@ -51,35 +37,28 @@ def command(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object for each round")
     options = parser.parse_args(arguments)
     try:
-        asked = _asked(options)
+        every_us = span_us(options.every)
+        if not every_us:
+            raise ValueError(f"--every is {options.every!r}: write a span above 0 like 30m, 1h or 1d")
+        if options.drift and not options.on_drift:
+            raise ValueError("--drift changes what counts as drift, which --on-drift alone asks for: say that too")
+        changes = parse_changes(options.set, TrainConfig)
+        config = configured(options.config, changes) if options.config else None
+        bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return run(asked)
+    return run(options, every_us / MICROS, config, changes, bounds)
 
 
-def _asked(options: argparse.Namespace) -> Asked:
-    every_us = span_us(options.every)
-    if not every_us:
-        raise ValueError(f"--every is {options.every!r}: write a span above 0 like 30m, 1h or 1d")
-    changes = parse_changes(options.set, TrainConfig)
-    config = configured(options.config, changes) if options.config else None
-    bounds = DriftConfig().changed(**parse_changes(options.drift, DriftConfig))
-    if options.drift and not options.on_drift:
-        raise ValueError("--drift changes what counts as drift, which --on-drift alone asks for: say that too")
-    return Asked(
-        config,
-        changes,
-        bounds if options.on_drift else None,
-        every_us / MICROS,
-        options.once,
-        options.always,
-        options.json,
-    )
-
-
-def run(asked: Asked) -> int:
-    """Its imports take some ten seconds."""
+def run(
+    options: argparse.Namespace,
+    every_s: float,
+    config: TrainConfig | None,
+    changes: Mapping[str, Any],
+    bounds: DriftConfig,
+) -> int:
+    """Its imports take seconds. Without a `config` each round goes by the champion's, with `changes`."""
     from rich.console import Console
 
     from headrace.ops.interrupts import Interrupted, Interrupts
@@ -95,7 +74,7 @@ def run(asked: Asked) -> int:
     was_interrupted: list[bool] = []
 
     def say(what: str) -> None:
-        print(what, file=sys.stderr if asked.as_json else sys.stdout, flush=True)
+        print(what, file=sys.stderr if options.json else sys.stdout, flush=True)
 
     def retrain() -> None:
         settings = with_kept_keys(Settings())
@@ -103,17 +82,17 @@ def run(asked: Asked) -> int:
 
         def one() -> Round:
             done = once(
-                asked.config,
+                config,
                 settings,
-                changes=asked.changes,
+                changes=changes,
                 say=say,
-                on_drift=asked.bounds,
-                always=asked.always,
+                on_drift=bounds if options.on_drift else None,
+                always=options.always,
                 held=interrupts.held,
-                progress=not asked.as_json,
+                progress=not options.json,
             )
             ended.append(done)
-            if asked.as_json:
+            if options.json:
                 print(json.dumps(done.to_json()), flush=True)
             elif done.verdicts:
                 Console().print(as_table(done.verdicts, "The gate"))
@@ -121,17 +100,17 @@ def run(asked: Asked) -> int:
 
         try:
             with interrupts.installed():
-                if asked.once:
+                if options.once:
                     one()
                 else:
-                    keep_on(one, asked.every_s, say)
+                    keep_on(one, every_s, say)
         except Interrupted:
             say("asked to end: what is in service stays")
             was_interrupted.append(True)
 
     code = job.run(retrain)
     without = was_interrupted or any(done.version and not done.promoted for done in ended)
-    return code or int(asked.once and bool(without))
+    return code or int(options.once and bool(without))
 
 
 if __name__ == "__main__":
